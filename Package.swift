@@ -1,0 +1,71 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+/// Every Swift target of ours is held to the same rules.
+let house: [SwiftSetting] = [
+  .swiftLanguageMode(.v6),
+  .strictMemorySafety(),
+  .treatAllWarnings(as: .error),
+  .enableUpcomingFeature("ExistentialAny"),
+  .enableUpcomingFeature("InternalImportsByDefault"),
+  .enableUpcomingFeature("MemberImportVisibility"),
+]
+
+let package = Package(
+  name: "PinKit",
+  products: [
+    .library(name: "PinKit", targets: ["PinKit"]),
+    .executable(name: "pinctl", targets: ["pinctl"]),
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-system", from: "1.6.0"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.6.0"),
+    .package(url: "https://github.com/apple/swift-metrics", from: "2.5.0"),
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.5.0"),
+    .package(url: "https://github.com/HdrHistogram/hdrhistogram-swift", from: "0.2.0"),
+    .package(url: "https://github.com/swiftlang/swift-docc-plugin", from: "1.4.0"),
+  ],
+  targets: [
+    .target(
+      name: "CUffd",
+      cSettings: [.define("_GNU_SOURCE")],
+      linkerSettings: [.linkedLibrary("uring")]
+    ),
+    .target(
+      name: "PinKit",
+      dependencies: [
+        "CUffd",
+        .product(name: "SystemPackage", package: "swift-system"),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "Metrics", package: "swift-metrics"),
+        .product(name: "Histogram", package: "hdrhistogram-swift"),
+      ],
+      swiftSettings: house
+    ),
+    .executableTarget(
+      name: "pinctl",
+      dependencies: [
+        "PinKit",
+        "Topics",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "Logging", package: "swift-log"),
+      ],
+      swiftSettings: house
+    ),
+    .target(
+      name: "CFloor",
+      path: "Benchmarks/CFloor",
+      cSettings: [.define("_GNU_SOURCE")]
+    ),
+    .target(
+      name: "Topics",
+      dependencies: [
+        "PinKit", "CFloor",
+      ],
+      path: "Benchmarks/Topics",
+      swiftSettings: house
+    ),
+    .testTarget(name: "PinKitTests", dependencies: ["PinKit"], swiftSettings: house),
+    .testTarget(name: "pinctlTests", dependencies: ["pinctl"], swiftSettings: house),
+  ]
+)

@@ -1,0 +1,318 @@
+// The signal path: find the range, ask the resolver, or chain to the handler that the program had.
+//
+// The table of ranges is an immutable sorted array behind one atomic pointer. A handler looks it up inside a short
+// read section (two counters and an epoch, as in SRCU) and takes a reference on the entry; whoever replaces the table waits for
+// the read sections that may still see the old one. Removing an entry waits for its references. Nothing here allocates or locks
+// in a handler.
+#include "cuffd_fault.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#define TLS static __thread __attribute__((tls_model("initial-exec")))
+
+struct entry {
+  uint64_t start, end;
+  int64_t token;
+  cuffd_resolver resolve;
+  void *context;
+  int flags;
+  atomic_int references;  // handlers inside resolve
+};
+
+struct table {
+  size_t count;
+  struct entry *entries[];
+};
+
+static _Atomic(struct table *) current;
+static atomic_uint epoch;
+static atomic_int inside[2];
+static pthread_mutex_t changes = PTHREAD_MUTEX_INITIALIZER;
+static int64_t last_token;
+
+static struct sigaction previous_segv, previous_bus;
+static atomic_int installed;
+
+// ---- lookup ----
+
+static unsigned read_enter(void) {
+  for (;;) {
+    unsigned side = atomic_load(&epoch) & 1;
+    atomic_fetch_add(&inside[side], 1);
+    if ((atomic_load(&epoch) & 1) == side) return side;
+    atomic_fetch_sub(&inside[side], 1);
+  }
+}
+
+static struct entry *find_and_hold(uint64_t address) {
+  unsigned side = read_enter();
+  struct table *table = atomic_load(&current);
+  struct entry *found = NULL;
+  size_t low = 0, high = table ? table->count : 0;
+  while (low < high) {
+    size_t middle = low + (high - low) / 2;
+    if (table->entries[middle]->end <= address) low = middle + 1; else high = middle;
+  }
+  if (table && low < table->count && table->entries[low]->start <= address) {
+    found = table->entries[low];
+    atomic_fetch_add(&found->references, 1);
+  }
+  atomic_fetch_sub(&inside[side], 1);
+  return found;
+}
+
+// Publishes a table and frees the old one once no handler can see it. Called with `changes` held.
+static void publish(struct table *next) {
+  struct table *old = atomic_exchange(&current, next);
+  unsigned side = atomic_fetch_add(&epoch, 1) & 1;
+  while (atomic_load(&inside[side]) > 0) sched_yield();
+  free(old);
+}
+
+int64_t cuffd_fault_add(uint64_t start, uint64_t end, cuffd_resolver resolve, void *context, int flags) {
+  pthread_mutex_lock(&changes);
+  struct table *old = atomic_load(&current);
+  size_t count = old ? old->count : 0;
+  struct entry *entry = calloc(1, sizeof *entry);
+  struct table *next = malloc(sizeof *next + (count + 1) * sizeof next->entries[0]);
+  if (!entry || !next) {
+    free(entry);
+    free(next);
+    pthread_mutex_unlock(&changes);
+    return -ENOMEM;
+  }
+  *entry = (struct entry){start, end, ++last_token, resolve, context, flags, 0};
+  size_t at = 0;
+  while (at < count && old->entries[at]->start < start) at++;
+  for (size_t i = 0; i < at; i++) next->entries[i] = old->entries[i];
+  next->entries[at] = entry;
+  for (size_t i = at; i < count; i++) next->entries[i + 1] = old->entries[i];
+  next->count = count + 1;
+  int64_t token = entry->token;
+  publish(next);
+  pthread_mutex_unlock(&changes);
+  return token;
+}
+
+void cuffd_fault_remove(int64_t token) {
+  pthread_mutex_lock(&changes);
+  struct table *old = atomic_load(&current);
+  struct entry *gone = NULL;
+  size_t count = old ? old->count : 0;
+  for (size_t i = 0; i < count; i++)
+    if (old->entries[i]->token == token) gone = old->entries[i];
+  if (gone) {
+    // One entry fewer always fits the array that is there, but handlers may be reading it: copy.
+    struct table *next = malloc(sizeof *next + count * sizeof next->entries[0]);
+    if (!next) abort();
+    next->count = 0;
+    for (size_t i = 0; i < count; i++)
+      if (old->entries[i] != gone) next->entries[next->count++] = old->entries[i];
+    publish(next);
+  }
+  pthread_mutex_unlock(&changes);
+  if (!gone) return;
+  while (atomic_load(&gone->references) > 0) sched_yield();
+  free(gone);
+}
+
+// ---- the handler ----
+
+TLS int fault_depth;
+TLS uint64_t repeated_address;
+TLS uint32_t repeated_count;
+TLS uint64_t accessing[8];
+
+static int is_write(const ucontext_t *context) {
+#if defined(__x86_64__)
+  return (context->uc_mcontext.gregs[REG_ERR] & 2) != 0;
+#elif defined(__aarch64__)
+  // The ESR record follows in the reserved area; bit 6 of a data abort says "write".
+  const unsigned char *at = (const unsigned char *)context->uc_mcontext.__reserved;
+  for (;;) {
+    uint32_t magic, size;
+    memcpy(&magic, at, 4);
+    memcpy(&size, at + 4, 4);
+    if (!magic || !size) return 1;
+    if (magic == 0x45535201) {
+      uint64_t esr;
+      memcpy(&esr, at + 8, 8);
+      return (esr >> 6) & 1;
+    }
+    at += size;
+  }
+#else
+#error "how does this processor report whether a fault was a write?"
+#endif
+}
+
+// So that a core dump and the exit status name the real signal.
+static void restore_default(int signal_number) {
+  struct sigaction action = {.sa_handler = SIG_DFL};
+  sigaction(signal_number, &action, NULL);
+}
+
+static void chain(int signal_number, siginfo_t *info, void *raw) {
+  struct sigaction *previous = signal_number == SIGSEGV ? &previous_segv : &previous_bus;
+  struct sigaction action = *previous;
+  int from_kernel = info->si_code > 0;
+  if (!(action.sa_flags & SA_SIGINFO) && (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN)) {
+    if (action.sa_handler == SIG_IGN && !from_kernel) return;
+    // The kernel does not let a fault be ignored: returning runs the instruction again, and the default action kills.
+    restore_default(signal_number);
+    if (!from_kernel) syscall(SYS_tgkill, getpid(), (int)syscall(SYS_gettid), signal_number);
+    return;
+  }
+  if (action.sa_flags & SA_RESETHAND) *previous = (struct sigaction){.sa_handler = SIG_DFL};
+  // What the kernel would have blocked for that handler; sigreturn puts the interrupted mask back.
+  sigset_t mask = ((ucontext_t *)raw)->uc_sigmask, old;
+  sigorset(&mask, &mask, &action.sa_mask);
+  if (!(action.sa_flags & SA_NODEFER)) sigaddset(&mask, signal_number);
+  pthread_sigmask(SIG_SETMASK, &mask, &old);
+  if (action.sa_flags & SA_SIGINFO) action.sa_sigaction(signal_number, info, raw);
+  else action.sa_handler(signal_number);
+  pthread_sigmask(SIG_SETMASK, &old, NULL);
+}
+
+static void on_fault(int signal_number, siginfo_t *info, void *raw) {
+  int saved = errno;
+  int resolved = 0;
+  if (info->si_code > 0 && fault_depth == 0) {
+    uint64_t address = (uint64_t)(uintptr_t)info->si_addr;
+    struct entry *entry = find_and_hold(address);
+    if (entry) {
+      fault_depth++;
+      resolved = entry->resolve(entry->context, address, is_write(raw));
+      fault_depth--;
+      atomic_fetch_sub(&entry->references, 1);
+    }
+  }
+  if (!resolved) chain(signal_number, info, raw);
+  errno = saved;
+}
+
+int cuffd_fault_install(void) {
+  int result = 0;
+  pthread_mutex_lock(&changes);
+  if (!atomic_load(&installed)) {
+    struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART};
+    // Everything is blocked while a fault is resolved: a profiler's handler that touched managed memory would otherwise fault
+    // while this thread holds the wrprotect lock.
+    sigfillset(&action.sa_mask);
+    if (sigaction(SIGSEGV, NULL, &previous_segv) || sigaction(SIGBUS, NULL, &previous_bus)) result = -errno;
+    atomic_store(&installed, 1);
+    if (!result && (sigaction(SIGSEGV, &action, NULL) || sigaction(SIGBUS, &action, NULL))) result = -errno;
+    if (result) atomic_store(&installed, 0);
+  }
+  pthread_mutex_unlock(&changes);
+  return result;
+}
+
+int cuffd_fault_installed(void) {
+  struct sigaction segv, bus;
+  if (sigaction(SIGSEGV, NULL, &segv) || sigaction(SIGBUS, NULL, &bus)) return 0;
+  return segv.sa_sigaction == on_fault && bus.sa_sigaction == on_fault;
+}
+
+// ---- fork ----
+
+#define MAX_DESCRIPTORS 4096
+static int descriptors[MAX_DESCRIPTORS];  // fd + 1, 0 = free
+static _Atomic uint32_t generation;
+static int watching;
+
+static void before_fork(void) { pthread_mutex_lock(&changes); }
+static void in_parent(void) { pthread_mutex_unlock(&changes); }
+static void in_child(void) {
+  struct table *table = atomic_load(&current);
+  for (size_t i = 0; table && i < table->count; i++) {
+    struct entry *entry = table->entries[i];
+    if (entry->flags & cuffd_range_unprotect_in_child)
+      mprotect((void *)(uintptr_t)entry->start, entry->end - entry->start, PROT_READ | PROT_WRITE);
+  }
+  atomic_store(&current, NULL);  // faults of the child are the program's own; the table stays allocated
+  atomic_store(&inside[0], 0);
+  atomic_store(&inside[1], 0);
+  for (int i = 0; i < MAX_DESCRIPTORS; i++) {
+    if (descriptors[i]) close(descriptors[i] - 1);
+    descriptors[i] = 0;
+  }
+  fault_depth = 0;
+  atomic_fetch_add(&generation, 1);
+  pthread_mutex_unlock(&changes);
+}
+
+int cuffd_fork_watch(void) {
+  pthread_mutex_lock(&changes);
+  int result = watching ? 0 : -pthread_atfork(before_fork, in_parent, in_child);
+  if (!result) watching = 1;
+  pthread_mutex_unlock(&changes);
+  return result;
+}
+
+void cuffd_fork_add_descriptor(int fd) {
+  pthread_mutex_lock(&changes);
+  for (int i = 0; i < MAX_DESCRIPTORS; i++) {
+    if (descriptors[i]) continue;
+    descriptors[i] = fd + 1;
+    break;
+  }
+  pthread_mutex_unlock(&changes);
+}
+
+void cuffd_fork_remove_descriptor(int fd) {
+  pthread_mutex_lock(&changes);
+  for (int i = 0; i < MAX_DESCRIPTORS; i++)
+    if (descriptors[i] == fd + 1) descriptors[i] = 0;
+  pthread_mutex_unlock(&changes);
+}
+
+uint32_t cuffd_fork_generation(void) { return atomic_load_explicit(&generation, memory_order_relaxed); }
+
+// ---- per thread ----
+
+TLS int path_depth;
+
+int cuffd_in_fault_path(void) { return path_depth > 0 || fault_depth > 0; }
+void cuffd_enter_fault_path(void) { path_depth++; }
+void cuffd_leave_fault_path(void) { path_depth--; }
+
+void cuffd_enter_access(uint64_t region) {
+  for (int i = 0; i < 8; i++) {
+    if (accessing[i]) continue;
+    accessing[i] = region;
+    return;
+  }
+}
+
+void cuffd_leave_access(uint64_t region) {
+  for (int i = 7; i >= 0; i--) {
+    if (accessing[i] != region) continue;
+    accessing[i] = 0;
+    return;
+  }
+}
+
+int cuffd_is_accessing(uint64_t region) {
+  for (int i = 0; i < 8; i++)
+    if (accessing[i] == region) return 1;
+  return 0;
+}
+
+uint32_t cuffd_repeated_fault(uint64_t address) {
+  if (address == 0 || address != repeated_address) {
+    repeated_address = address;
+    repeated_count = 0;
+  }
+  return address ? ++repeated_count : 0;
+}

@@ -1,0 +1,8 @@
+#ifndef CUFFD_H
+#define CUFFD_H
+#include "cuffd_fault.h"
+#include "cuffd_lock.h"
+#include "cuffd_ring.h"
+#include "cuffd_sys.h"
+#include "cuffd_uapi.h"
+#endif

@@ -1,0 +1,41 @@
+// Faults that the kernel delivers as signals (SIGBUS from UFFD_FEATURE_SIGBUS, SIGSEGV from mprotect), up to the decision.
+#ifndef CUFFD_FAULT_H
+#define CUFFD_FAULT_H
+
+#include <stdint.h>
+
+// Decides and acts on one fault; runs in a signal handler with every other signal blocked. Returns 0 if the fault is
+// not the library's: the program's own handler gets it then.
+typedef int (*cuffd_resolver)(void *_Nonnull context, uint64_t address, int is_write);
+
+// In a child after fork(): make the range writable again (its protection was inherited, its handler was not).
+enum { cuffd_range_unprotect_in_child = 1 };
+
+// Installs handlers for SIGSEGV and SIGBUS once; keeps what was there to chain to. Returns 0 or -errno.
+int cuffd_fault_install(void);
+// Whether ours is the handler that the kernel would call now.
+int cuffd_fault_installed(void);
+// Adds [start, end). Not for signal handlers. Returns a token above 0, or -errno.
+int64_t cuffd_fault_add(
+  uint64_t start, uint64_t end, cuffd_resolver _Nonnull resolve, void *_Nonnull context, int flags);
+// Removes a range. When it returns, no handler is running with its context and none will.
+void cuffd_fault_remove(int64_t token);
+
+// Descriptors to close in a child after fork(), so that it does not keep the parent's userfaultfd alive.
+int cuffd_fork_watch(void);
+void cuffd_fork_add_descriptor(int fd);
+void cuffd_fork_remove_descriptor(int fd);
+// How many times this process image has been the child of a fork since the library was loaded.
+uint32_t cuffd_fork_generation(void);
+
+// Per thread: whether it is inside the fault path, and which regions it is accessing.
+int cuffd_in_fault_path(void);
+void cuffd_enter_fault_path(void);
+void cuffd_leave_fault_path(void);
+void cuffd_enter_access(uint64_t region);
+void cuffd_leave_access(uint64_t region);
+int cuffd_is_accessing(uint64_t region);
+// How often in a row this thread has reported `address` without anything to resolve; 0 resets.
+uint32_t cuffd_repeated_fault(uint64_t address);
+
+#endif

@@ -1,0 +1,32 @@
+// liburing's inline functions, so that its headers stay out of Swift.
+#ifndef CUFFD_RING_H
+#define CUFFD_RING_H
+
+#include <stdint.h>
+
+struct cuffd_ring;
+struct cuffd_completion {
+  uint64_t user_data;
+  int32_t result;  // bytes, or -errno
+  uint32_t flags;
+};
+
+// Creates a ring of `entries`; -errno on failure.
+int cuffd_ring_create(uint32_t entries, struct cuffd_ring *_Nullable *_Nonnull out);
+void cuffd_ring_destroy(struct cuffd_ring *_Nonnull ring);
+int cuffd_ring_descriptor(struct cuffd_ring *_Nonnull ring);
+// Queue one operation; -EAGAIN when the submission queue is full.
+int cuffd_ring_read(
+  struct cuffd_ring *_Nonnull ring, int fd, void *_Nonnull buffer, uint32_t length, uint64_t offset, uint64_t data);
+int cuffd_ring_write(
+  struct cuffd_ring *_Nonnull ring, int fd, const void *_Nonnull buffer, uint32_t length, uint64_t offset, uint64_t data);
+int cuffd_ring_fsync(struct cuffd_ring *_Nonnull ring, int fd, int data_only, uint64_t data);
+// Submits what is queued and waits for at least `wait_for` completions; returns how many were submitted, or -errno.
+int cuffd_ring_submit(struct cuffd_ring *_Nonnull ring, uint32_t wait_for);
+// Takes up to `capacity` completions without waiting.
+int cuffd_ring_reap(struct cuffd_ring *_Nonnull ring, struct cuffd_completion *_Nonnull out, int capacity);
+// Registers one buffer as a fixed buffer (the kernel's long-term pin) / removes all.
+int cuffd_ring_register_buffer(struct cuffd_ring *_Nonnull ring, void *_Nonnull buffer, uint64_t length);
+int cuffd_ring_unregister_buffers(struct cuffd_ring *_Nonnull ring);
+
+#endif

@@ -1,0 +1,114 @@
+// One funnel for the system calls of the fault path. Every function returns a result or -errno, never ambient errno.
+#ifndef CUFFD_SYS_H
+#define CUFFD_SYS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "cuffd_uapi.h"
+
+// Which call an injected error is meant for.
+enum cuffd_call {
+  cuffd_call_none = 0,
+  cuffd_call_open = 1,
+  cuffd_call_api,
+  cuffd_call_register,
+  cuffd_call_unregister,
+  cuffd_call_writeprotect,    // setting protection
+  cuffd_call_unprotect,       // removing it
+  cuffd_call_copy,
+  cuffd_call_zeropage,
+  cuffd_call_continue,
+  cuffd_call_move,
+  cuffd_call_poison,
+  cuffd_call_wake,
+  cuffd_call_read,
+  cuffd_call_pagemap_scan,
+  cuffd_call_mmap,
+  cuffd_call_munmap,
+  cuffd_call_mprotect,
+  cuffd_call_madvise,
+  cuffd_call_memfd,
+  cuffd_call_pwrite,
+};
+
+// Makes the next `times` calls of `call`, after `skip` of them went through, fail with `error` without reaching the kernel.
+// Only tests call it. `times` 0 disarms.
+void cuffd_inject(int call, int error, int skip, int times);
+// How many calls have failed by injection since the last cuffd_inject.
+int cuffd_injected(void);
+
+// how: 0 = /dev/userfaultfd, 1 = the system call, 2 = the system call with UFFD_USER_MODE_ONLY.
+int cuffd_open(int how);
+int cuffd_api(int fd, uint64_t features, uint64_t *_Nonnull features_out, uint64_t *_Nonnull ioctls_out);
+int cuffd_register(int fd, uint64_t start, uint64_t length, uint64_t mode, uint64_t *_Nonnull ioctls_out);
+int cuffd_unregister(int fd, uint64_t start, uint64_t length);
+int cuffd_writeprotect(int fd, uint64_t start, uint64_t length, uint64_t mode);
+int cuffd_copy(int fd, uint64_t dst, uint64_t src, uint64_t length, uint64_t mode, int64_t *_Nonnull done);
+int cuffd_zeropage(int fd, uint64_t start, uint64_t length, uint64_t mode, int64_t *_Nonnull done);
+int cuffd_continue(int fd, uint64_t start, uint64_t length, uint64_t mode, int64_t *_Nonnull done);
+int cuffd_move(int fd, uint64_t dst, uint64_t src, uint64_t length, uint64_t mode, int64_t *_Nonnull done);
+int cuffd_poison(int fd, uint64_t start, uint64_t length, uint64_t mode, int64_t *_Nonnull done);
+int cuffd_wake(int fd, uint64_t start, uint64_t length);
+
+// A message as the kernel wrote it, flattened: what `a`, `b`, `c` hold depends on `event`.
+//   pagefault: a = flags, b = address, c = thread id     fork: a = child's descriptor
+//   remap: a = from, b = to, c = length                  remove, unmap: a = start, b = end
+struct cuffd_message {
+  uint8_t event;
+  uint64_t a;
+  uint64_t b;
+  uint64_t c;
+};
+// Reads up to `capacity` (at most 64) messages; returns how many.
+int cuffd_read(int fd, struct cuffd_message *_Nonnull messages, int capacity);
+
+// PAGEMAP_SCAN; returns the number of regions written to `vec`, or -errno.
+long cuffd_pagemap_scan(int fd, struct cuffd_pm_scan *_Nonnull arg);
+
+int cuffd_mmap(uint64_t hint, uint64_t length, int prot, int flags, int fd, int64_t offset, uint64_t *_Nonnull out);
+int cuffd_munmap(uint64_t start, uint64_t length);
+int cuffd_mprotect(uint64_t start, uint64_t length, int prot);
+int cuffd_madvise(uint64_t start, uint64_t length, int advice);
+int cuffd_memfd(const char *_Nonnull name, unsigned flags);
+ssize_t cuffd_pwrite(int fd, const void *_Nonnull buffer, size_t length, int64_t offset);
+ssize_t cuffd_pread(int fd, void *_Nonnull buffer, size_t length, int64_t offset);
+int cuffd_open_file(const char *_Nonnull path, int flags);
+ssize_t cuffd_read_file(int fd, void *_Nonnull buffer, size_t length);
+void cuffd_close(int fd);
+int cuffd_dup(int fd);
+long cuffd_page_size(void);
+// Bytes, 0 at the end of the file; true where the descriptors name the same open file description.
+int cuffd_same_file(int a, int b);
+
+int cuffd_futex_wait(const uint32_t *_Nonnull word, uint32_t expected);
+int cuffd_futex_wake(const uint32_t *_Nonnull word, int count);
+uint64_t cuffd_now_ns(void);
+void cuffd_pause(uint64_t ns);
+void cuffd_relax(void);
+int cuffd_tid(void);
+
+// The descriptor of an epoll set: edge-triggered, `data` comes back with each event.
+int cuffd_epoll_create(void);
+int cuffd_epoll_set(int epoll, int fd, uint64_t data, int modify);
+int cuffd_epoll_remove(int epoll, int fd);
+int cuffd_epoll_wait(int epoll, uint64_t *_Nonnull data, int capacity, int timeout_ms);
+int cuffd_eventfd(void);
+int cuffd_eventfd_signal(int fd);
+int cuffd_eventfd_drain(int fd);
+int cuffd_poll_readable(int fd, int timeout_ms);
+
+// Starts a thread that blocks every signal but those of faults; `on_exit` runs however it ends (return, pthread_exit, cancel).
+int cuffd_thread_start(
+  const char *_Nonnull name, void (*_Nonnull body)(void *_Nullable), void (*_Nonnull on_exit)(void *_Nullable),
+  void *_Nullable context, uint64_t *_Nonnull out);
+void cuffd_thread_join(uint64_t thread);
+void cuffd_thread_exit(void);
+// Blocks every signal but those of faults on this thread; returns the old mask in `saved` (128 bytes).
+void cuffd_block_signals(void *_Nonnull saved);
+void cuffd_restore_signals(const void *_Nonnull saved);
+// Writes the text to standard error and aborts. Never returns; async-signal-safe.
+void cuffd_die(const char *_Nonnull text);
+
+#endif

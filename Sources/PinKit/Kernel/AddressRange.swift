@@ -1,0 +1,27 @@
+/// A range of bytes of this process, `start ..< end`.
+public struct AddressRange: Sendable, Hashable, Codable, CustomStringConvertible {
+  /// The first byte's address.
+  public var start: UInt
+  /// The address behind the last byte.
+  public var end: UInt
+
+  public init(start: UInt, end: UInt) {
+    precondition(start <= end, "an address range ends before it starts")
+    self.start = start
+    self.end = end
+  }
+
+  public init(start: UInt, count: Int) { self.init(start: start, end: start + UInt(count)) }
+
+  /// In bytes.
+  public var count: Int { Int(end - start) }
+  public var isEmpty: Bool { start == end }
+  public func contains(_ address: UInt) -> Bool { start <= address && address < end }
+  public func overlaps(_ other: AddressRange) -> Bool { start < other.end && other.start < end }
+  public func clamped(to limits: AddressRange) -> AddressRange {
+    let low = min(max(start, limits.start), limits.end)
+    return AddressRange(start: low, end: max(low, min(end, limits.end)))
+  }
+
+  public var description: String { "0x\(String(start, radix: 16))..<0x\(String(end, radix: 16))" }
+}

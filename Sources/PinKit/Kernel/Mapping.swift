@@ -1,0 +1,86 @@
+internal import CUffd
+internal import SystemPackage
+
+/// A mapping that this process made: noncopyable, unmapped when dropped.
+@safe struct Mapping: ~Copyable, Sendable {
+  let range: AddressRange
+
+  /// What may be done with the bytes. The corresponding C constants are `PROT_…`.
+  struct Protection: OptionSet, Sendable, Hashable {
+    let rawValue: CInt
+    static let read = Protection(rawValue: 1)
+    static let write = Protection(rawValue: 2)
+  }
+
+  /// Where the bytes come from.
+  enum Source {
+    case anonymous
+    case file(CInt, offset: Int, shared: Bool)
+  }
+
+  /// Maps `count` bytes, aligned to `alignment`. Swap is not reserved for anonymous memory (`MAP_NORESERVE`): untouched bytes
+  /// cost nothing.
+  init(
+    count: Int, alignment: Int = 4096, source: Source = .anonymous, extraFlags: CInt = 0, forHugetlb: Bool = false
+  ) throws(PinError) {
+    let anonymousFlags: CInt = 0x20 | 0x02 | (forHugetlb ? 0 : 0x4000)  // MAP_ANONYMOUS | MAP_PRIVATE | MAP_NORESERVE
+    let (flags, descriptor, offset): (CInt, CInt, Int) =
+      switch source {
+      case .anonymous: (anonymousFlags, -1, 0)
+      case .file(let descriptor, let offset, let shared): (shared ? 0x01 : 0x02, descriptor, offset)
+      }
+    guard alignment > 4096, !forHugetlb else {
+      var address: UInt64 = 0
+      let result = unsafe cuffd_mmap(0, UInt64(count), 3, flags | extraFlags, descriptor, Int64(offset), &address)
+      try PinError.check(result, "mmap of \(count) bytes")
+      range = AddressRange(start: UInt(address), count: count)
+      return
+    }
+    // Reserve more than is needed, place the mapping at the aligned address, give the rest back.
+    var reserved: UInt64 = 0
+    try PinError.check(
+      unsafe cuffd_mmap(0, UInt64(count + alignment), 0, 0x22 | 0x4000, -1, 0, &reserved), "mmap of \(count) bytes")
+    let start = (UInt(reserved) + UInt(alignment) - 1) & ~(UInt(alignment) - 1)
+    var address: UInt64 = 0
+    let result = unsafe cuffd_mmap(
+      UInt64(start), UInt64(count), 3, flags | extraFlags | 0x10, descriptor, Int64(offset), &address)
+    if result < 0 {
+      _ = cuffd_munmap(reserved, UInt64(count + alignment))
+      throw .kernel(Int(result), "mmap of \(count) bytes")
+    }
+    if UInt(reserved) < start { _ = cuffd_munmap(reserved, UInt64(start - UInt(reserved))) }
+    let end = start + UInt(count)
+    let reservedEnd = UInt(reserved) + UInt(count + alignment)
+    if end < reservedEnd { _ = cuffd_munmap(UInt64(end), UInt64(reservedEnd - end)) }
+    range = AddressRange(start: start, count: count)
+  }
+
+  deinit { _ = cuffd_munmap(UInt64(range.start), UInt64(range.count)) }
+}
+
+/// System calls on memory that PinKit does not own as a ``Mapping``.
+enum Memory {
+  /// The corresponding C constants are `MADV_…`.
+  enum Advice: CInt, Sendable {
+    case dontNeed = 4
+    case dontFork = 10
+    case doFork = 11
+    case hugePages = 14
+    case noHugePages = 15
+    case dontDump = 16
+    case pageOut = 21
+    case remove = 9
+  }
+
+  /// In bytes.
+  static let pageSize = Int(cuffd_page_size())
+
+  static func protect(_ range: AddressRange, _ protection: Mapping.Protection) -> CInt {
+    cuffd_mprotect(UInt64(range.start), UInt64(range.count), protection.rawValue)
+  }
+
+  static func advise(_ range: AddressRange, _ advice: Advice) throws(PinError) {
+    try PinError.check(
+      cuffd_madvise(UInt64(range.start), UInt64(range.count), advice.rawValue), "madvise(\(advice))", range)
+  }
+}

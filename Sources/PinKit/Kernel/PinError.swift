@@ -1,0 +1,115 @@
+public import SystemPackage
+
+/// The one error that PinKit throws: what was tried, on which addresses, what the kernel said, and what to do about it.
+public struct PinError: Error, Sendable, Hashable, CustomStringConvertible {
+  /// What kind of failure it is; programs switch on this.
+  public struct Code: Sendable, Hashable, CustomStringConvertible {
+    public let description: String
+    private init(_ description: String) { self.description = description }
+
+    /// The arguments make no sense: a count below one, an empty range, a misaligned address.
+    public static let invalidArgument = Code("invalid argument")
+    /// A page or byte offset lies outside the region.
+    public static let outOfBounds = Code("out of bounds")
+    /// The backing, the mechanism or this kernel cannot do what was asked.
+    public static let unsupported = Code("not supported")
+    /// The kernel or its configuration forbids it to this process.
+    public static let permissionDenied = Code("permission denied")
+    /// The region was unmapped, or its address space closed.
+    public static let unmapped = Code("region is unmapped")
+    /// The tracker was stopped.
+    public static let stopped = Code("tracker is stopped")
+    /// Something else holds what this call needs.
+    public static let inUse = Code("in use")
+    /// The call would wait for its own thread.
+    public static let wouldDeadlock = Code("would deadlock")
+    /// The pages may not be read or written: `protect(_:to:)` took the right away.
+    public static let accessDenied = Code("access denied")
+    /// A limit of the process or the machine is reached.
+    public static let limitReached = Code("limit reached")
+    /// There is no memory.
+    public static let outOfMemory = Code("out of memory")
+    /// There is no space left in the file, file system or pool.
+    public static let outOfSpace = Code("out of space")
+    /// The fault handler or its descriptor is gone; what it protected can no longer be vouched for.
+    public static let handlerLost = Code("fault handler lost")
+    /// The memory was unmapped, moved or mapped over behind PinKit's back.
+    public static let mappingChanged = Code("mapping changed behind PinKit's back")
+    /// The kernel kept asking to try again until the deadline passed.
+    public static let timedOut = Code("timed out")
+    /// The process is a child of `fork()`, and managed memory was not inherited.
+    public static let notInherited = Code("not inherited across fork")
+    /// Any other refusal of the kernel; see ``PinError/errno``.
+    public static let system = Code("system error")
+  }
+
+  public let code: Code
+  /// What the kernel said, where it was the kernel.
+  public let errno: Errno?
+  /// What was tried, in words or as the name of the call: `UFFDIO_REGISTER`.
+  public let operation: String
+  /// The bytes it was tried on.
+  public let range: AddressRange?
+  /// What the reader of the message can do about it.
+  public let advice: String
+
+  public init(
+    _ code: Code, operation: String, errno: Errno? = nil, range: AddressRange? = nil, advice: String = ""
+  ) {
+    self.code = code
+    self.errno = errno
+    self.operation = operation
+    self.range = range
+    self.advice = advice
+  }
+
+  public var description: String {
+    var text = "\(operation): \(code)"
+    if let errno { text += " (\(errno), errno \(errno.rawValue))" }
+    if let range { text += " on \(range)" }
+    if !advice.isEmpty { text += ". \(advice)" }
+    return text
+  }
+}
+
+extension PinError {
+  /// Types the negative result of a C function.
+  static func kernel(_ result: Int, _ operation: String, _ range: AddressRange? = nil, advice: String = "") -> PinError {
+    let errno = Errno(rawValue: CInt(-result))
+    let (code, hint) = meaning(of: errno)
+    return PinError(code, operation: operation, errno: errno, range: range, advice: advice.isEmpty ? hint : advice)
+  }
+
+  private static func meaning(of errno: Errno) -> (Code, String) {
+    switch errno {
+    case .permissionDenied, .notPermitted:
+      (.permissionDenied, "Run `pinctl doctor`: it names the setting that allows it.")
+    case .noMemory:
+      (
+        .outOfMemory,
+        "The machine has no memory left, or vm.max_map_count is reached: raise it with `sysctl -w vm.max_map_count=262144`."
+      )
+    case .noSpace, .diskQuotaExceeded: (.outOfSpace, "Free some space and try again; nothing was lost.")
+    case .tooManyOpenFiles: (.limitReached, "Raise the limit on open files (`ulimit -n`).")
+    case .tooManyOpenFilesInSystem: (.limitReached, "Raise `fs.file-max`.")
+    case .badFileDescriptor:
+      (.handlerLost, "A descriptor of PinKit was closed by other code in this process; find the loop that closes descriptors.")
+    case .noFunction, .invalidArgument, .notSupportedOnSocket, .notSupported:
+      (.unsupported, "This kernel does not know the call, or not for this kind of memory; `pinctl doctor` lists what works.")
+    case .noSuchProcess, .noSuchFileOrDirectory:
+      (.mappingChanged, "The range is no longer registered: it was unmapped or mapped over behind PinKit's back.")
+    default: (.system, "")
+    }
+  }
+}
+
+extension PinError {
+  /// Throws unless `result` is a success; returns it otherwise.
+  @discardableResult
+  static func check(
+    _ result: some BinaryInteger, _ operation: @autoclosure () -> String, _ range: AddressRange? = nil
+  ) throws(PinError) -> Int {
+    guard result < 0 else { return Int(result) }
+    throw .kernel(Int(result), operation(), range)
+  }
+}

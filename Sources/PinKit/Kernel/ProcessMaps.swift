@@ -1,0 +1,75 @@
+internal import CUffd
+internal import SystemPackage
+
+/// One line of `/proc/self/maps` with its `VmFlags`: the kernel's word on what is mapped where.
+public struct ProcessMapping: Sendable, Hashable, Codable {
+  public var range: AddressRange
+  public var isReadable: Bool
+  public var isWritable: Bool
+  public var isShared: Bool
+  /// Of the file, 0 for anonymous memory.
+  public var inode: UInt64
+  public var offset: UInt64
+  public var path: String
+
+  /// Private memory without a file.
+  public var isAnonymous: Bool { inode == 0 && !isShared }
+}
+
+/// Reads `/proc/self/maps`.
+public enum ProcessMaps {
+  /// The mappings that overlap `range`, in order of address.
+  public static func mappings(in range: AddressRange) throws(PinError) -> [ProcessMapping] {
+    var found: [ProcessMapping] = []
+    for line in try readFile("/proc/self/maps").split(separator: "\n") {
+      guard let mapping = ProcessMapping(line: line), mapping.range.overlaps(range) else { continue }
+      found.append(mapping)
+    }
+    return found
+  }
+
+  /// The `VmFlags` letters of the mapping that holds `address`: `hg` huge pages wanted, `nh` unwanted, `uw` userfaultfd-wp.
+  static func flags(at address: UInt) throws(PinError) -> Set<String> {
+    var inside = false
+    for line in try readFile("/proc/self/smaps").split(separator: "\n") {
+      if let mapping = ProcessMapping(line: line) {
+        inside = mapping.range.contains(address)
+      } else if inside, line.hasPrefix("VmFlags:") {
+        return Set(line.dropFirst(8).split(separator: " ").map(String.init))
+      }
+    }
+    return []
+  }
+
+  /// The whole text of a file of `/proc` or `/sys`.
+  static func readFile(_ path: String) throws(PinError) -> String {
+    let descriptor = CInt(try PinError.check(unsafe path.withCString { unsafe cuffd_open_file($0, 0) }, "open \(path)"))
+    defer { cuffd_close(descriptor) }
+    var text: [UInt8] = []
+    var chunk = [UInt8](repeating: 0, count: 1 << 16)
+    while true {
+      let got = unsafe chunk.withUnsafeMutableBytes { unsafe cuffd_read_file(descriptor, $0.baseAddress!, $0.count) }
+      if got == -Int(Errno.interrupted.rawValue) { continue }
+      try PinError.check(got, "read \(path)")
+      if got == 0 { break }
+      text += chunk[..<got]
+    }
+    return String(decoding: text, as: UTF8.self)
+  }
+}
+
+extension ProcessMapping {
+  init?(line: Substring) {
+    let fields = line.split(separator: " ", maxSplits: 5, omittingEmptySubsequences: true)
+    guard fields.count >= 5, let dash = fields[0].firstIndex(of: "-"),
+      let start = UInt(fields[0][..<dash], radix: 16),
+      let end = UInt(fields[0][fields[0].index(after: dash)...], radix: 16), start <= end,
+      fields[1].utf8.count == 4, let offset = UInt64(fields[2], radix: 16), let inode = UInt64(fields[4])
+    else { return nil }
+    let rights = Array(fields[1])
+    self.init(
+      range: AddressRange(start: start, end: end), isReadable: rights[0] == "r", isWritable: rights[1] == "w",
+      isShared: rights[3] == "s", inode: inode, offset: offset,
+      path: fields.count > 5 ? String(fields[5].drop { $0 == " " }) : "")
+  }
+}
