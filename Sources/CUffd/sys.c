@@ -14,6 +14,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -223,6 +224,13 @@ int cuffd_open_file(const char *path, int flags) {
 ssize_t cuffd_read_file(int fd, void *buffer, size_t length) {
   ssize_t done = read(fd, buffer, length);
   return done < 0 ? -errno : done;
+}
+
+int cuffd_resize(int fd, int64_t size) { return ftruncate(fd, size) < 0 ? -errno : 0; }
+
+int64_t cuffd_filesystem(const char *path) {
+  struct statfs result;
+  return statfs(path, &result) < 0 ? -errno : (int64_t)result.f_type;
 }
 
 void cuffd_close(int fd) { close(fd); }

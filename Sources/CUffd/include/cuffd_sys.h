@@ -76,6 +76,9 @@ ssize_t cuffd_pwrite(int fd, const void *_Nonnull buffer, size_t length, int64_t
 ssize_t cuffd_pread(int fd, void *_Nonnull buffer, size_t length, int64_t offset);
 int cuffd_open_file(const char *_Nonnull path, int flags);
 ssize_t cuffd_read_file(int fd, void *_Nonnull buffer, size_t length);
+int cuffd_resize(int fd, int64_t size);
+// The magic number of the file system that holds `path`, or -errno.
+int64_t cuffd_filesystem(const char *_Nonnull path);
 void cuffd_close(int fd);
 int cuffd_dup(int fd);
 long cuffd_page_size(void);

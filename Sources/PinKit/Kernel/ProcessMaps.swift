@@ -41,6 +41,23 @@ public enum ProcessMaps {
     return []
   }
 
+  /// The size in bytes of the pages that the kernel maps `address` with: the huge page's for hugetlb memory.
+  static func kernelPageSize(at address: UInt) throws(PinError) -> Int {
+    var inside = false
+    for line in try readFile("/proc/self/smaps").split(separator: "\n") {
+      if let mapping = ProcessMapping(line: line) {
+        inside = mapping.range.contains(address)
+      } else if inside, line.hasPrefix("KernelPageSize:") {
+        let kib = line.split(separator: " ").dropFirst().first.flatMap { Int($0) }
+        return (kib ?? 4) << 10
+      }
+    }
+    return Memory.pageSize
+  }
+
+  /// Whether `path` lies on tmpfs.
+  static func isTmpfs(_ path: String) -> Bool { unsafe path.withCString { unsafe cuffd_filesystem($0) } == 0x0102_1994 }
+
   /// The whole text of a file of `/proc` or `/sys`.
   static func readFile(_ path: String) throws(PinError) -> String {
     let descriptor = CInt(try PinError.check(unsafe path.withCString { unsafe cuffd_open_file($0, 0) }, "open \(path)"))

@@ -92,3 +92,14 @@ struct KernelThread: Sendable {
   /// Ends the calling thread.
   static func exitCurrent() { cuffd_thread_exit() }
 }
+
+/// Sleeping on a word of memory.
+enum Futex {
+  /// Sleeps while the 32-bit word at `address` holds `value`; may return early.
+  static func wait(_ address: UnsafeRawPointer, while value: UInt32) {
+    _ = unsafe cuffd_futex_wait(address.assumingMemoryBound(to: UInt32.self), value)
+  }
+  static func wakeAll(_ address: UnsafeRawPointer) {
+    _ = unsafe cuffd_futex_wake(address.assumingMemoryBound(to: UInt32.self), CInt.max)
+  }
+}

@@ -1,0 +1,120 @@
+internal import Synchronization
+
+extension AddressSpace {
+  /// Maps `pages` new pages that read as zeros.
+  ///
+  /// - Parameters:
+  ///   - backing: What they are made of. For ``Backing/hugetlb`` a page is a huge page.
+  ///   - pages: How many, at least one.
+  /// - Throws: ``PinError``: `.outOfMemory`, `.outOfSpace` (no huge pages reserved), `.invalidArgument`. Does not block.
+  public func map(_ backing: Backing = .anonymous, pages: Int) throws(PinError) -> Region {
+    try requireOpen("map")
+    let pageSize: Int
+    if case .hugetlb(let size) = backing.kind { pageSize = size } else { pageSize = Memory.pageSize }
+    guard pages >= 1, pages <= (1 << 46) / pageSize else {
+      throw PinError(
+        .invalidArgument, operation: "map", advice: "A region has at least one page and at most 64 TiB.")
+    }
+    let bytes = pages * pageSize
+    let mapping: Mapping
+    switch backing.kind {
+    case .anonymous(let hugePages):
+      let aligns = hugePages != .never && bytes >= 2 << 20
+      mapping = try Mapping(count: bytes, alignment: aligns ? 2 << 20 : 4096)
+      switch hugePages {
+      case .prefer: try? Memory.advise(mapping.range, .hugePages)
+      case .never: try? Memory.advise(mapping.range, .noHugePages)
+      case .systemDefault: break
+      }
+    case .pool:
+      let file = try MemoryDescriptor(name: "pinkit-pool", size: bytes, hugetlb: false)
+      mapping = try Mapping(
+        count: bytes, alignment: bytes >= 2 << 20 ? 2 << 20 : 4096,
+        source: .file(file.descriptor, offset: 0, shared: true))
+    case .hugetlb:
+      let file = try MemoryDescriptor(name: "pinkit-hugetlb", size: bytes, hugetlb: true)
+      do throws(PinError) {
+        mapping = try Mapping(
+          count: bytes, source: .file(file.descriptor, offset: 0, shared: true), forHugetlb: true)
+      } catch {
+        throw PinError(
+          error.code, operation: "map \(pages) huge pages", errno: error.errno,
+          advice: "Reserve huge pages first: `sysctl -w vm.nr_hugepages=\(pages)` or more.")
+      }
+    case .adopted:
+      throw PinError(.invalidArgument, operation: "map", advice: "Adopted memory comes from adopt(_:).")
+    }
+    if !configuration.inheritsAcrossFork { try Memory.advise(mapping.range, .dontFork) }
+    return try Region(space: self, backing: backing, addresses: mapping.range, pageSize: pageSize, owned: mapping)
+  }
+
+  /// Takes memory under management that the program has mapped already: a guest's RAM, an allocator's arena, a file.
+  ///
+  /// What it is comes from `/proc/self/maps`, not from the caller. It stays the program's: unmapping the region only ends the
+  /// management. No page may hold the stack of a running thread or the process heap.
+  ///
+  /// - Parameter addresses: Page-aligned, wholly mapped, readable and writable, of one kind.
+  /// - Throws: ``PinError`` `.invalidArgument`, `.inUse` if a region manages a part of it already. Does not block.
+  public func adopt(_ addresses: AddressRange) throws(PinError) -> Region {
+    try requireOpen("adopt")
+    let (kind, pageSize) = try Adoption.examine(addresses)
+    return try Region(
+      space: self, backing: Backing(kind: .adopted(kind)), addresses: addresses, pageSize: pageSize, owned: nil)
+  }
+
+  /// Takes memory under management that the program has mapped already; see ``adopt(_:)-(AddressRange)``.
+  public func adopt(_ bytes: UnsafeMutableRawBufferPointer) throws(PinError) -> Region {
+    guard let start = bytes.baseAddress else {
+      throw PinError(.invalidArgument, operation: "adopt", advice: "The buffer is empty.")
+    }
+    return try adopt(AddressRange(start: UInt(bitPattern: start), count: bytes.count))
+  }
+}
+
+/// What `/proc/self` says of memory that somebody wants managed.
+enum Adoption {
+  static func examine(_ addresses: AddressRange) throws(PinError) -> (Backing.Adopted, pageSize: Int) {
+    func refuse(_ advice: String) -> PinError {
+      PinError(.invalidArgument, operation: "adopt", range: addresses, advice: advice)
+    }
+    guard !addresses.isEmpty else { throw refuse("The range is empty.") }
+    let mappings = try ProcessMaps.mappings(in: addresses)
+    var at = addresses.start
+    for mapping in mappings where mapping.range.end > at {
+      guard mapping.range.start <= at else { break }
+      at = mapping.range.end
+    }
+    guard let first = mappings.first, at >= addresses.end else {
+      throw refuse("A part of it is not mapped (next hole at 0x\(String(at, radix: 16))).")
+    }
+    for mapping in mappings {
+      if mapping.path == "[heap]" || mapping.path.hasPrefix("[stack") || mapping.path.hasPrefix("[v") {
+        throw refuse("\(mapping.path) belongs to the process itself; a fault there could not be served.")
+      }
+      guard mapping.isReadable, mapping.isWritable else {
+        throw refuse("\(mapping.range) is not readable and writable.")
+      }
+      guard mapping.isShared == first.isShared, (mapping.inode == 0) == (first.inode == 0), mapping.path == first.path
+      else { throw refuse("It spans memory of different kinds: \(first.path) and \(mapping.path) at \(mapping.range).") }
+    }
+    let stack = withUnsafeLocalAddress()
+    if addresses.contains(stack) { throw refuse("It holds the stack of the calling thread.") }
+    let pageSize = try ProcessMaps.kernelPageSize(at: addresses.start)
+    guard addresses.start % UInt(pageSize) == 0, addresses.count % pageSize == 0 else {
+      throw refuse("Both ends must be multiples of the page size, \(pageSize) bytes.")
+    }
+    if pageSize > Memory.pageSize { return (.hugetlb(pageSize: pageSize), pageSize) }
+    if first.isAnonymous { return (.anonymous, pageSize) }
+    let path = first.path
+    let isMemory =
+      path.hasPrefix("/memfd:") || path.hasPrefix("/dev/shm/") || path.hasPrefix("/dev/zero")
+      || path.hasPrefix("/SYSV") || path.isEmpty || ProcessMaps.isTmpfs(path)
+    if isMemory && first.isShared { return (.sharedMemory, pageSize) }
+    return (.file(path: path, isShared: first.isShared), pageSize)
+  }
+
+  @inline(never) private static func withUnsafeLocalAddress() -> UInt {
+    var local = 0
+    return unsafe withUnsafePointer(to: &local) { UInt(bitPattern: $0) }
+  }
+}

@@ -1,0 +1,95 @@
+public import Logging
+internal import Synchronization
+
+/// The regions that PinKit manages for a program, the threads that serve their faults, and their statistics.
+///
+/// A program needs one; several are independent of each other. Managed memory is not inherited across `fork()` unless
+/// ``Configuration/inheritsAcrossFork`` says so: a child that touches it gets SIGSEGV, and every call on it there throws
+/// `.notInherited`.
+public final class AddressSpace: Sendable {
+  /// What happens when faults of a region can no longer be served: its handler died, its descriptor was closed, the kernel
+  /// refused for good (K3).
+  public enum FailurePolicy: Sendable, Hashable {
+    /// Log the cause and abort the process. The default: nothing is ever taken for clean that was not watched.
+    case terminate
+    /// Log the cause, let the threads that wait go on without protection, and make every later call on the region's trackers throw
+    /// `.handlerLost`.
+    case failRegion
+  }
+
+  public struct Configuration: Sendable {
+    /// How many threads serve faults; they are shared by all regions.
+    public var readerCount = 2
+    public var failurePolicy = FailurePolicy.terminate
+    /// Whether a child of `fork()` gets a private copy of the memory, unprotected and untracked.
+    public var inheritsAcrossFork = false
+    /// How long the kernel may keep asking to retry, or a reader may work on one batch, before it counts as lost, in seconds.
+    public var patience = 10.0
+    public var logger = Logger(label: "pinkit")
+    public init() {}
+  }
+
+  public let configuration: Configuration
+  /// Preallocated; incremented in the fault path.
+  let counters = FaultCounters()
+  let services = Attachments()
+  private let regions = Mutex<[UInt64: WeakRegion]>([:])
+  private let isClosed = Atomic<Bool>(false)
+  private let forkGeneration = Kernel.forkGeneration
+
+  private struct WeakRegion { weak var region: Region? }
+
+  /// Starts nothing yet: threads and descriptors come with the first region that needs them.
+  public init(configuration: Configuration = .init()) throws(PinError) {
+    guard configuration.readerCount >= 1, configuration.readerCount <= 64 else {
+      throw PinError(
+        .invalidArgument, operation: "AddressSpace", advice: "readerCount must be between 1 and 64.")
+    }
+    guard configuration.patience > 0 else {
+      throw PinError(.invalidArgument, operation: "AddressSpace", advice: "patience must be above 0 seconds.")
+    }
+    try Kernel.watchForks()
+    self.configuration = configuration
+  }
+
+  deinit { for service in services.all(as: (any AddressSpaceService).self) { service.shutDown() } }
+
+  /// False in a child of `fork()`.
+  @inline(__always) var isOfThisProcess: Bool { forkGeneration == Kernel.forkGeneration }
+
+  /// Throws if the space was closed, or if this process is a child of the one that made it.
+  func requireOpen(_ operation: String) throws(PinError) {
+    if !isOfThisProcess { throw .notInherited(operation) }
+    if isClosed.load(ordering: .acquiring) {
+      throw PinError(.unmapped, operation: operation, advice: "The address space was closed.")
+    }
+  }
+
+  func enroll(_ region: Region) { regions.withLock { $0[region.id] = WeakRegion(region: region) } }
+  func withdraw(_ id: UInt64) { _ = regions.withLock { $0.removeValue(forKey: id) } }
+
+  /// The regions that are mapped now.
+  public var mappedRegions: [Region] { regions.withLock { $0.values.compactMap(\.region) } }
+
+  /// Unmaps every region and stops the threads. Threads that wait in a fault go on first: their writes land, then the memory goes.
+  ///
+  /// Blocks until accesses inside `withUnsafeMutableBytes` have ended. A second call does nothing.
+  ///
+  /// - Throws: ``PinError`` `.wouldDeadlock` from inside an access to one of the regions, or from a fault callback.
+  public func close() throws(PinError) {
+    guard isOfThisProcess else { throw .notInherited("close") }
+    for region in mappedRegions { try region.requireOutside("close") }
+    guard !isClosed.exchange(true, ordering: .acquiringAndReleasing) else { return }
+    for region in mappedRegions {
+      do throws(PinError) { try region.unmap() } catch where error.code == .unmapped { continue }
+    }
+    for service in services.all(as: (any AddressSpaceService).self) { service.shutDown() }
+    services.removeAll()
+  }
+}
+
+extension PinError {
+  static func notInherited(_ operation: String) -> PinError {
+    PinError(.notInherited, operation: operation, advice: "Make a new AddressSpace in the child, or use posix_spawn.")
+  }
+}

@@ -1,0 +1,46 @@
+internal import Synchronization
+
+/// What a higher floor keeps with a region, and what it must do when the region changes.
+protocol RegionAttachment: AnyObject, Sendable {
+  /// The region's memory is about to go: lift every protection and wake whoever waits. Called once, without locks held.
+  func regionWillUnmap()
+  /// `pages` read as zeros from now on (`Region.discard(_:)`); called after the fact.
+  func regionDidDiscard(_ pages: Range<Int>)
+}
+
+extension RegionAttachment {
+  func regionDidDiscard(_ pages: Range<Int>) {}
+}
+
+/// What a higher floor keeps with an address space.
+protocol AddressSpaceService: AnyObject, Sendable {
+  /// Every region is unmapped: stop threads, close descriptors.
+  func shutDown()
+}
+
+/// One object per type, made when it is first asked for.
+struct Attachments: ~Copyable, Sendable {
+  private let objects = Mutex<[(type: ObjectIdentifier, object: any AnyObject & Sendable)]>([])
+
+  func find<Object: AnyObject & Sendable>(_ type: Object.Type) -> Object? {
+    objects.withLock { list in
+      list.first { $0.type == ObjectIdentifier(type) }?.object as? Object
+    }
+  }
+
+  /// `make` runs under the lock, so that there is only ever one.
+  func findOrMake<Object: AnyObject & Sendable>(
+    _ type: Object.Type, _ make: () throws(PinError) -> Object
+  ) throws(PinError) -> Object {
+    try objects.withLock { list throws(PinError) in
+      if let found = list.first(where: { $0.type == ObjectIdentifier(type) })?.object as? Object { return found }
+      let made = try make()
+      list.append((ObjectIdentifier(type), made))
+      return made
+    }
+  }
+
+  func all<P>(as: P.Type) -> [P] { objects.withLock { $0.compactMap { $0.object as? P } } }
+
+  func removeAll() { objects.withLock { $0.removeAll() } }
+}

@@ -1,0 +1,94 @@
+/// What the pages of a region are made of.
+public struct Backing: Sendable, Hashable, CustomStringConvertible {
+  enum Kind: Sendable, Hashable {
+    case anonymous(HugePages)
+    case pool
+    case hugetlb(pageSize: Int)
+    case adopted(Adopted)
+  }
+  let kind: Kind
+
+  /// Whether the kernel should back private memory with transparent huge pages. Protecting them costs a hundredth of what
+  /// 4 KiB pages cost; the first write to a protected one splits it.
+  public enum HugePages: Sendable, Hashable {
+    /// What `/sys/kernel/mm/transparent_hugepage/enabled` says.
+    case systemDefault
+    /// Wherever the kernel can (`MADV_HUGEPAGE`).
+    case prefer
+    /// Never (`MADV_NOHUGEPAGE`).
+    case never
+  }
+
+  /// What kind of memory was adopted, from `/proc/self/maps`.
+  public enum Adopted: Sendable, Hashable {
+    case anonymous
+    /// memfd, tmpfs, System V or anonymous shared memory.
+    case sharedMemory
+    /// hugetlbfs or `MAP_HUGETLB`.
+    case hugetlb(pageSize: Int)
+    /// A mapping of a file of a file system.
+    case file(path: String, isShared: Bool)
+  }
+
+  /// Private memory of the process: the cheapest to protect.
+  public static let anonymous = Backing(kind: .anonymous(.systemDefault))
+  public static func anonymous(hugePages: HugePages = .systemDefault) -> Backing { Backing(kind: .anonymous(hugePages)) }
+  /// Shared frames of a memfd.
+  public static let pool = Backing(kind: .pool)
+  /// Huge pages of the hugetlb pool, reserved when the region is made. A page of the region is one of them.
+  public static let hugetlb = Backing(kind: .hugetlb(pageSize: 2 << 20))
+
+  /// What can be done with memory of a backing.
+  public struct Support: OptionSet, Sendable, Hashable {
+    public let rawValue: Int
+    public init(rawValue: Int) { self.rawValue = rawValue }
+    /// Write-protect faults delivered to threads, or in place.
+    public static let synchronousFaults = Support(rawValue: 1 << 0)
+    /// Write tracking inside the kernel (`WP_ASYNC`).
+    public static let asynchronousTracking = Support(rawValue: 1 << 1)
+    /// `mprotect` and SIGSEGV.
+    public static let mprotectTracking = Support(rawValue: 1 << 2)
+    /// `Region.discard(_:)` gives pages back that then read as zeros.
+    public static let discard = Support(rawValue: 1 << 3)
+  }
+
+  /// What this backing supports, provided that the kernel and its configuration do.
+  public var support: Support {
+    switch kind {
+    case .anonymous, .pool, .hugetlb, .adopted(.anonymous), .adopted(.sharedMemory), .adopted(.hugetlb):
+      [.synchronousFaults, .asynchronousTracking, .mprotectTracking, .discard]
+    case .adopted(.file): [.asynchronousTracking, .mprotectTracking]
+    }
+  }
+
+  /// Whether a page that nobody has touched has no page-table entry of its own that a protection could sit in, and reads of
+  /// it map the kernel's zero page.
+  var isPrivateAnonymous: Bool {
+    switch kind {
+    case .anonymous, .adopted(.anonymous): true
+    default: false
+    }
+  }
+
+  /// Whether the kernel can take a page out of the mapping and bring it back from a file.
+  var isFileLike: Bool {
+    switch kind {
+    case .pool, .adopted(.sharedMemory), .adopted(.file): true
+    default: false
+    }
+  }
+
+  public var description: String {
+    switch kind {
+    case .anonymous(.systemDefault): "anonymous"
+    case .anonymous(.prefer): "anonymous, huge pages preferred"
+    case .anonymous(.never): "anonymous, no huge pages"
+    case .pool: "pool"
+    case .hugetlb(let pageSize): "hugetlb, \(pageSize >> 20) MiB pages"
+    case .adopted(.anonymous): "adopted anonymous memory"
+    case .adopted(.sharedMemory): "adopted shared memory"
+    case .adopted(.hugetlb(let pageSize)): "adopted hugetlb memory, \(pageSize >> 20) MiB pages"
+    case .adopted(.file(let path, let isShared)): "adopted \(isShared ? "shared" : "private") mapping of \(path)"
+    }
+  }
+}

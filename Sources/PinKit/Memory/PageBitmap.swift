@@ -1,0 +1,104 @@
+internal import Synchronization
+
+/// A bitmap over page indices with summaries above it, so that finding what is set costs in proportion to what is set.
+///
+/// Level 0 has a bit a page; a bit of each level above says that a word of the level below is not zero. The memory is mapped
+/// without reservation and costs nothing until a bit in its page is set.
+///
+/// Setting is safe from any thread and in signal handlers. Draining needs setters kept out (the wrprotect lock, exclusive).
+@safe struct PageBitmap: @unchecked Sendable {  // words are touched through atomics only
+  private let words: UnsafeMutablePointer<Atomic<UInt64>>
+  /// Where each level begins, in words; the top level has one word.
+  private let starts: InlineArray<8, Int>
+  private let levels: Int
+  let pageCount: Int
+
+  /// In bytes, for so many pages.
+  static func size(pageCount: Int) -> Int { layout(pageCount: pageCount).words * 8 }
+
+  private static func layout(pageCount: Int) -> (starts: InlineArray<8, Int>, levels: Int, words: Int) {
+    var starts = InlineArray<8, Int>(repeating: 0)
+    var level = 0
+    var total = 0
+    var count = pageCount
+    repeat {
+      count = (count + 63) / 64
+      starts[level] = total
+      total += count
+      level += 1
+    } while count > 1
+    return (starts, level, total)
+  }
+
+  /// `memory` must be zeroed, hold ``size(pageCount:)`` bytes and outlive the value.
+  init(memory: UnsafeMutableRawPointer, pageCount: Int) {
+    let layout = Self.layout(pageCount: pageCount)
+    unsafe words = memory.bindMemory(to: Atomic<UInt64>.self, capacity: layout.words)
+    starts = layout.starts
+    levels = layout.levels
+    self.pageCount = pageCount
+  }
+
+  @inline(__always) private func word(_ level: Int, _ index: Int) -> UnsafeMutablePointer<Atomic<UInt64>> {
+    unsafe words + (starts[level] + index)
+  }
+
+  func contains(_ page: Int) -> Bool {
+    unsafe word(0, page >> 6).pointee.load(ordering: .relaxed) & (1 << UInt64(page & 63)) != 0
+  }
+
+  /// Sets the bits of `pages`.
+  @inline(__always) func insert(_ pages: Range<Int>) {
+    var page = pages.lowerBound
+    while page < pages.upperBound {
+      let end = min(pages.upperBound, (page | 63) + 1)
+      let count = end - page
+      let mask = (count == 64 ? UInt64.max : (1 << UInt64(count)) - 1) << UInt64(page & 63)
+      insert(mask, at: page >> 6)
+      page = end
+    }
+  }
+
+  @inline(__always) private func insert(_ mask: UInt64, at index: Int) {
+    var index = index
+    var mask = mask
+    for level in 0..<levels {
+      let old = unsafe word(level, index).pointee.bitwiseOr(mask, ordering: .relaxed).oldValue
+      // Whoever made the word non-zero has announced it above, or is about to before it leaves the wrprotect lock.
+      if old != 0 { return }
+      mask = 1 << UInt64(index & 63)
+      index >>= 6
+    }
+  }
+
+  /// Clears every bit, calling `body` with each maximal run that was set, in order.
+  func drain(_ body: (Range<Int>) -> Void) {
+    var run = 0..<0
+    drain(level: levels - 1, index: 0) { found in
+      if run.upperBound == found.lowerBound, !run.isEmpty {
+        run = run.lowerBound..<found.upperBound
+      } else {
+        if !run.isEmpty { body(run) }
+        run = found
+      }
+    }
+    if !run.isEmpty { body(run) }
+  }
+
+  private func drain(level: Int, index: Int, _ body: (Range<Int>) -> Void) {
+    var bits = unsafe word(level, index).pointee.exchange(0, ordering: .relaxed)
+    while bits != 0 {
+      let low = bits.trailingZeroBitCount
+      if level > 0 {
+        drain(level: level - 1, index: index << 6 | low, body)
+        bits &= bits - 1
+        continue
+      }
+      let length = (~(bits >> UInt64(low))).trailingZeroBitCount
+      let start = index << 6 | low
+      body(start..<start + length)
+      if low + length >= 64 { break }
+      bits &= ~(((1 << UInt64(length)) - 1) << UInt64(low))
+    }
+  }
+}

@@ -1,0 +1,83 @@
+internal import Synchronization
+
+/// PinKit's own PTEs, eight bytes a page, and an index of those that are open. Untouched pages cost nothing.
+@safe struct PageTable: @unchecked Sendable {  // entries are touched through atomics only
+  let pageCount: Int
+  private let entries: UnsafeMutablePointer<Atomic<UInt64>>
+  /// The pages whose entry says ``Entry/open``.
+  let open: PageBitmap
+  private let summary: UnsafeMutablePointer<Atomic<UInt64>>
+
+  /// The flags of an entry; zero is a page that is mapped, may be written by the user, and is not open.
+  struct Entry: OptionSet, Sendable {
+    let rawValue: UInt64
+    /// A fault handler is deciding on the page.
+    static let claimed = Entry(rawValue: 1 << 0)
+    /// Someone sleeps until the claim is released.
+    static let contended = Entry(rawValue: 1 << 1)
+    /// The page was written, or may have been, since it was last protected: the primary MMU lets writes through.
+    static let open = Entry(rawValue: 1 << 2)
+    /// It was opened for a neighbour's sake, without a fault of its own.
+    static let faultAround = Entry(rawValue: 1 << 3)
+    /// The user took the right to write away.
+    static let writeDenied = Entry(rawValue: 1 << 4)
+    /// The user took the right to read away.
+    static let readDenied = Entry(rawValue: 1 << 5)
+  }
+
+  /// In bytes, for so many pages.
+  static func size(pageCount: Int) -> Int { pageCount * 8 + PageBitmap.size(pageCount: pageCount) + 8 }
+
+  /// `memory` must be zeroed, hold ``size(pageCount:)`` bytes and outlive the value.
+  init(memory: UnsafeMutableRawPointer, pageCount: Int) {
+    self.pageCount = pageCount
+    unsafe entries = memory.bindMemory(to: Atomic<UInt64>.self, capacity: pageCount)
+    open = unsafe PageBitmap(memory: memory + pageCount * 8, pageCount: pageCount)
+    unsafe summary = (memory + Self.size(pageCount: pageCount) - 8).bindMemory(to: Atomic<UInt64>.self, capacity: 1)
+  }
+
+  /// Whether the user took rights away from any page since the region was made.
+  @inline(__always) var hasDeniedPages: Bool { unsafe summary.pointee.load(ordering: .relaxed) & 1 != 0 }
+  func noteDeniedPages() { unsafe summary.pointee.bitwiseOr(1, ordering: .relaxed) }
+
+  @inline(__always) subscript(page: Int) -> Entry {
+    Entry(rawValue: unsafe entries[page].load(ordering: .acquiring))
+  }
+
+  /// Returns the entry before.
+  @discardableResult @inline(__always) func insert(_ flags: Entry, at page: Int) -> Entry {
+    Entry(rawValue: unsafe entries[page].bitwiseOr(flags.rawValue, ordering: .acquiringAndReleasing).oldValue)
+  }
+
+  @discardableResult @inline(__always) func remove(_ flags: Entry, at page: Int) -> Entry {
+    Entry(rawValue: unsafe entries[page].bitwiseAnd(~flags.rawValue, ordering: .acquiringAndReleasing).oldValue)
+  }
+
+  // MARK: Claims
+
+  /// Claims a page for this thread if nobody has it; returns the entry before, which holds `.claimed` if somebody did.
+  @inline(__always) func tryClaim(_ page: Int) -> Entry { insert(.claimed, at: page) }
+
+  /// Claims a page; while somebody else has it, sleeps. Async-signal-safe. Returns the entry before the claim.
+  @inline(__always) func claim(_ page: Int) -> Entry {
+    let before = tryClaim(page)
+    return before.contains(.claimed) ? claimSlowly(page) : before
+  }
+
+  private func claimSlowly(_ page: Int) -> Entry {
+    while true {
+      let seen = insert(.contended, at: page)
+      if seen.contains(.claimed) {
+        let word = unsafe UnsafeRawPointer(entries + page)
+        unsafe Futex.wait(unsafe word, while: UInt32(truncatingIfNeeded: seen.union(.contended).rawValue))
+      }
+      let before = insert(.claimed, at: page)
+      if !before.contains(.claimed) { return before }
+    }
+  }
+
+  @inline(__always) func releaseClaim(_ page: Int) {
+    let before = remove([.claimed, .contended], at: page)
+    if before.contains(.contended) { unsafe Futex.wakeAll(unsafe UnsafeRawPointer(entries + page)) }
+  }
+}

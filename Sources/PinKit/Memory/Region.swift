@@ -1,0 +1,135 @@
+internal import Synchronization
+
+/// A range of managed pages.
+///
+/// Pages are counted from 0. The bytes are ordinary memory: load and store through ``withUnsafeMutableBytes(_:)`` at full speed.
+/// All calls may be made from any thread. After ``unmap()`` every call throws `.unmapped`; a pointer that was kept beyond its
+/// closure points at nothing then, and using it is the program's own error.
+public final class Region: Sendable {
+  /// The space it belongs to.
+  public let space: AddressSpace
+  public let backing: Backing
+  /// The bytes of the region.
+  public let addresses: AddressRange
+  /// In bytes; the huge page's for hugetlb memory.
+  public let pageSize: Int
+  public var pageCount: Int { addresses.count / pageSize }
+
+  /// Unique in the process.
+  let id: UInt64
+  let gate = AccessGate()
+  let table: PageTable
+  let attachments = Attachments()
+  private let metadata: Mapping
+  private let owned: Mutex<Mapping?>
+
+  private static let lastID = Atomic<UInt64>(0)
+
+  init(
+    space: AddressSpace, backing: Backing, addresses: AddressRange, pageSize: Int, owned: consuming Mapping?
+  ) throws(PinError) {
+    let pageCount = addresses.count / pageSize
+    let id = Self.lastID.add(1, ordering: .relaxed).newValue
+    metadata = try Mapping(count: PageTable.size(pageCount: pageCount))
+    for advice in [Memory.Advice.noHugePages, .dontFork, .dontDump] { try? Memory.advise(metadata.range, advice) }
+    table = unsafe PageTable(
+      memory: UnsafeMutableRawPointer(bitPattern: metadata.range.start)!, pageCount: pageCount)
+    self.space = space
+    self.backing = backing
+    self.addresses = addresses
+    self.pageSize = pageSize
+    self.id = id
+    self.owned = Mutex(owned)
+    try ManagedRanges.claim(addresses, id: id)
+    space.enroll(self)
+  }
+
+  deinit {
+    // Nobody is inside: accesses hold the region.
+    if gate.close() { tearDown() }
+  }
+
+  /// Gives the memory up: owned memory is unmapped, adopted memory is left to the program, unprotected.
+  ///
+  /// New accesses throw `.unmapped` at once. Accesses that are inside `withUnsafeMutableBytes`, `load`, `store` or `copy` go on, their
+  /// faults are served, and the call blocks until they have ended. Threads that fault through pointers of their own are woken and
+  /// try again: until the memory is gone their access succeeds, after that it is SIGSEGV, as with munmap(2).
+  ///
+  /// - Throws: ``PinError``: `.unmapped` if it was unmapped before, `.wouldDeadlock` from inside an access to this region or from a
+  ///   fault callback.
+  public func unmap() throws(PinError) {
+    try requireOutside("unmap")
+    guard space.isOfThisProcess else { throw .notInherited("unmap") }
+    guard gate.close() else { throw PinError(.unmapped, operation: "unmap", range: addresses) }
+    tearDown()
+  }
+
+  func requireOutside(_ operation: String) throws(PinError) {
+    if Kernel.isAccessing(id) {
+      throw PinError(
+        .wouldDeadlock, operation: operation, range: addresses,
+        advice: "The calling thread is inside an access to this region; leave withUnsafeMutableBytes first.")
+    }
+    if Kernel.isInFaultPath {
+      throw PinError(
+        .wouldDeadlock, operation: operation, range: addresses,
+        advice: "The call was made from a fault callback; hand it to another thread.")
+    }
+  }
+
+  private func tearDown() {
+    for attachment in attachments.all(as: (any RegionAttachment).self) { attachment.regionWillUnmap() }
+    attachments.removeAll()
+    ManagedRanges.release(id: id)
+    space.withdraw(id)
+    owned.withLock { $0 = nil }
+  }
+
+  // MARK: Pages and addresses
+
+  /// The bytes of `pages`.
+  ///
+  /// - Throws: ``PinError`` `.outOfBounds`.
+  public func addresses(of pages: Range<Int>) throws(PinError) -> AddressRange {
+    guard pages.lowerBound >= 0, pages.upperBound <= pageCount else {
+      throw PinError(
+        .outOfBounds, operation: "pages \(pages)", range: addresses, advice: "The region has \(pageCount) pages.")
+    }
+    return addressesUnchecked(of: pages)
+  }
+
+  @inline(__always) func addressesUnchecked(of pages: Range<Int>) -> AddressRange {
+    AddressRange(
+      start: addresses.start + UInt(pages.lowerBound * pageSize),
+      end: addresses.start + UInt(pages.upperBound * pageSize))
+  }
+
+  /// The page that holds `address`, or `nil` outside the region.
+  public func page(at address: UInt) -> Int? {
+    addresses.contains(address) ? Int(address - addresses.start) / pageSize : nil
+  }
+
+  /// The pages that `bytes` touches, clamped to the region.
+  func pages(touching bytes: AddressRange) -> Range<Int> {
+    let inside = bytes.clamped(to: addresses)
+    guard !inside.isEmpty else { return 0..<0 }
+    let first = Int(inside.start - addresses.start) / pageSize
+    return first..<(Int(inside.end - addresses.start) + pageSize - 1) / pageSize
+  }
+}
+
+/// Which addresses of the process are managed, so that no two regions overlap.
+enum ManagedRanges {
+  private static let ranges = Mutex<[UInt64: AddressRange]>([:])
+
+  static func claim(_ range: AddressRange, id: UInt64) throws(PinError) {
+    try ranges.withLock { ranges throws(PinError) in
+      if let other = ranges.values.first(where: { $0.overlaps(range) }) {
+        throw PinError(.inUse, operation: "adopt", range: range, advice: "A region manages \(other) already.")
+      }
+      ranges[id] = range
+    }
+  }
+
+  static func release(id: UInt64) { _ = ranges.withLock { $0.removeValue(forKey: id) } }
+}

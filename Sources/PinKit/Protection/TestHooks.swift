@@ -1,0 +1,43 @@
+internal import Synchronization
+
+/// Points in the fault path where a test can stop a thread; nothing outside the tests sets them.
+///
+/// A disarmed hook costs one relaxed load.
+enum TestHooks {
+  enum Point: Int {
+    /// The wrprotect lock was just taken exclusively.
+    case exclusiveHeld
+    /// Some, but not all, of a range has been protected.
+    case protecting
+    /// A fault handler has the shared lock and the claim, and is about to decide.
+    case deciding
+    /// The page was unprotected, and is not yet recorded.
+    case unprotected
+    /// A reader thread is about to wait.
+    case readerIdle
+  }
+
+  typealias Hook = @Sendable (Int) -> Void
+
+  private static let armed = Atomic<UInt>(0)
+  private static let hooks = Mutex<[Int: Hook]>([:])
+
+  /// Installs `hook` at `point`, or removes it. It gets the page, where there is one.
+  static func set(_ point: Point, _ hook: Hook?) {
+    hooks.withLock { hooks in
+      hooks[point.rawValue] = hook
+      let bits = hooks.keys.reduce(UInt(0)) { $0 | 1 << UInt($1) }
+      armed.store(bits, ordering: .sequentiallyConsistent)
+    }
+  }
+
+  @inline(__always) static func reach(_ point: Point, page: Int = 0) {
+    if armed.load(ordering: .relaxed) & (1 << UInt(point.rawValue)) != 0 { run(point, page) }
+  }
+
+  @inline(__always) static func exclusiveHeld() { reach(.exclusiveHeld) }
+
+  @inline(never) private static func run(_ point: Point, _ page: Int) {
+    hooks.withLock { $0[point.rawValue] }?(page)
+  }
+}

@@ -1,0 +1,58 @@
+internal import Synchronization
+
+/// The wrprotect lock of a region (W1): fault handling holds it shared, whatever changes protection holds it exclusively.
+///
+/// Until a write-protect operation returns, the content of its pages may still change through stale TLB entries. Because the
+/// operation holds this lock exclusively from before the first ioctl until after the last, no fault handler reads, copies or
+/// decides on a page whose protection is in flight. The user never has to synchronize the two.
+///
+/// Fair both ways (``FutexLock``), async-signal-safe, and below it only page claims may be waited for.
+@safe struct WriteProtectLock: ~Copyable, Sendable {
+  private let futex = FutexLock()
+  private let counters: FaultCounters
+  /// A reader found the lock taken and left a batch unread: whoever unlocks has the descriptor reported again.
+  private let deferred = Atomic<Bool>(false)
+
+  init(counters: FaultCounters) { self.counters = counters }
+  deinit { futex.deallocate() }
+
+  /// Proof that the shared side is held.
+  struct SharedHold: ~Copyable {
+    fileprivate let futex: FutexLock
+    fileprivate init(_ futex: FutexLock) { self.futex = futex }
+    deinit { futex.unlockShared() }
+  }
+
+  @inline(__always) func lockShared() -> SharedHold {
+    if futex.lockShared() { counters.add(.sharedWaits) }
+    return SharedHold(futex)
+  }
+
+  /// For a reader thread, which must not sleep on one region while others need it: `nil` while an exclusive operation runs. The
+  /// operation's end reports the descriptor again, so that the messages are not forgotten.
+  @inline(__always) func trySharedOrDefer() -> SharedHold? {
+    if futex.tryLockShared() { return SharedHold(futex) }
+    deferred.store(true, ordering: .sequentiallyConsistent)
+    // The operation may have ended in between, before it could see the flag.
+    if futex.tryLockShared() { return SharedHold(futex) }
+    counters.add(.deferredBatches)
+    return nil
+  }
+
+  /// Runs `body` alone, with signals blocked: a signal handler that touches managed memory would otherwise wait for this thread.
+  ///
+  /// `body` must not touch managed memory. `rearm` runs after the lock is released if a reader was turned away.
+  func withExclusive<Result, Failure: Error>(
+    rearm: () -> Void, _ body: () throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    try Kernel.withSignalsBlocked { () throws(Failure) in
+      if futex.lockExclusive() { counters.add(.exclusiveWaits) }
+      TestHooks.exclusiveHeld()
+      defer {
+        futex.unlockExclusive()
+        if deferred.exchange(false, ordering: .sequentiallyConsistent) { rearm() }
+      }
+      return try body()
+    }
+  }
+}
