@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -250,6 +251,15 @@ int cuffd_same_file(int a, int b) {
   if (errno == EBADF) return 0;
   // kcmp(2) may be filtered: then a descriptor that is open counts as the same.
   return fcntl(a, F_GETFD) >= 0 && fcntl(b, F_GETFD) >= 0;
+}
+
+int cuffd_is_userfaultfd(int fd) {
+  char link[64], target[64];
+  snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+  ssize_t length = readlink(link, target, sizeof target - 1);
+  if (length < 0) return errno != ENOENT && fcntl(fd, F_GETFD) >= 0;  // without /proc: open is all that can be known
+  target[length] = 0;
+  return strcmp(target, "anon_inode:[userfaultfd]") == 0;
 }
 
 int cuffd_futex_wait(const uint32_t *word, uint32_t expected) {

@@ -55,6 +55,11 @@ public enum ProcessMaps {
     return Memory.pageSize
   }
 
+  /// Whether private memory gets transparent huge pages without asking.
+  static var areHugePagesDefault: Bool {
+    ((try? readFile("/sys/kernel/mm/transparent_hugepage/enabled")) ?? "").contains("[always]")
+  }
+
   /// Whether `path` lies on tmpfs.
   static func isTmpfs(_ path: String) -> Bool { unsafe path.withCString { unsafe cuffd_filesystem($0) } == 0x0102_1994 }
 

@@ -4,12 +4,6 @@ internal import Synchronization
 protocol RegionAttachment: AnyObject, Sendable {
   /// The region's memory is about to go: lift every protection and wake whoever waits. Called once, without locks held.
   func regionWillUnmap()
-  /// `pages` read as zeros from now on (`Region.discard(_:)`); called after the fact.
-  func regionDidDiscard(_ pages: Range<Int>)
-}
-
-extension RegionAttachment {
-  func regionDidDiscard(_ pages: Range<Int>) {}
 }
 
 /// What a higher floor keeps with an address space.

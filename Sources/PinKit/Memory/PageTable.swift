@@ -6,6 +6,8 @@ internal import Synchronization
   private let entries: UnsafeMutablePointer<Atomic<UInt64>>
   /// The pages whose entry says ``Entry/open``.
   let open: PageBitmap
+  /// The pages that were dropped since the last collection: they read as zeros, and a protection they had may be gone.
+  let discarded: PageBitmap
   private let summary: UnsafeMutablePointer<Atomic<UInt64>>
 
   /// The flags of an entry; zero is a page that is mapped, may be written by the user, and is not open.
@@ -26,13 +28,15 @@ internal import Synchronization
   }
 
   /// In bytes, for so many pages.
-  static func size(pageCount: Int) -> Int { pageCount * 8 + PageBitmap.size(pageCount: pageCount) + 8 }
+  static func size(pageCount: Int) -> Int { pageCount * 8 + 2 * PageBitmap.size(pageCount: pageCount) + 8 }
 
   /// `memory` must be zeroed, hold ``size(pageCount:)`` bytes and outlive the value.
   init(memory: UnsafeMutableRawPointer, pageCount: Int) {
     self.pageCount = pageCount
     unsafe entries = memory.bindMemory(to: Atomic<UInt64>.self, capacity: pageCount)
     open = unsafe PageBitmap(memory: memory + pageCount * 8, pageCount: pageCount)
+    discarded = unsafe PageBitmap(
+      memory: memory + pageCount * 8 + PageBitmap.size(pageCount: pageCount), pageCount: pageCount)
     unsafe summary = (memory + Self.size(pageCount: pageCount) - 8).bindMemory(to: Atomic<UInt64>.self, capacity: 1)
   }
 

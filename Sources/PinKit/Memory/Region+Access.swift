@@ -61,13 +61,13 @@ extension Region {
       start: UnsafeMutableRawPointer(bitPattern: addresses.start), count: addresses.count)
   }
 
-  @inline(__always) private func enter(_ operation: StaticString) throws(PinError) {
+  @inline(__always) func enter(_ operation: StaticString) throws(PinError) {
     guard space.isOfThisProcess else { throw .notInherited("\(operation)") }
     guard gate.enter() else { throw PinError(.unmapped, operation: "\(operation)", range: addresses) }
     Kernel.enterAccess(id)
   }
 
-  @inline(__always) private func leave() {
+  @inline(__always) func leave() {
     Kernel.leaveAccess(id)
     gate.leave()
   }

@@ -20,6 +20,8 @@ public final class Region: Sendable {
   let gate = AccessGate()
   let table: PageTable
   let attachments = Attachments()
+  /// Held while the way that pages are protected changes as a whole.
+  let layout = Mutex<Void>(())
   private let metadata: Mapping
   private let owned: Mutex<Mapping?>
 
@@ -70,6 +72,10 @@ public final class Region: Sendable {
         .wouldDeadlock, operation: operation, range: addresses,
         advice: "The calling thread is inside an access to this region; leave withUnsafeMutableBytes first.")
     }
+    try requireOutsideFaultPath(operation)
+  }
+
+  func requireOutsideFaultPath(_ operation: String) throws(PinError) {
     if Kernel.isInFaultPath {
       throw PinError(
         .wouldDeadlock, operation: operation, range: addresses,
@@ -83,6 +89,12 @@ public final class Region: Sendable {
     ManagedRanges.release(id: id)
     space.withdraw(id)
     owned.withLock { $0 = nil }
+  }
+
+  /// Whether the program mapped the memory itself.
+  var isAdopted: Bool {
+    if case .adopted = backing.kind { return true }
+    return false
   }
 
   // MARK: Pages and addresses

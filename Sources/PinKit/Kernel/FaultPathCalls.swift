@@ -1,0 +1,113 @@
+internal import CUffd
+internal import SystemPackage
+
+/// The result of an ioctl in the fault path: no error object, no allocation.
+enum UffdResult: Sendable, Hashable {
+  case done
+  /// EAGAIN: an event is in flight until its originator runs again.
+  case again
+  /// ENOENT, ESRCH: not registered any more.
+  case gone
+  case refused(errno: CInt)
+
+  static let badDescriptor = Errno.badFileDescriptor.rawValue
+
+  @inline(__always) init(_ result: CInt) {
+    switch -result {
+    case 0: self = .done
+    case Errno.resourceTemporarilyUnavailable.rawValue: self = .again
+    case Errno.noSuchFileOrDirectory.rawValue, Errno.noSuchProcess.rawValue: self = .gone
+    default: self = .refused(errno: -result)
+    }
+  }
+
+  var errno: CInt {
+    switch self {
+    case .done: 0
+    case .again: Errno.resourceTemporarilyUnavailable.rawValue
+    case .gone: Errno.noSuchFileOrDirectory.rawValue
+    case .refused(let errno): errno
+    }
+  }
+}
+
+/// The userfaultfd calls of the fault path, on a bare descriptor: async-signal-safe.
+enum Uffd {
+  @inline(__always) static func unprotect(_ descriptor: CInt, _ range: AddressRange, wake: Bool) -> UffdResult {
+    while true {
+      let result = cuffd_writeprotect(
+        descriptor, UInt64(range.start), UInt64(range.count), wake ? 0 : cuffd_wp_mode_dontwake)
+      if result != -Errno.interrupted.rawValue { return UffdResult(result) }
+    }
+  }
+
+  @inline(__always) static func protect(_ descriptor: CInt, _ range: AddressRange) -> UffdResult {
+    while true {
+      let result = cuffd_writeprotect(descriptor, UInt64(range.start), UInt64(range.count), cuffd_wp_mode_wp)
+      if result != -Errno.interrupted.rawValue { return UffdResult(result) }
+    }
+  }
+
+  @discardableResult static func wake(_ descriptor: CInt, _ range: AddressRange) -> UffdResult {
+    UffdResult(cuffd_wake(descriptor, UInt64(range.start), UInt64(range.count)))
+  }
+
+  static func unregister(_ descriptor: CInt, _ range: AddressRange) -> UffdResult {
+    UffdResult(cuffd_unregister(descriptor, UInt64(range.start), UInt64(range.count)))
+  }
+
+  /// Whether the number names a userfaultfd at all.
+  static func isUserfaultfd(_ descriptor: CInt) -> Bool { cuffd_is_userfaultfd(descriptor) != 0 }
+
+  static func duplicate(_ descriptor: CInt) throws(PinError) -> CInt {
+    CInt(try PinError.check(cuffd_dup(descriptor), "dup of a userfaultfd"))
+  }
+  static func close(_ descriptor: CInt) { cuffd_close(descriptor) }
+  static func isSame(_ a: CInt, _ b: CInt) -> Bool { cuffd_same_file(a, b) != 0 }
+
+  /// A child of `fork()` closes them, so that it does not keep the parent's memory registered.
+  static func closeInChild(_ descriptor: CInt) { cuffd_fork_add_descriptor(descriptor) }
+  static func forgetInChild(_ descriptor: CInt) { cuffd_fork_remove_descriptor(descriptor) }
+}
+
+/// An eventfd that may be signalled anywhere.
+enum Alarm {
+  static func ring(_ descriptor: CInt) { _ = cuffd_eventfd_signal(descriptor) }
+}
+
+/// Faults that arrive as signals.
+enum SignalFaults {
+  /// Decides on a fault at an address; returns 0 if it is the program's own.
+  typealias Resolver = @convention(c) (UnsafeMutableRawPointer, UInt64, CInt) -> CInt
+
+  static func install() throws(PinError) { try PinError.check(cuffd_fault_install(), "sigaction") }
+  /// Whether the kernel would call PinKit's handler first.
+  static var isInstalled: Bool { cuffd_fault_installed() != 0 }
+
+  static func add(
+    _ range: AddressRange, context: UnsafeMutableRawPointer, unprotectInChild: Bool, _ resolver: Resolver
+  ) throws(PinError) -> Int64 {
+    let token = unsafe cuffd_fault_add(
+      UInt64(range.start), UInt64(range.end), resolver, context,
+      unprotectInChild ? CInt(cuffd_range_unprotect_in_child) : 0)
+    return Int64(try PinError.check(token, "register signal faults", range))
+  }
+  static func remove(_ token: Int64) { cuffd_fault_remove(token) }
+
+  /// How often in a row this thread reported `address` without anything to resolve.
+  static func repeated(_ address: UInt64) -> UInt32 { cuffd_repeated_fault(address) }
+}
+
+/// Makes calls of the funnel fail; only tests use it.
+enum Injection {
+  enum Call: CInt, CaseIterable, Sendable {
+    case open = 1
+    case api, register, unregister, writeProtect, unprotect, copy, zeroPage, continueMapping, move, poison, wake, read
+    case pagemapScan, mmap, munmap, mprotect, madvise, memfd, pwrite
+  }
+  static func arm(_ call: Call, _ errno: Errno, skip: Int = 0, times: Int = 1) {
+    cuffd_inject(call.rawValue, errno.rawValue, CInt(skip), CInt(times))
+  }
+  static func disarm() { cuffd_inject(0, 0, 0, 0) }
+  static var count: Int { Int(cuffd_injected()) }
+}

@@ -1,0 +1,96 @@
+internal import Synchronization
+
+/// How the write faults of a region reach PinKit.
+enum FaultDelivery: UInt8, Sendable, AtomicRepresentable {
+  /// Nothing is protected.
+  case none
+  /// A userfaultfd that reader threads read.
+  case handlerThread
+  /// SIGBUS in the faulting thread (`UFFD_FEATURE_SIGBUS`).
+  case inPlace
+  /// SIGSEGV in the faulting thread (`mprotect`).
+  case mprotect
+  /// The kernel resolves faults by itself (`WP_ASYNC`); a userfaultfd carries events only.
+  case asynchronous
+}
+
+/// All that resolving a fault of one region needs, preallocated: fault handlers reach it through a raw pointer, and it lives
+/// until no handler can.
+///
+/// Made when a region is first protected, freed after the region is unmapped.
+struct FaultDomain: ~Copyable, Sendable {
+  let addresses: AddressRange
+  let pageSize: Int
+  let table: PageTable
+  let counters: FaultCounters
+  let lock: WriteProtectLock
+  let faultAround = FaultAround()
+  /// In nanoseconds: how long the kernel may keep asking to retry.
+  let patience: UInt64
+  /// An eventfd of the watchdog.
+  let alarm: CInt
+
+  let delivery = Atomic<FaultDelivery>(.none)
+  /// The userfaultfd, or -1.
+  let descriptor = Atomic<CInt>(-1)
+  /// A second descriptor of the same userfaultfd: closing one number by mistake does not end the protection.
+  let spareDescriptor = Atomic<CInt>(-1)
+  let isPrivateAnonymous: Bool
+  /// Counts exclusive operations: a message read before one and handled after it may be stale.
+  let generation = Atomic<UInt64>(0)
+  /// Zero, or why faults cannot be served any more (`Failure.rawValue << 32 | errno`).
+  let failure = Atomic<UInt64>(0)
+  /// The callback of the first write to a page: an unretained `FirstWriteCallbacks`, or 0.
+  let callbacks = Atomic<UInt>(0)
+
+  enum Failure: UInt32, Sendable {
+    case descriptorClosed = 1
+    case refused
+    case timedOut
+    case readerDied
+    case mappingChanged
+  }
+
+  init(region: Region, counters: FaultCounters, patience: Double, alarm: CInt) {
+    addresses = region.addresses
+    pageSize = region.pageSize
+    table = region.table
+    isPrivateAnonymous = region.backing.isPrivateAnonymous
+    self.counters = counters
+    self.patience = UInt64(patience * 1e9)
+    self.alarm = alarm
+    lock = WriteProtectLock(counters: counters)
+  }
+
+  @inline(__always) func page(at address: UInt) -> Int { Int(address - addresses.start) / pageSize }
+
+  @inline(__always) func addresses(of pages: Range<Int>) -> AddressRange {
+    AddressRange(
+      start: addresses.start + UInt(pages.lowerBound * pageSize),
+      end: addresses.start + UInt(pages.upperBound * pageSize))
+  }
+
+  /// Notes that the kernel is about to drop the pages of `range` (`MADV_DONTNEED` behind PinKit's back): they change, and their
+  /// protection goes with them.
+  func recordDiscard(_ range: AddressRange) {
+    let inside = range.clamped(to: addresses)
+    guard !inside.isEmpty else { return }
+    table.discarded.insert(page(at: inside.start)..<page(at: inside.end - 1) + 1)
+  }
+
+  /// Takes the spare in the place of a descriptor that turned out closed; false if there is none. Async-signal-safe.
+  func useSpareDescriptor() -> Bool {
+    let spare = spareDescriptor.exchange(-1, ordering: .sequentiallyConsistent)
+    guard spare >= 0 else { return false }
+    descriptor.store(spare, ordering: .sequentiallyConsistent)
+    Alarm.ring(alarm)
+    return true
+  }
+
+  /// Records the first failure and calls the watchdog. Async-signal-safe.
+  func fail(_ failure: Failure, errno: CInt) {
+    let value = UInt64(failure.rawValue) << 32 | UInt64(UInt32(bitPattern: errno))
+    let (first, _) = self.failure.compareExchange(expected: 0, desired: value, ordering: .sequentiallyConsistent)
+    if first { Alarm.ring(alarm) }
+  }
+}

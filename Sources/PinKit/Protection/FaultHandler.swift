@@ -1,0 +1,150 @@
+internal import Logging
+internal import Synchronization
+
+/// The threads that serve the faults of an address space: a few readers, shared by all regions, and a watchdog.
+///
+/// Each region has its own userfaultfd; the readers wait for all of them in one edge-triggered epoll set.
+@safe final class FaultHandler: AddressSpaceService, @unchecked Sendable {  // slots hold atomics only
+  static let capacity = 4096
+  /// The epoll data of the descriptor that stops the readers.
+  private static let stopData = UInt64.max
+
+  let counters: FaultCounters
+  let policy: AddressSpace.FailurePolicy
+  let patience: Double
+  let logger: Logger
+  let events: EventSet
+  let alarm: EventDescriptor
+  private let stop: EventDescriptor
+  let isStopping = Atomic<Bool>(false)
+  private let slots: UnsafeMutablePointer<DomainSlot>
+  private let slotOwners = Mutex<[Int: WeakProtection]>([:])
+  private let threads = Mutex<Threads>(Threads())
+
+  private struct Threads {
+    var readers: [(thread: KernelThread, reader: FaultReader)] = []
+    var watchdog: KernelThread?
+  }
+  private struct WeakProtection: Sendable { weak var protection: RegionProtection? }
+
+  init(configuration: AddressSpace.Configuration, counters: FaultCounters) throws(PinError) {
+    self.counters = counters
+    policy = configuration.failurePolicy
+    patience = configuration.patience
+    logger = configuration.logger
+    events = try EventSet()
+    alarm = try EventDescriptor()
+    stop = try EventDescriptor()
+    unsafe slots = .allocate(capacity: Self.capacity)
+    for index in 0..<Self.capacity { unsafe (slots + index).initialize(to: DomainSlot()) }
+    try events.add(stop.descriptor, data: Self.stopData)
+    try start(readers: configuration.readerCount)
+  }
+
+  deinit {
+    for index in 0..<Self.capacity { unsafe (slots + index).deinitialize(count: 1) }
+    unsafe slots.deallocate()
+  }
+
+  private func start(readers count: Int) throws(PinError) {
+    for _ in 0..<count {
+      let reader = FaultReader(handler: self)
+      let thread = try reader.start()
+      threads.withLock { $0.readers.append((thread, reader)) }
+    }
+    let watchdog = try Watchdog.start(for: self)
+    threads.withLock { $0.watchdog = watchdog }
+  }
+
+  /// Stops every thread. The regions are unmapped: no domain is connected any more.
+  func shutDown() {
+    guard !isStopping.exchange(true, ordering: .sequentiallyConsistent) else { return }
+    let threads = self.threads.withLock { $0 }
+    for _ in threads.readers {
+      stop.signal()
+      events.rearm(stop.descriptor, data: Self.stopData)
+    }
+    for (thread, reader) in threads.readers {
+      // Edge-triggered: one report wakes one reader, so report again until this one has left.
+      while !reader.hasEnded.load(ordering: .acquiring) {
+        events.rearm(stop.descriptor, data: Self.stopData)
+        Kernel.pause(nanoseconds: 100_000)
+      }
+      thread.join()
+    }
+    alarm.signal()
+    threads.watchdog?.join()
+    self.threads.withLock { $0 = Threads() }
+  }
+
+  var readers: [FaultReader] { threads.withLock { $0.readers.map(\.reader) } }
+
+  // MARK: Domains
+
+  /// Makes a domain known to readers and watchdog; returns its slot.
+  func connect(_ protection: RegionProtection) throws(PinError) -> Int {
+    let slot = slotOwners.withLock { owners -> Int? in
+      guard let free = (0..<Self.capacity).first(where: { owners[$0] == nil }) else { return nil }
+      owners[free] = WeakProtection(protection: protection)
+      return free
+    }
+    guard let slot else {
+      throw PinError(
+        .limitReached, operation: "protect a region", range: protection.addresses,
+        advice: "An address space protects at most \(Self.capacity) regions at a time; use another one.")
+    }
+    unsafe slots[slot].open(protection.domain)
+    return slot
+  }
+
+  func listen(_ descriptor: CInt, slot: Int) throws(PinError) { try events.add(descriptor, data: UInt64(slot)) }
+  func rearm(_ descriptor: CInt, slot: Int) { events.rearm(descriptor, data: UInt64(slot)) }
+
+  /// Forgets a domain. When it returns, no reader is using it and none will.
+  func disconnect(slot: Int, descriptor: CInt) {
+    if descriptor >= 0 { events.remove(descriptor) }
+    unsafe slots[slot].close()
+    _ = slotOwners.withLock { $0.removeValue(forKey: slot) }
+  }
+
+  /// The regions that are protected now.
+  var protections: [RegionProtection] { slotOwners.withLock { $0.values.compactMap(\.protection) } }
+
+  @inline(__always) func slot(_ index: Int) -> UnsafeMutablePointer<DomainSlot> { unsafe slots + index }
+}
+
+/// Where readers find a domain; counts the readers that are using it.
+@safe struct DomainSlot: ~Copyable {
+  private let domain = Atomic<UInt>(0)
+  private let users = Atomic<Int>(0)
+
+  func open(_ pointer: UnsafeMutablePointer<FaultDomain>) {
+    domain.store(UInt(bitPattern: pointer), ordering: .sequentiallyConsistent)
+  }
+
+  func close() {
+    domain.store(0, ordering: .sequentiallyConsistent)
+    while users.load(ordering: .sequentiallyConsistent) != 0 { Kernel.pause(nanoseconds: 20_000) }
+  }
+
+  /// The domain, held until ``leave()``; `nil` if the slot is free.
+  @inline(__always) func enter() -> UnsafeMutablePointer<FaultDomain>? {
+    users.add(1, ordering: .sequentiallyConsistent)
+    if let pointer = unsafe UnsafeMutablePointer<FaultDomain>(bitPattern: domain.load(ordering: .sequentiallyConsistent)) {
+      return unsafe pointer
+    }
+    leave()
+    return nil
+  }
+
+  @inline(__always) func leave() { users.subtract(1, ordering: .sequentiallyConsistent) }
+}
+
+extension AddressSpace {
+  /// The space's fault threads, started when they are first needed.
+  func faultHandler() throws(PinError) -> FaultHandler {
+    try services.findOrMake(FaultHandler.self) { () throws(PinError) in
+      try FaultHandler(configuration: configuration, counters: counters)
+    }
+  }
+}

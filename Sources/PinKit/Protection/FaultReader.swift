@@ -1,0 +1,235 @@
+internal import Synchronization
+
+/// One thread that reads faults and resolves them.
+///
+/// Everything it needs is allocated before it starts; its loop allocates nothing and counts no references (K2). After a batch it
+/// looks a little longer for the next one before it sleeps, as waking a sleeping thread costs more than resolving a fault; it
+/// stops looking where that does not pay.
+@safe final class FaultReader: @unchecked Sendable {  // the buffers belong to its own thread alone
+  private unowned let handler: FaultHandler
+  private var batch = FaultBatch()
+  private var ready = InlineArray<16, UInt64>(repeating: 0)
+  private var pages = InlineArray<64, Int>(repeating: 0)
+  private var parked = ParkedFaults()
+  private var spinBudget = FaultReader.longestSpin
+  private var lastIdle: UInt64 = 0
+
+  /// When the batch at hand was begun, 0 while waiting: for the watchdog.
+  let busySince = Atomic<UInt64>(0)
+  /// The domain at hand, plus one.
+  let busySlot = Atomic<Int>(0)
+  let hasEnded = Atomic<Bool>(false)
+
+  /// In nanoseconds.
+  private static let longestSpin: UInt64 = 25_000
+
+  init(handler: FaultHandler) { self.handler = handler }
+
+  func start() throws(PinError) -> KernelThread {
+    let context = unsafe Unmanaged.passRetained(self).toOpaque()
+    return try unsafe KernelThread(
+      name: "pinkit-faults", context: context,
+      body: { unsafe Unmanaged<FaultReader>.fromOpaque($0!).takeUnretainedValue().run() },
+      onExit: {
+        let reader = unsafe Unmanaged<FaultReader>.fromOpaque($0!).takeRetainedValue()
+        reader.hasEnded.store(true, ordering: .sequentiallyConsistent)
+        reader.handler.alarm.signal()
+      })
+  }
+
+  private func run() {
+    Kernel.enterFaultPath()
+    while !handler.isStopping.load(ordering: .acquiring) {
+      TestHooks.reach(.readerIdle)
+      let count = handler.events.wait(&ready, milliseconds: parked.isEmpty ? -1 : 1)
+      for index in 0..<count where ready[index] < UInt64(FaultHandler.capacity) { visit(Int(ready[index])) }
+      if !parked.isEmpty { retryParked() }
+    }
+  }
+
+  private func visit(_ index: Int) {
+    let slot = unsafe handler.slot(index)
+    guard let domain = unsafe slot.pointee.enter() else { return }
+    busySlot.store(index + 1, ordering: .relaxed)
+    unsafe serve(domain.pointee, slot: index)
+    busySlot.store(0, ordering: .relaxed)
+    unsafe slot.pointee.leave()
+  }
+
+  /// Reads and resolves until nothing has come for a while.
+  private func serve(_ domain: borrowing FaultDomain, slot: Int) {
+    let started = Kernel.now()
+    if started &- lastIdle < 2 * Self.longestSpin { spinBudget = Self.longestSpin }
+    var idleSince: UInt64 = 0
+    while true {
+      guard let hold = domain.lock.trySharedOrDefer() else { return }
+      let begun = Kernel.now()
+      let error = batch.read(from: domain.descriptor.load(ordering: .acquiring))
+      if batch.count > 0 {
+        busySince.store(begun, ordering: .relaxed)
+        handleBatch(domain, slot: slot, holding: hold, begun: begun)
+        busySince.store(0, ordering: .relaxed)
+        idleSince = 0
+        continue
+      }
+      guard error == UffdResult.again.errno else {
+        if handleReadError(error, domain) { continue }
+        return
+      }
+      if idleSince == 0 { idleSince = begun }
+      if begun - idleSince >= spinBudget {
+        spinBudget /= 2
+        lastIdle = begun
+        return
+      }
+      Kernel.relax()
+    }
+  }
+
+  /// True if reading can go on.
+  private func handleReadError(_ error: CInt, _ domain: borrowing FaultDomain) -> Bool {
+    domain.counters.add(.readerErrors)
+    switch error {
+    case 0: return false
+    case 4: return true  // EINTR
+    case UffdResult.badDescriptor:
+      if domain.useSpareDescriptor() { return true }
+      domain.fail(.descriptorClosed, errno: error)
+    default: domain.fail(.refused, errno: error)
+    }
+    return false
+  }
+
+  private func handleBatch(
+    _ domain: borrowing FaultDomain, slot: Int, holding hold: borrowing WriteProtectLock.SharedHold, begun: UInt64
+  ) {
+    domain.counters.add(.batches)
+    domain.counters.add(.messages, batch.count)
+    // A page fault may have been queued before an event that happened earlier: events first.
+    var faults = 0
+    for index in 0..<batch.count {
+      let message = batch[index]
+      guard case .pageFault(let address, _, _) = message else {
+        handleEvent(message, domain)
+        continue
+      }
+      guard domain.addresses.contains(address) else { continue }
+      insertSorted(domain.page(at: address), count: &faults)
+    }
+    for index in 0..<faults {
+      let page = pages[index]
+      let resolution = FaultPath.resolve(page: page, in: domain, holding: hold)
+      settle(resolution, page: page, domain, slot: slot)
+      domain.counters.add(.handlerThreadFaults)
+      domain.counters.addLatency(Kernel.now() - begun)
+    }
+  }
+
+  /// Keeps the pages of a batch in order and each of them once.
+  @inline(__always) private func insertSorted(_ page: Int, count: inout Int) {
+    var at = count
+    while at > 0, pages[at - 1] > page { at -= 1 }
+    if at > 0, pages[at - 1] == page { return }
+    var move = count
+    while move > at {
+      pages[move] = pages[move - 1]
+      move -= 1
+    }
+    pages[at] = page
+    count += 1
+  }
+
+  private func settle(_ resolution: FaultResolution, page: Int, _ domain: borrowing FaultDomain, slot: Int) {
+    switch resolution {
+    case .opened, .alreadyOpen, .failed: return
+    case .gone, .denied: FaultPath.wake(page..<page + 1, in: domain)
+    case .retry:
+      let fault = ParkedFaults.Fault(
+        slot: slot, page: page, generation: domain.generation.load(ordering: .relaxed),
+        deadline: Kernel.now() + domain.patience)
+      // With no room the thread is woken: it faults again and queues a new message.
+      if !parked.append(fault) { FaultPath.wake(page..<page + 1, in: domain) }
+    }
+  }
+
+  private func handleEvent(_ message: FaultMessage, _ domain: borrowing FaultDomain) {
+    switch message {
+    case .pageFault: return
+    case .remove(let range):
+      domain.counters.add(.removeEvents)
+      domain.recordDiscard(range)
+    case .unmap(let range):
+      domain.counters.add(.unmapEvents)
+      if range.overlaps(domain.addresses) { domain.fail(.mappingChanged, errno: 0) }
+    case .remap:
+      domain.counters.add(.remapEvents)
+      domain.fail(.mappingChanged, errno: 0)
+    case .fork(let descriptor): Uffd.close(descriptor)
+    case .unknown: domain.counters.add(.unknownEvents)
+    }
+  }
+
+  /// Tries again what the kernel could not do while an event was in flight.
+  private func retryParked() {
+    let count = parked.count
+    for _ in 0..<count {
+      let fault = parked.removeFirst()
+      let slot = unsafe handler.slot(fault.slot)
+      guard let domain = unsafe slot.pointee.enter() else { continue }
+      unsafe retry(fault, domain.pointee)
+      unsafe slot.pointee.leave()
+    }
+  }
+
+  private func retry(_ fault: ParkedFaults.Fault, _ domain: borrowing FaultDomain) {
+    guard let hold = domain.lock.trySharedOrDefer() else {
+      _ = parked.append(fault)
+      return
+    }
+    if domain.generation.load(ordering: .relaxed) != fault.generation {
+      // An exclusive operation ran meanwhile: let the thread fault anew rather than resolve a fault it may have got over.
+      FaultPath.wake(fault.page..<fault.page + 1, in: domain)
+      return
+    }
+    if Kernel.now() > fault.deadline {
+      domain.fail(.timedOut, errno: UffdResult.again.errno)
+      return
+    }
+    let resolution = FaultPath.resolve(page: fault.page, in: domain, holding: hold)
+    if resolution == .retry {
+      _ = parked.append(fault)
+    } else {
+      settle(resolution, page: fault.page, domain, slot: fault.slot)
+    }
+  }
+}
+
+/// Faults that wait for an event to pass, in a ring of fixed size.
+struct ParkedFaults {
+  struct Fault {
+    var slot: Int
+    var page: Int
+    var generation: UInt64
+    var deadline: UInt64
+  }
+  private var ring = InlineArray<256, Fault>(repeating: Fault(slot: 0, page: 0, generation: 0, deadline: 0))
+  private var first = 0
+  private(set) var count = 0
+
+  var isEmpty: Bool { count == 0 }
+
+  /// False if there is no room.
+  mutating func append(_ fault: Fault) -> Bool {
+    guard count < 256 else { return false }
+    ring[(first + count) & 255] = fault
+    count += 1
+    return true
+  }
+
+  mutating func removeFirst() -> Fault {
+    let fault = ring[first]
+    first = (first + 1) & 255
+    count -= 1
+    return fault
+  }
+}

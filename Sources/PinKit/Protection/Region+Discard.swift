@@ -1,0 +1,30 @@
+extension Region {
+  /// Gives the memory of `pages` back: they read as zeros from now on. Trackers report them as written.
+  ///
+  /// Runs beside faults and writers; a write that races with it is either wiped out or survives whole.
+  ///
+  /// - Throws: ``PinError``: `.outOfBounds`, `.unmapped`, `.accessDenied` where pages are protected against writing, `.unsupported`
+  ///   for a mapping of a file, `.wouldDeadlock` from a fault callback. Does not block on other faults.
+  public func discard(_ pages: Range<Int>) throws(PinError) {
+    let range = try addresses(of: pages)
+    try requireOutsideFaultPath("discard")
+    try enter("discard")
+    defer { leave() }
+    guard !pages.isEmpty else { return }
+    guard backing.support.contains(.discard) else {
+      throw PinError(
+        .unsupported, operation: "discard", range: range,
+        advice: "The bytes belong to a file; punch a hole in it, or use anonymous, pool or hugetlb memory.")
+    }
+    if table.hasDeniedPages, let page = pages.first(where: { !table[$0].isDisjoint(with: [.writeDenied, .readDenied]) }) {
+      throw PinError(
+        .accessDenied, operation: "discard", range: addressesUnchecked(of: page..<page + 1),
+        advice: "protect(_:to:) took the right to write away from page \(page).")
+    }
+    // Shared pages live in a file: dropping the mapping would not drop them. The kernel may announce the removal through the
+    // userfaultfd and wait until a reader has read that, so no lock may be held here.
+    try Memory.advise(range, backing.isPrivateAnonymous ? .dontNeed : .remove)
+    // After the fact: whoever collects from now on protects the fresh pages again and reports them.
+    table.discarded.insert(pages)
+  }
+}

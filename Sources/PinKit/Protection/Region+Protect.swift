@@ -1,0 +1,70 @@
+internal import Synchronization
+
+/// What the program may do with pages of a region.
+public enum PageAccess: Sendable, Hashable {
+  case none
+  case readOnly
+  case readWrite
+}
+
+extension Region {
+  /// Changes what the program may do with `pages`, as mprotect(2) does. Tracking goes on beneath it.
+  ///
+  /// A forbidden access through a pointer is the program's own SIGSEGV; `load`, `store` and `copy` throw `.accessDenied`. When the call
+  /// returns, no write to a page that lost the right is still on its way (W1).
+  ///
+  /// - Parameters:
+  ///   - pages: Page indices.
+  ///   - access: ``PageAccess/readOnly`` unless given.
+  /// - Throws: ``PinError``: `.outOfBounds`, `.unmapped`, `.wouldDeadlock` from a fault callback, `.outOfMemory` where
+  ///   `vm.max_map_count` is reached; nothing has changed then.
+  public func protect(_ pages: Range<Int>, to access: PageAccess = .readOnly) throws(PinError) {
+    _ = try addresses(of: pages)
+    try requireOutsideFaultPath("protect")
+    try enter("protect")
+    defer { leave() }
+    guard !pages.isEmpty else { return }
+    try layout.withLock { _ throws(PinError) in
+      guard let protection = attachments.find(RegionProtection.self) else { return try apply(access, to: pages, armed: false) }
+      try protection.throwIfFailed("protect")
+      try protection.exclusive { domain throws(PinError) in
+        try apply(access, to: pages, armed: domain.delivery.load(ordering: .acquiring) == .mprotect)
+      }
+    }
+  }
+
+  private func apply(_ access: PageAccess, to pages: Range<Int>, armed: Bool) throws(PinError) {
+    if access != .readWrite { table.noteDeniedPages() }
+    let range = addressesUnchecked(of: pages)
+    switch access {
+    case .none: try change(range, [])
+    case .readOnly: try change(range, .read)
+    case .readWrite where armed:
+      // Pages that a tracker has armed stay read-only to the processor until they are written.
+      var start = pages.lowerBound
+      while start < pages.upperBound {
+        let isOpen = table[start].contains(.open)
+        var end = start + 1
+        while end < pages.upperBound, table[end].contains(.open) == isOpen { end += 1 }
+        try change(addressesUnchecked(of: start..<end), isOpen ? [.read, .write] : .read)
+        start = end
+      }
+    case .readWrite: try change(range, [.read, .write])
+    }
+    let denied: PageTable.Entry =
+      switch access {
+      case .none: [.readDenied, .writeDenied]
+      case .readOnly: .writeDenied
+      case .readWrite: []
+      }
+    guard table.hasDeniedPages else { return }
+    for page in pages {
+      table.insert(denied, at: page)
+      table.remove(PageTable.Entry([.readDenied, .writeDenied]).subtracting(denied), at: page)
+    }
+  }
+
+  private func change(_ range: AddressRange, _ protection: Mapping.Protection) throws(PinError) {
+    try PinError.check(Memory.protect(range, protection), "mprotect", range)
+  }
+}

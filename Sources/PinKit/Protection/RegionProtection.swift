@@ -1,0 +1,256 @@
+internal import Logging
+internal import Synchronization
+internal import SystemPackage
+
+/// The protection of one region: its fault domain, its descriptors, its place with the readers and in the signal path.
+@safe final class RegionProtection: RegionAttachment, @unchecked Sendable {  // the domain's fields are atomics; the rest is in `state`
+  let addresses: AddressRange
+  let domain: UnsafeMutablePointer<FaultDomain>
+  private let handler: FaultHandler
+  private let inheritsAcrossFork: Bool
+  private let state = Mutex(State())
+
+  private struct State {
+    var slot: Int?
+    var signalToken: Int64?
+    var isReported = false
+    var faultAround = FaultAroundPolicy.exact
+  }
+
+  init(region: Region, handler: FaultHandler) {
+    addresses = region.addresses
+    self.handler = handler
+    inheritsAcrossFork = region.space.configuration.inheritsAcrossFork || region.isAdopted
+    unsafe domain = .allocate(capacity: 1)
+    unsafe domain.initialize(
+      to: FaultDomain(
+        region: region, counters: handler.counters, patience: handler.patience, alarm: handler.alarm.descriptor))
+  }
+
+  deinit {
+    unsafe domain.deinitialize(count: 1)
+    unsafe domain.deallocate()
+  }
+
+  var slotIndex: Int? { state.withLock { $0.slot } }
+
+  // MARK: Beginning and ending
+
+  /// Connects the region to a way of delivery. Nothing is write-protected yet.
+  ///
+  /// - Throws: ``PinError``; everything is then as it was.
+  func begin(_ delivery: FaultDelivery) throws(PinError) {
+    try throwIfFailed("protect")
+    if delivery == .inPlace || delivery == .mprotect { try installSignalPath(delivery) }
+    let slot = try handler.connect(self)
+    state.withLock { $0.slot = slot }
+    do throws(PinError) {
+      if delivery != .mprotect { try openDescriptor(delivery, slot: slot) }
+    } catch {
+      handler.disconnect(slot: slot, descriptor: -1)
+      state.withLock { $0.slot = nil }
+      throw error
+    }
+    unsafe domain.pointee.delivery.store(delivery, ordering: .sequentiallyConsistent)
+  }
+
+  private func installSignalPath(_ delivery: FaultDelivery) throws(PinError) {
+    try SignalFaults.install()
+    if !SignalFaults.isInstalled {
+      handler.logger.warning(
+        "another SIGSEGV or SIGBUS handler was installed over PinKit's; it must pass on the faults that are not its own")
+    }
+    guard state.withLock({ $0.signalToken == nil }) else { return }
+    let token = try unsafe SignalFaults.add(
+      addresses, context: UnsafeMutableRawPointer(domain), unprotectInChild: inheritsAcrossFork,
+      InPlaceDelivery.resolver)
+    state.withLock { $0.signalToken = token }
+  }
+
+  private func openDescriptor(_ delivery: FaultDelivery, slot: Int) throws(PinError) {
+    var features: Userfaultfd.Features = [.pagefaultFlagWP, .wpUnpopulated, .eventRemove, .eventUnmap, .eventRemap]
+    if delivery == .inPlace { features.insert(.sigbus) }
+    if delivery == .asynchronous { features.insert(.wpAsync) }
+    if unsafe !domain.pointee.isPrivateAnonymous { features.insert(.wpHugetlbfsShmem) }
+    let made = try Userfaultfd(features: features)
+    if made.access == .userModeOnly {
+      handler.logger.warning(
+        "userfaultfd is open in user mode only: system calls that write into protected memory fail with EFAULT")
+    }
+    try made.register(addresses, for: .writeProtect)
+    // High numbers: out of the way of code that closes and reuses low ones.
+    let descriptor = try Uffd.duplicate(made.descriptor)
+    do throws(PinError) {
+      let spare = try Uffd.duplicate(made.descriptor)
+      Uffd.closeInChild(descriptor)
+      Uffd.closeInChild(spare)
+      unsafe domain.pointee.descriptor.store(descriptor, ordering: .sequentiallyConsistent)
+      unsafe domain.pointee.spareDescriptor.store(spare, ordering: .sequentiallyConsistent)
+      try handler.listen(descriptor, slot: slot)
+    } catch {
+      try? made.unregister(addresses)
+      closeDescriptors(descriptor)
+      throw error
+    }
+  }
+
+  private func closeDescriptors(_ descriptor: CInt) {
+    let spare = unsafe domain.pointee.spareDescriptor.exchange(-1, ordering: .sequentiallyConsistent)
+    unsafe domain.pointee.descriptor.store(-1, ordering: .sequentiallyConsistent)
+    for open in [descriptor, spare] where open >= 0 {
+      Uffd.forgetInChild(open)
+      Uffd.close(open)
+    }
+  }
+
+  /// Lifts all protection, wakes whoever waits, and disconnects. The page table forgets what was open.
+  ///
+  /// The signal path stays until the region goes: a signal may be on its way to a thread whose page has just been opened.
+  func end() {
+    guard let slot = state.withLock({ $0.slot }) else { return }
+    // A reader that died may have taken the lock with it.
+    if failure == nil { exclusive { lift($0) } } else { unsafe lift(domain.pointee) }
+    let descriptor = unsafe domain.pointee.descriptor.load(ordering: .acquiring)
+    handler.disconnect(slot: slot, descriptor: descriptor)
+    closeDescriptors(descriptor)
+    state.withLock { $0.slot = nil }
+  }
+
+  private func lift(_ domain: borrowing FaultDomain) {
+    let delivery = domain.delivery.exchange(.none, ordering: .sequentiallyConsistent)
+    switch delivery {
+    case .none: break
+    case .mprotect: liftMprotect(domain)
+    case .handlerThread, .inPlace, .asynchronous: unregister(domain)
+    }
+    let table = domain.table
+    table.open.drain { pages in for page in pages { table.remove([.open, .faultAround], at: page) } }
+  }
+
+  private func unregister(_ domain: borrowing FaultDomain) {
+    let descriptor = domain.descriptor.load(ordering: .acquiring)
+    // Removes protection from the entries and wakes every waiter; memory unmapped behind our back is skipped piece by piece.
+    if Uffd.unregister(descriptor, addresses) == .done { return }
+    for mapping in (try? ProcessMaps.mappings(in: addresses)) ?? [] {
+      _ = Uffd.unregister(descriptor, mapping.range.clamped(to: addresses))
+    }
+  }
+
+  /// Everything becomes writable but what the user protected.
+  private func liftMprotect(_ domain: borrowing FaultDomain) {
+    var start = 0
+    let table = domain.table
+    guard table.hasDeniedPages else {
+      _ = Memory.protect(addresses, [.read, .write])
+      return
+    }
+    for page in 0...table.pageCount {
+      let stops = page == table.pageCount || !table[page].isDisjoint(with: [.writeDenied, .readDenied])
+      if stops, start < page { _ = Memory.protect(domain.addresses(of: start..<page), [.read, .write]) }
+      if stops { start = page + 1 }
+    }
+  }
+
+  func regionWillUnmap() {
+    end()
+    if let token = state.withLock({ $0.signalToken }) { SignalFaults.remove(token) }
+    state.withLock { $0.signalToken = nil }
+  }
+
+  // MARK: Exclusive operations
+
+  /// Runs `body` with the wrprotect lock held exclusively (W1).
+  func exclusive<Result, Failure: Error>(
+    _ body: (borrowing FaultDomain) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    let rearm = { [self] in
+      let slot = state.withLock { $0.slot }
+      let descriptor = unsafe domain.pointee.descriptor.load(ordering: .acquiring)
+      if let slot, descriptor >= 0 { handler.rearm(descriptor, slot: slot) }
+    }
+    return try unsafe domain.pointee.lock.withExclusive(rearm: rearm) { () throws(Failure) in
+      unsafe domain.pointee.generation.add(1, ordering: .relaxed)
+      return try unsafe body(domain.pointee)
+    }
+  }
+
+  /// Replaces the first-write callbacks. When it returns, no earlier one is running.
+  func setCallbacks(_ callbacks: FirstWriteCallbacks?) {
+    let new = callbacks.map { UInt(bitPattern: unsafe Unmanaged.passRetained($0).toOpaque()) } ?? 0
+    let old = exclusive { $0.callbacks.exchange(new, ordering: .sequentiallyConsistent) }
+    if old != 0 { unsafe Unmanaged<FirstWriteCallbacks>.fromOpaque(UnsafeRawPointer(bitPattern: old)!).release() }
+  }
+
+  // MARK: Fault-around
+
+  var faultAround: FaultAroundPolicy { state.withLock { $0.faultAround } }
+  func setFaultAround(_ policy: FaultAroundPolicy) {
+    state.withLock { $0.faultAround = policy }
+    unsafe domain.pointee.faultAround.set(policy)
+  }
+  var faultAroundWindow: Int { unsafe domain.pointee.faultAround.currentWindow }
+
+  // MARK: Failure
+
+  var failure: PinError? {
+    let value = unsafe domain.pointee.failure.load(ordering: .acquiring)
+    guard value != 0, let kind = FaultDomain.Failure(rawValue: UInt32(value >> 32)) else { return nil }
+    let errno = CInt(truncatingIfNeeded: value & 0xffff_ffff)
+    let code: PinError.Code = kind == .mappingChanged ? .mappingChanged : kind == .timedOut ? .timedOut : .handlerLost
+    return PinError(
+      code, operation: "serve faults (\(kind))", errno: errno == 0 ? nil : Errno(rawValue: errno), range: addresses,
+      advice: kind.advice)
+  }
+
+  func throwIfFailed(_ operation: String) throws(PinError) {
+    if let failure { throw failure }
+  }
+
+  func fail(_ failure: FaultDomain.Failure) { unsafe domain.pointee.fail(failure, errno: 0) }
+
+  /// The failure, the first time it is asked for.
+  func takeUnreportedFailure() -> PinError? {
+    guard let failure else { return nil }
+    return state.withLock { state in
+      defer { state.isReported = true }
+      return state.isReported ? nil : failure
+    }
+  }
+
+  /// Lets everyone go on without protection; the failure stays on record.
+  func releaseAfterFailure() { unsafe lift(domain.pointee) }
+
+  /// Puts a new spare in the place of a descriptor that other code has closed.
+  func repairDescriptors(logger: Logger) {
+    let descriptor = unsafe domain.pointee.descriptor.load(ordering: .acquiring)
+    let spare = unsafe domain.pointee.spareDescriptor.load(ordering: .acquiring)
+    guard descriptor >= 0 else { return }
+    if spare >= 0, Uffd.isSame(descriptor, spare) { return }
+    if spare >= 0, !Uffd.isUserfaultfd(descriptor), Uffd.isUserfaultfd(spare) {
+      _ = unsafe domain.pointee.useSpareDescriptor()
+    } else if !Uffd.isUserfaultfd(descriptor) {
+      unsafe domain.pointee.fail(.descriptorClosed, errno: UffdResult.badDescriptor)
+      return
+    }
+    let good = unsafe domain.pointee.descriptor.load(ordering: .acquiring)
+    guard let new = try? Uffd.duplicate(good) else { return }
+    Uffd.closeInChild(new)
+    unsafe domain.pointee.spareDescriptor.store(new, ordering: .sequentiallyConsistent)
+    logger.error(
+      "a userfaultfd of \(addresses) was closed by other code in this process; its spare took over. Find the code that closes descriptors it does not own.")
+  }
+}
+
+extension FaultDomain.Failure {
+  var advice: String {
+    switch self {
+    case .descriptorClosed:
+      "Other code in this process closed PinKit's userfaultfd. What was written since cannot be known."
+    case .refused: "The kernel refused to lift the protection of a page."
+    case .timedOut: "The kernel kept asking to retry; the thread that unmaps or discards memory may be stopped."
+    case .readerDied: "A thread that serves faults ended."
+    case .mappingChanged:
+      "Use Region.unmap() and Region.discard(_:), or end the management before munmap(2), mremap(2) or mmap(2) over it."
+    }
+  }
+}

@@ -1,0 +1,85 @@
+internal import Histogram
+
+extension AddressSpace {
+  /// What the fault path has done since the space was made.
+  public struct Statistics: Sendable, Hashable, Codable {
+    /// Write faults that reader threads resolved, one for each page of a batch.
+    public var handlerThreadFaults: UInt64
+    /// Write faults that the faulting thread resolved after SIGBUS.
+    public var inPlaceFaults: UInt64
+    /// Write faults that the faulting thread resolved after SIGSEGV.
+    public var mprotectFaults: UInt64
+    /// Pages that faults have opened, neighbours included.
+    public var openedPages: UInt64
+    /// Of those, the ones that were opened for a neighbour's sake.
+    public var faultAroundPages: UInt64
+    /// The window of each protected region's latest fault, in pages; the largest.
+    public var faultAroundWindow: Int
+    /// Faults whose page another fault had opened already.
+    public var alreadyOpen: UInt64
+    /// Operations that the kernel asked to try again (EAGAIN).
+    public var retries: UInt64
+    /// Threads woken without opening their page: they try again.
+    public var wakes: UInt64
+    /// Faults in managed memory that PinKit could not explain and left to the program's handler.
+    public var unexplained: UInt64
+    /// How often a fault waited for the wrprotect lock, and how often an exclusive operation did.
+    public var sharedLockWaits: UInt64
+    public var exclusiveLockWaits: UInt64
+    /// Batches that a reader left for later because an exclusive operation was running.
+    public var deferredBatches: UInt64
+    /// Reads of a userfaultfd that returned something, and the messages they returned.
+    public var batches: UInt64
+    public var messages: UInt64
+    /// Events by kind; `unknownEvents` are those this version does not know.
+    public var removeEvents: UInt64
+    public var unmapEvents: UInt64
+    public var remapEvents: UInt64
+    public var unknownEvents: UInt64
+    /// Faults under mprotect that had to open more than their page because `vm.max_map_count` was reached.
+    public var widenedOpenings: UInt64
+    /// From reading a fault (or entering the signal handler) to its page being open, in nanoseconds.
+    public var faultLatency: LatencySummary
+  }
+
+  /// A distribution of times in nanoseconds, exact to an eighth.
+  public struct LatencySummary: Sendable, Hashable, Codable {
+    public var count: UInt64
+    public var p50: UInt64
+    public var p90: UInt64
+    public var p99: UInt64
+    public var p999: UInt64
+    public var maximum: UInt64
+  }
+
+  /// A snapshot of the counters; cheap, lock-free, and safe beside any load. Counters that change meanwhile may be caught at
+  /// slightly different moments.
+  public var statistics: Statistics {
+    let protections = services.find(FaultHandler.self)?.protections ?? []
+    return Statistics(
+      handlerThreadFaults: counters[.handlerThreadFaults], inPlaceFaults: counters[.inPlaceFaults],
+      mprotectFaults: counters[.mprotectFaults], openedPages: counters[.openedPages],
+      faultAroundPages: counters[.faultAroundPages],
+      faultAroundWindow: protections.map { unsafe $0.domain.pointee.faultAround.currentWindow }.max() ?? 1,
+      alreadyOpen: counters[.alreadyOpen], retries: counters[.retries], wakes: counters[.wakes],
+      unexplained: counters[.unexplained], sharedLockWaits: counters[.sharedWaits],
+      exclusiveLockWaits: counters[.exclusiveWaits], deferredBatches: counters[.deferredBatches],
+      batches: counters[.batches], messages: counters[.messages], removeEvents: counters[.removeEvents],
+      unmapEvents: counters[.unmapEvents], remapEvents: counters[.remapEvents],
+      unknownEvents: counters[.unknownEvents], widenedOpenings: counters[.widenedOpenings],
+      faultLatency: latencySummary())
+  }
+
+  private func latencySummary() -> LatencySummary {
+    var histogram = Histogram<UInt64>(highestTrackableValue: 1 << 42, numberOfSignificantValueDigits: .two)
+    var count: UInt64 = 0
+    for (bucket, times) in counters.latencies().enumerated() where times > 0 {
+      histogram.record(FaultCounters.middle(of: bucket), count: times)
+      count += times
+    }
+    return LatencySummary(
+      count: count, p50: histogram.valueAtPercentile(50), p90: histogram.valueAtPercentile(90),
+      p99: histogram.valueAtPercentile(99), p999: histogram.valueAtPercentile(99.9),
+      maximum: count == 0 ? 0 : histogram.max)
+  }
+}

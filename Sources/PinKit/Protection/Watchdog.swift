@@ -1,0 +1,69 @@
+internal import Logging
+internal import Synchronization
+
+/// The thread that notices what fault handlers cannot say themselves (K3): a reader that ended, a reader that is stuck, a closed
+/// descriptor, a refusal of the kernel. It logs the cause and applies the failure policy. It is also the only thread of the
+/// fault handler that may allocate.
+@safe final class Watchdog: Sendable {
+  private let handler: FaultHandler
+  /// In milliseconds.
+  private static let interval: CInt = 200
+
+  private init(_ handler: FaultHandler) { self.handler = handler }
+
+  static func start(for handler: FaultHandler) throws(PinError) -> KernelThread {
+    let watchdog = Watchdog(handler)
+    return try unsafe KernelThread(
+      name: "pinkit-watchdog", context: Unmanaged.passRetained(watchdog).toOpaque(),
+      body: { unsafe Unmanaged<Watchdog>.fromOpaque($0!).takeUnretainedValue().run() },
+      onExit: { unsafe Unmanaged<Watchdog>.fromOpaque($0!).release() })
+  }
+
+  private func run() {
+    var stuck: Set<ObjectIdentifier> = []
+    while !handler.isStopping.load(ordering: .acquiring) {
+      if handler.alarm.wait(milliseconds: Self.interval) { handler.alarm.drain() }
+      if handler.isStopping.load(ordering: .acquiring) { return }
+      checkReaders(&stuck)
+      for protection in handler.protections {
+        protection.repairDescriptors(logger: handler.logger)
+        if let failure = protection.takeUnreportedFailure() { apply(failure, to: protection) }
+      }
+    }
+  }
+
+  private func checkReaders(_ stuck: inout Set<ObjectIdentifier>) {
+    let readers = handler.readers
+    let patience = UInt64(handler.patience * 1e9)
+    for reader in readers {
+      if reader.hasEnded.load(ordering: .acquiring) {
+        let slot = reader.busySlot.exchange(-1, ordering: .relaxed)
+        if slot >= 0 { failAll(servedBy: slot - 1, others: readers) }
+        continue
+      }
+      let since = reader.busySince.load(ordering: .relaxed)
+      if since != 0, Kernel.now() > since, Kernel.now() - since > patience {
+        guard stuck.insert(ObjectIdentifier(reader)).inserted else { continue }
+        handler.logger.critical(
+          "a fault reader has worked on one batch for \(handler.patience) s; a first-write callback may be blocked, and threads that fault wait for it")
+      } else {
+        stuck.remove(ObjectIdentifier(reader))
+      }
+    }
+  }
+
+  /// A reader is gone: the region it was serving cannot be trusted, and with the last reader no region can.
+  private func failAll(servedBy slot: Int, others: [FaultReader]) {
+    let alive = others.contains { !$0.hasEnded.load(ordering: .acquiring) }
+    for protection in handler.protections where !alive || protection.slotIndex == slot {
+      protection.fail(.readerDied)
+    }
+    handler.logger.critical("a fault reader ended unexpectedly; \(alive ? "others go on" : "none is left")")
+  }
+
+  private func apply(_ failure: PinError, to protection: RegionProtection) {
+    handler.logger.critical("\(failure)")
+    if handler.policy == .terminate { Kernel.die("PinKit: \(failure)") }
+    protection.releaseAfterFailure()
+  }
+}

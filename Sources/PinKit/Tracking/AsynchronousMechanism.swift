@@ -1,0 +1,134 @@
+internal import Synchronization
+
+/// Tracking inside the kernel: `WP_ASYNC` lets the first write to a protected page through and drops the page's mark, and
+/// `PAGEMAP_SCAN` finds the pages without a mark and sets it again, in one step per page-table entry.
+///
+/// What counts as written differs by backing:
+///
+/// - Private anonymous memory: a present or swapped entry without the mark, unless it maps the kernel's zero page, which only a read puts
+///   there. Entries that are not there have not been written, so untouched memory needs no marks and no page tables: arming costs
+///   in proportion to what is populated. While tracked, the memory gets no new huge pages: one write would populate 512 pages.
+/// - Shared memory and files: marks are set on absent entries too, as a read maps the page itself. The kernel may take a
+///   written page out of the mapping (reclaim): its entry then is absent without a mark. A second scan finds those; without it, a page
+///   that was written, written back and reclaimed between two collections would be lost.
+@safe final class AsynchronousMechanism: TrackingMechanism, @unchecked Sendable {  // the session serializes all calls
+  let kind = WriteTracking.Mechanism.asynchronous
+  private let protection: RegionProtection
+  private let backing: Backing
+  private let addresses: AddressRange
+  private let pageSize: Int
+  private let pageCount: Int
+  private let pageMap: PageMap
+  private var hugePagesToRestore = false
+  private var isSuspended = false
+
+  init(region: Region, protection: RegionProtection) throws(PinError) {
+    self.protection = protection
+    backing = region.backing
+    addresses = region.addresses
+    pageSize = region.pageSize
+    pageCount = region.pageCount
+    pageMap = try PageMap()
+  }
+
+  /// A page without the mark that was not just read.
+  private var written: PageMap.Query {
+    backing.isPrivateAnonymous
+      ? PageMap.Query(required: [.written, .zeroFrame], inverted: .zeroFrame, writeProtects: true)
+      : PageMap.Query(required: .written, writeProtects: true)
+  }
+
+  /// An absent entry without the mark.
+  private static let reclaimed = PageMap.Query(
+    required: [.present, .swapped], inverted: [.present, .swapped], writeProtects: true)
+
+  func start() throws(PinError) {
+    try protection.begin(.asynchronous)
+    do throws(PinError) {
+      try keepPagesSmall()
+      try arm()
+    } catch {
+      stop()
+      throw error
+    }
+  }
+
+  private func arm() throws(PinError) {
+    try protection.exclusive { domain throws(PinError) in
+      domain.table.discarded.drain { _ in }
+      if self.backing.isPrivateAnonymous {
+        try self.pageMap.writeProtect(self.addresses, self.written)
+      } else {
+        try self.markAll(domain)
+      }
+    }
+  }
+
+  private func markAll(_ domain: borrowing FaultDomain) throws(PinError) {
+    let deadline = Kernel.now() + domain.patience
+    while true {
+      switch Uffd.protect(domain.descriptor.load(ordering: .acquiring), addresses) {
+      case .done: return
+      case .again where Kernel.now() < deadline: Kernel.pause(nanoseconds: 50_000)
+      case let result: throw .kernel(Int(-result.errno), "UFFDIO_WRITEPROTECT", addresses)
+      }
+    }
+  }
+
+  private func keepPagesSmall() throws(PinError) {
+    guard backing.isPrivateAnonymous else { return }
+    let flags = (try? ProcessMaps.flags(at: addresses.start)) ?? []
+    guard !flags.contains("nh") else { return }
+    try Memory.advise(addresses, .noHugePages)
+    hugePagesToRestore = flags.contains("hg") || ProcessMaps.areHugePagesDefault
+  }
+
+  func harvest(into dirty: inout DirtySet) throws(PinError) {
+    try protection.throwIfFailed("collect")
+    var found = DirtySet(pageCount: pageCount)
+    var failure: PinError?
+    protection.exclusive { domain in
+      do throws(PinError) {
+        if !isSuspended { try scan(written, into: &found) }
+        if !isSuspended, backing.isFileLike {
+          var absent = DirtySet(pageCount: pageCount)
+          defer { found.formUnion(absent) }
+          try scan(Self.reclaimed, into: &absent)
+        }
+      } catch {
+        failure = error
+      }
+      var discarded: [Range<Int>] = []
+      domain.table.discarded.drain { discarded.append($0) }
+      if !discarded.isEmpty { found.formUnion(DirtySet(pageCount: pageCount, runs: discarded)) }
+    }
+    if dirty.isEmpty { dirty = found } else { dirty.formUnion(found) }
+    if let failure { throw failure }
+    // A registration that is gone would look like a clean region.
+    try protection.throwIfFailed("collect")
+  }
+
+  private func scan(_ query: PageMap.Query, into dirty: inout DirtySet) throws(PinError) {
+    let base = addresses.start
+    let pageSize = UInt(pageSize)
+    var found = consume dirty
+    dirty = DirtySet(pageCount: pageCount)
+    defer { dirty = found }
+    try pageMap.scan(addresses, query) { range, _ in
+      found.append(Int((range.start - base) / pageSize)..<Int((range.end - base) / pageSize))
+    }
+  }
+
+  func suspend() throws(PinError) { isSuspended = true }
+
+  func resume() throws(PinError) {
+    isSuspended = false
+    try arm()
+  }
+
+  func stop() {
+    protection.end()
+    if hugePagesToRestore { try? Memory.advise(addresses, .hugePages) }
+    hugePagesToRestore = false
+  }
+}

@@ -1,0 +1,206 @@
+internal import Synchronization
+
+/// Tracking by write faults: by handler threads, in place, or by mprotect. The fault path records what it opens; a harvest takes that
+/// record and protects the pages again.
+final class SynchronousMechanism: TrackingMechanism {
+  let kind: WriteTracking.Mechanism
+  private let protection: RegionProtection
+  private let pageCount: Int
+
+  /// Protecting a run again that is protected already costs little; a system call of its own costs as much as this many pages.
+  private static let mergedGap = 12
+  /// In nanoseconds.
+  private static let retryPause: UInt64 = 50_000
+
+  init(kind: WriteTracking.Mechanism, protection: RegionProtection, pageCount: Int) {
+    self.kind = kind
+    self.protection = protection
+    self.pageCount = pageCount
+  }
+
+  func start() throws(PinError) {
+    try protection.begin(kind.delivery)
+    do throws(PinError) { try protectAll() } catch {
+      protection.end()
+      throw error
+    }
+  }
+
+  func stop() { protection.end() }
+
+  func resume() throws(PinError) { try protectAll() }
+
+  private func protectAll() throws(PinError) {
+    var rest = DirtySet(pageCount: pageCount, runs: CollectionOfOne(0..<pageCount))
+    try untilDone { domain throws(PinError) in
+      domain.table.discarded.drain { _ in }
+      domain.table.open.drain { Self.forget($0, domain.table) }
+      return try Self.protect(&rest, domain, self.kind)
+    }
+  }
+
+  func suspend() throws(PinError) {
+    var rest = DirtySet(pageCount: pageCount, runs: CollectionOfOne(0..<pageCount))
+    try untilDone { domain throws(PinError) in
+      while let run = rest.runs.first {
+        let done = try Self.unprotect(run, domain, self.kind)
+        if !done { return false }
+        rest = DirtySet(pageCount: self.pageCount)
+      }
+      return true
+    }
+  }
+
+  func harvest(into dirty: inout DirtySet) throws(PinError) {
+    var taken = dirty
+    defer { dirty = taken }
+    try untilDone { domain throws(PinError) in
+      let table = domain.table
+      var discarded: [Range<Int>] = []
+      table.discarded.drain { discarded.append($0) }
+      var opened = DirtySet(pageCount: self.pageCount)
+      table.open.drain { Self.take($0, table, &opened) }
+      if !discarded.isEmpty { opened.formUnion(DirtySet(pageCount: self.pageCount, runs: discarded)) }
+      var rest = opened
+      do throws(PinError) {
+        let done = try Self.protect(&rest, domain, self.kind)
+        taken.formUnion(opened.subtracting(rest))
+        if !done { Self.putBack(rest, table) }
+        return done
+      } catch {
+        // What could not be protected again stays open, and on record.
+        taken.formUnion(opened.subtracting(rest))
+        Self.putBack(rest, table)
+        throw error
+      }
+    }
+  }
+
+  // MARK: Under the exclusive lock
+
+  /// Moves a run from the page table's record into `dirty`.
+  private static func take(_ run: Range<Int>, _ table: PageTable, _ dirty: inout DirtySet) {
+    var start = run.lowerBound
+    var isAround = false
+    for page in run {
+      let before = table.remove([.open, .faultAround], at: page)
+      let around = before.contains(.faultAround)
+      guard around != isAround else { continue }
+      dirty.append(start..<page, isFaultAround: isAround)
+      (start, isAround) = (page, around)
+    }
+    dirty.append(start..<run.upperBound, isFaultAround: isAround)
+  }
+
+  private static func forget(_ run: Range<Int>, _ table: PageTable) {
+    for page in run { table.remove([.open, .faultAround], at: page) }
+  }
+
+  private static func putBack(_ rest: DirtySet, _ table: PageTable) {
+    for run in rest.runs {
+      for page in run { table.insert(.open, at: page) }
+      table.open.insert(run)
+    }
+    for run in rest.faultAroundRuns { for page in run { table.insert(.faultAround, at: page) } }
+  }
+
+  /// Protects the runs of `rest` in order, removing what is done. False if the kernel asked to try again.
+  private static func protect(
+    _ rest: inout DirtySet, _ domain: borrowing FaultDomain, _ kind: WriteTracking.Mechanism
+  ) throws(PinError) -> Bool {
+    let runs = rest.runs
+    let mayMerge = !domain.table.hasDeniedPages
+    var index = 0
+    while index < runs.count {
+      var end = index + 1
+      var last = runs[index]
+      while mayMerge, end < runs.count, runs[end].lowerBound - last.upperBound <= mergedGap {
+        last = last.lowerBound..<runs[end].upperBound
+        end += 1
+      }
+      let done: Bool
+      do throws(PinError) { done = try protect(last, domain, kind) } catch {
+        rest.removeRuns(before: index)
+        throw error
+      }
+      guard done else {
+        rest.removeRuns(before: index)
+        return false
+      }
+      TestHooks.reach(.protecting, page: last.lowerBound)
+      index = end
+    }
+    rest.removeRuns(before: runs.count)
+    return true
+  }
+
+  private static func protect(
+    _ run: Range<Int>, _ domain: borrowing FaultDomain, _ kind: WriteTracking.Mechanism
+  ) throws(PinError) -> Bool {
+    if kind == .mprotect { return try protectByMprotect(run, domain) }
+    return try settle(
+      Uffd.protect(domain.descriptor.load(ordering: .acquiring), domain.addresses(of: run)), run, domain)
+  }
+
+  private static func unprotect(
+    _ run: Range<Int>, _ domain: borrowing FaultDomain, _ kind: WriteTracking.Mechanism
+  ) throws(PinError) -> Bool {
+    if kind == .mprotect {
+      for part in allowedParts(of: run, domain) { try change(domain.addresses(of: part), [.read, .write]) }
+      return true
+    }
+    return try settle(
+      Uffd.unprotect(domain.descriptor.load(ordering: .acquiring), domain.addresses(of: run), wake: true), run, domain)
+  }
+
+  private static func settle(
+    _ result: UffdResult, _ run: Range<Int>, _ domain: borrowing FaultDomain
+  ) throws(PinError) -> Bool {
+    switch result {
+    case .done: return true
+    case .again:
+      domain.counters.add(.retries)
+      return false
+    case .gone:
+      domain.fail(.mappingChanged, errno: result.errno)
+    case .refused(UffdResult.badDescriptor):
+      if domain.useSpareDescriptor() { return false }
+      domain.fail(.descriptorClosed, errno: result.errno)
+    case .refused: break
+    }
+    throw .kernel(Int(-result.errno), "UFFDIO_WRITEPROTECT", domain.addresses(of: run))
+  }
+
+  private static func protectByMprotect(_ run: Range<Int>, _ domain: borrowing FaultDomain) throws(PinError) -> Bool {
+    for part in allowedParts(of: run, domain) { try change(domain.addresses(of: part), .read) }
+    return true
+  }
+
+  /// The parts of `run` that the user has not protected: their protection is the tracker's to change.
+  private static func allowedParts(of run: Range<Int>, _ domain: borrowing FaultDomain) -> [Range<Int>] {
+    guard domain.table.hasDeniedPages else { return [run] }
+    var parts = DirtySet(pageCount: domain.table.pageCount)
+    for page in run where domain.table[page].isDisjoint(with: [.writeDenied, .readDenied]) { parts.append(page..<page + 1) }
+    return parts.runs
+  }
+
+  private static func change(_ range: AddressRange, _ protection: Mapping.Protection) throws(PinError) {
+    try PinError.check(Memory.protect(range, protection), "mprotect", range)
+  }
+
+  /// Calls `body` under the exclusive lock until it is done. Between tries the lock is free, as what the kernel waits for (an event
+  /// to be read, its originator to run) may need the readers.
+  private func untilDone(_ body: (borrowing FaultDomain) throws(PinError) -> Bool) throws(PinError) {
+    let begun = Kernel.now()
+    while true {
+      try protection.throwIfFailed("protect pages")
+      if try protection.exclusive(body) { return }
+      if unsafe Kernel.now() - begun > protection.domain.pointee.patience {
+        throw PinError(
+          .timedOut, operation: "protect pages", range: protection.addresses,
+          advice: "A thread that unmaps or discards this memory has stopped half-way; nothing was lost, try again.")
+      }
+      Kernel.pause(nanoseconds: Self.retryPause)
+    }
+  }
+}

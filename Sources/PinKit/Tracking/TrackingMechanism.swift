@@ -1,0 +1,14 @@
+/// A way to find out which pages of a region were written. Calls are serialized by the session.
+protocol TrackingMechanism: AnyObject, Sendable {
+  var kind: WriteTracking.Mechanism { get }
+  /// Registers the region and protects all of it. On error everything is as before.
+  func start() throws(PinError)
+  /// Adds the pages written since the last harvest and protects them again in one step: a write that races with it is in this
+  /// harvest or in the next. On error, `dirty` holds what was taken and must be kept.
+  func harvest(into dirty: inout DirtySet) throws(PinError)
+  /// Lifts the protection for as long as nobody tracks; what was written before was harvested.
+  func suspend() throws(PinError)
+  func resume() throws(PinError)
+  /// Lifts the protection for good.
+  func stop()
+}

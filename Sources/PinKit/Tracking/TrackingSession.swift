@@ -1,0 +1,228 @@
+internal import Logging
+internal import Synchronization
+
+/// The trackers of one region: they share one protection, and each has its own view.
+///
+/// Whoever collects harvests the mechanism, gives what was found to every other active tracker, and takes its own share.
+final class TrackingSession: RegionAttachment {
+  private unowned let region: Region
+  private let protection: RegionProtection
+  private let state: Mutex<State>
+
+  private struct State {
+    var mechanism: (any TrackingMechanism)?
+    var trackers: [UInt64: Share] = [:]
+    var nextID: UInt64 = 1
+    var isSuspended = false
+    var isEnded = false
+  }
+
+  /// What one tracker is owed.
+  private struct Share {
+    var pending: DirtySet
+    var isPaused = false
+    var needsFaults: Bool
+    var callback: FirstWriteCallbacks.Callback?
+  }
+
+  init(region: Region, protection: RegionProtection) {
+    self.region = region
+    self.protection = protection
+    state = Mutex(State())
+  }
+
+  // MARK: Trackers come and go
+
+  func add(
+    _ wanted: WriteTracking.Mechanism, _ options: WriteTracking.Options, _ callback: FirstWriteCallbacks.Callback?
+  ) throws(PinError) -> (id: UInt64, mechanism: WriteTracking.Mechanism) {
+    let needsFaults = callback != nil || options.faultAround != .exact
+    return try state.withLock { state throws(PinError) in
+      if state.isEnded { throw PinError(.unmapped, operation: "trackWrites", range: region.addresses) }
+      try protection.throwIfFailed("trackWrites")
+      if let mechanism = state.mechanism {
+        try requireCompatible(mechanism.kind, wanted, needsFaults: needsFaults, options, state)
+        // What was written so far is the others' alone.
+        try harvest(&state)
+        if state.isSuspended { try resume(&state) }
+      } else {
+        protection.setFaultAround(options.faultAround)
+        state.mechanism = try start(wanted, needsFaults: needsFaults)
+      }
+      let id = state.nextID
+      state.nextID += 1
+      state.trackers[id] = Share(
+        pending: DirtySet(pageCount: region.pageCount), needsFaults: needsFaults, callback: callback)
+      if callback != nil { updateCallbacks(state) }
+      return (id, state.mechanism!.kind)
+    }
+  }
+
+  private func requireCompatible(
+    _ active: WriteTracking.Mechanism, _ wanted: WriteTracking.Mechanism, needsFaults: Bool,
+    _ options: WriteTracking.Options, _ state: State
+  ) throws(PinError) {
+    guard wanted == .automatic || wanted == active else {
+      throw PinError(
+        .inUse, operation: "trackWrites(.\(wanted))", range: region.addresses,
+        advice: "The region is tracked by .\(active) already, and has one mechanism at a time: ask for .automatic or .\(active), or stop the other trackers first."
+      )
+    }
+    if needsFaults, active == .asynchronous {
+      throw PinError(
+        .inUse, operation: "trackWrites", range: region.addresses,
+        advice: "First-write callbacks and fault-around need a synchronous mechanism, and the region is tracked by .asynchronous: stop its trackers first, or give the first of them a callback.")
+    }
+    guard options.faultAround == .exact || options.faultAround == protection.faultAround else {
+      throw PinError(
+        .inUse, operation: "trackWrites", range: region.addresses,
+        advice: "Another tracker of the region chose fault-around \(protection.faultAround); they share one protection.")
+    }
+  }
+
+  /// Starts what was asked for, or for `.automatic` the first candidate that works here.
+  private func start(
+    _ wanted: WriteTracking.Mechanism, needsFaults: Bool
+  ) throws(PinError) -> any TrackingMechanism {
+    let logger = region.space.configuration.logger
+    guard wanted == .automatic else {
+      try requireSupport(wanted, needsFaults: needsFaults)
+      return try start(wanted)
+    }
+    var refusals: [PinError] = []
+    for (candidate, reason) in WriteTracking.Mechanism.candidates(
+      needsFaults: needsFaults, support: region.backing.support)
+    {
+      do throws(PinError) {
+        let mechanism = try start(candidate)
+        logger.info("tracking \(region.addresses) by .\(candidate): \(reason)")
+        return mechanism
+      } catch {
+        refusals.append(error)
+        if error.code == .permissionDenied { Degradation.warnOnce(logger, error) }
+      }
+    }
+    throw refusals.last
+      ?? PinError(.unsupported, operation: "trackWrites", advice: "No mechanism can track \(region.backing).")
+  }
+
+  private func requireSupport(_ wanted: WriteTracking.Mechanism, needsFaults: Bool) throws(PinError) {
+    guard region.backing.support.isSuperset(of: wanted.requirement) else {
+      throw PinError(
+        .unsupported, operation: "trackWrites(.\(wanted))", range: region.addresses,
+        advice: "The backing is \(region.backing); synchronous userfaultfd tracking needs anonymous, pool or hugetlb memory. Use .asynchronous or .mprotect here."
+      )
+    }
+    if needsFaults, wanted == .asynchronous {
+      throw PinError(
+        .unsupported, operation: "trackWrites(.asynchronous)", range: region.addresses,
+        advice: "The kernel resolves these faults by itself: first-write callbacks and fault-around need .handlerThread, .inPlace or .mprotect.")
+    }
+  }
+
+  private func start(_ kind: WriteTracking.Mechanism) throws(PinError) -> any TrackingMechanism {
+    let mechanism: any TrackingMechanism =
+      kind == .asynchronous
+      ? try AsynchronousMechanism(region: region, protection: protection)
+      : SynchronousMechanism(kind: kind, protection: protection, pageCount: region.pageCount)
+    try region.layout.withLock { _ throws(PinError) in try mechanism.start() }
+    return mechanism
+  }
+
+  func remove(_ id: UInt64) {
+    state.withLock { state in
+      guard let share = state.trackers.removeValue(forKey: id) else { return }
+      if share.callback != nil { updateCallbacks(state) }
+      if state.trackers.isEmpty { end(&state) }
+    }
+  }
+
+  private func end(_ state: inout State) {
+    let mechanism = state.mechanism.take()
+    state.isSuspended = false
+    region.layout.withLock { _ in mechanism?.stop() }
+    protection.setFaultAround(.exact)
+  }
+
+  private func updateCallbacks(_ state: State) {
+    let callbacks = state.trackers.sorted { $0.key < $1.key }.compactMap { $0.value.isPaused ? nil : $0.value.callback }
+    protection.setCallbacks(callbacks.isEmpty ? nil : FirstWriteCallbacks(callbacks))
+  }
+
+  func regionWillUnmap() {
+    state.withLock { state in
+      state.isEnded = true
+      end(&state)
+      protection.setCallbacks(nil)
+      state.trackers = [:]
+    }
+  }
+
+  // MARK: Collecting
+
+  func collect(_ id: UInt64) throws(PinError) -> DirtySet {
+    try state.withLock { state throws(PinError) in
+      try require(id, state, "collect")
+      try harvest(&state, for: id)
+      let empty = DirtySet(pageCount: region.pageCount)
+      guard let taken = state.trackers[id]?.pending else { return empty }
+      state.trackers[id]?.pending = empty
+      return taken
+    }
+  }
+
+  func setPaused(_ id: UInt64, _ paused: Bool) throws(PinError) {
+    try state.withLock { state throws(PinError) in
+      try require(id, state, paused ? "pause" : "resume")
+      guard state.trackers[id]?.isPaused != paused else { return }
+      // Up to here the pages go to whoever was tracking.
+      try harvest(&state)
+      state.trackers[id]?.isPaused = paused
+      if state.trackers[id]?.callback != nil { updateCallbacks(state) }
+      let allPaused = state.trackers.values.allSatisfy(\.isPaused)
+      if allPaused, !state.isSuspended {
+        try state.mechanism?.suspend()
+        state.isSuspended = true
+      } else if !allPaused, state.isSuspended {
+        try resume(&state)
+      }
+    }
+  }
+
+  private func resume(_ state: inout State) throws(PinError) {
+    try state.mechanism?.resume()
+    state.isSuspended = false
+  }
+
+  private func require(_ id: UInt64, _ state: State, _ operation: String) throws(PinError) {
+    if state.isEnded { throw PinError(.unmapped, operation: operation, range: region.addresses) }
+    guard state.trackers[id] != nil else { throw PinError(.stopped, operation: operation, range: region.addresses) }
+  }
+
+  /// Takes what was written since the last harvest and gives it to every tracker that is not paused. Nothing is lost if the
+  /// mechanism fails half-way.
+  private func harvest(_ state: inout State, for collector: UInt64? = nil) throws(PinError) {
+    guard let mechanism = state.mechanism, !state.isSuspended else { return }
+    var found = DirtySet(pageCount: region.pageCount)
+    var failure: PinError?
+    do throws(PinError) { try mechanism.harvest(into: &found) } catch { failure = error }
+    if !found.isEmpty {
+      for id in state.trackers.keys where state.trackers[id]?.isPaused == false {
+        state.trackers[id]?.pending.formUnion(found)
+      }
+    }
+    if let failure { throw failure }
+  }
+
+  var faultAroundWindow: Int { protection.faultAroundWindow }
+}
+
+/// The one warning of a process that has to make do without userfaultfd.
+enum Degradation {
+  private static let hasWarned = Atomic<Bool>(false)
+
+  static func warnOnce(_ logger: Logger, _ error: PinError) {
+    guard !hasWarned.exchange(true, ordering: .relaxed) else { return }
+    logger.warning("userfaultfd cannot be used, tracking falls back to mprotect: \(error)")
+  }
+}
