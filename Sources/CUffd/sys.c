@@ -297,9 +297,12 @@ int cuffd_epoll_create(void) {
   return fd < 0 ? -errno : fd;
 }
 
-int cuffd_epoll_set(int epoll, int fd, uint64_t data, int modify) {
-  struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data = {.u64 = data}};
-  return epoll_ctl(epoll, modify ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+int cuffd_epoll_set(int epoll, int fd, uint64_t data, int one_shot, int modify) {
+  struct epoll_event event = {.events = EPOLLIN | (one_shot ? EPOLLONESHOT : 0), .data = {.u64 = data}};
+  if (epoll_ctl(epoll, modify ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event) == 0) return 0;
+  // The set knows a file by its number: a spare descriptor that took over is new to it.
+  if (modify && errno == ENOENT && epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0) return 0;
+  return -errno;
 }
 
 int cuffd_epoll_remove(int epoll, int fd) {

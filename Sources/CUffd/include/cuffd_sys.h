@@ -93,9 +93,10 @@ void cuffd_pause(uint64_t ns);
 void cuffd_relax(void);
 int cuffd_tid(void);
 
-// The descriptor of an epoll set: edge-triggered, `data` comes back with each event.
+// An epoll set; `data` comes back with each event. A one-shot descriptor is reported once, to one thread, until it is set again
+// (`modify`), which reports it at once if it is readable then.
 int cuffd_epoll_create(void);
-int cuffd_epoll_set(int epoll, int fd, uint64_t data, int modify);
+int cuffd_epoll_set(int epoll, int fd, uint64_t data, int one_shot, int modify);
 int cuffd_epoll_remove(int epoll, int fd);
 int cuffd_epoll_wait(int epoll, uint64_t *_Nonnull data, int capacity, int timeout_ms);
 int cuffd_eventfd(void);

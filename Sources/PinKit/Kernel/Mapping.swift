@@ -4,6 +4,7 @@ internal import SystemPackage
 /// A mapping that this process made: noncopyable, unmapped when dropped.
 @safe struct Mapping: ~Copyable, Sendable {
   let range: AddressRange
+  private let forkGeneration = Kernel.forkGeneration
 
   /// What may be done with the bytes. The corresponding C constants are `PROT_…`.
   struct Protection: OptionSet, Sendable, Hashable {
@@ -55,7 +56,10 @@ internal import SystemPackage
     range = AddressRange(start: start, count: count)
   }
 
-  deinit { _ = cuffd_munmap(UInt64(range.start), UInt64(range.count)) }
+  deinit {
+    // A child of fork() may not have inherited it, and may have something else there.
+    if forkGeneration == Kernel.forkGeneration { _ = cuffd_munmap(UInt64(range.start), UInt64(range.count)) }
+  }
 }
 
 /// System calls on memory that PinKit does not own as a ``Mapping``.

@@ -4,7 +4,8 @@ internal import CUffd
 struct MemoryDescriptor: ~Copyable {
   let descriptor: CInt
   init(name: String, size: Int, hugetlb: Bool) throws(PinError) {
-    let made = CInt(try PinError.check(unsafe name.withCString { unsafe cuffd_memfd($0, hugetlb ? 1 | 4 : 1) }, "memfd_create"))
+    let made = CInt(
+      try PinError.check(unsafe name.withCString { unsafe cuffd_memfd($0, hugetlb ? 1 | 4 : 1) }, "memfd_create"))
     let result = cuffd_resize(made, Int64(size))
     if result < 0 { cuffd_close(made) }
     try PinError.check(result, "ftruncate of a memfd")

@@ -93,7 +93,10 @@ extension PinError {
     case .tooManyOpenFiles: (.limitReached, "Raise the limit on open files (`ulimit -n`).")
     case .tooManyOpenFilesInSystem: (.limitReached, "Raise `fs.file-max`.")
     case .badFileDescriptor:
-      (.handlerLost, "A descriptor of PinKit was closed by other code in this process; find the loop that closes descriptors.")
+      (
+        .handlerLost,
+        "A descriptor of PinKit was closed by other code in this process; find the loop that closes descriptors."
+      )
     case .noFunction, .invalidArgument, .notSupportedOnSocket, .notSupported:
       (.unsupported, "This kernel does not know the call, or not for this kind of memory; `pinctl doctor` lists what works.")
     case .noSuchProcess, .noSuchFileOrDirectory:

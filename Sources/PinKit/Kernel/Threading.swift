@@ -39,17 +39,18 @@ enum Kernel {
   }
 }
 
-/// An epoll set, edge-triggered.
+/// An epoll set.
 struct EventSet: ~Copyable, Sendable {
   private let descriptor: CInt
   init() throws(PinError) { descriptor = CInt(try PinError.check(cuffd_epoll_create(), "epoll_create1")) }
   deinit { cuffd_close(descriptor) }
 
-  func add(_ fd: CInt, data: UInt64) throws(PinError) {
-    try PinError.check(cuffd_epoll_set(descriptor, fd, data, 0), "epoll_ctl(ADD)")
+  /// Reports `fd` while it is readable to every thread that waits; or, `once`, to one thread, until ``rearm(_:data:)``.
+  func add(_ fd: CInt, data: UInt64, once: Bool) throws(PinError) {
+    try PinError.check(cuffd_epoll_set(descriptor, fd, data, once ? 1 : 0, 0), "epoll_ctl(ADD)")
   }
-  /// Reports `fd` once more if it is readable now.
-  @discardableResult func rearm(_ fd: CInt, data: UInt64) -> CInt { cuffd_epoll_set(descriptor, fd, data, 1) }
+  /// Reports `fd` once more as soon as it is readable.
+  func rearm(_ fd: CInt, data: UInt64) { _ = cuffd_epoll_set(descriptor, fd, data, 1, 1) }
   func remove(_ fd: CInt) { _ = cuffd_epoll_remove(descriptor, fd) }
 
   /// Waits for at most `milliseconds` (-1: without end); returns how many of `ready` were filled, 0 also when interrupted.

@@ -26,6 +26,8 @@ public final class AddressSpace: Sendable {
     /// How long the kernel may keep asking to retry, or a reader may work on one batch, before it counts as lost, in seconds.
     public var patience = 10.0
     public var logger = Logger(label: "pinkit")
+    /// How often the statistics are handed to swift-metrics, in seconds; 0: never. Costs nothing in the fault path.
+    public var metricsInterval = 1.0
     public init() {}
   }
 
@@ -48,11 +50,18 @@ public final class AddressSpace: Sendable {
     guard configuration.patience > 0 else {
       throw PinError(.invalidArgument, operation: "AddressSpace", advice: "patience must be above 0 seconds.")
     }
+    guard configuration.metricsInterval >= 0 else {
+      throw PinError(
+        .invalidArgument, operation: "AddressSpace", advice: "metricsInterval must not be below 0 seconds.")
+    }
     try Kernel.watchForks()
     self.configuration = configuration
   }
 
-  deinit { for service in services.all(as: (any AddressSpaceService).self) { service.shutDown() } }
+  deinit {
+    for service in services.all(as: (any AddressSpaceService).self) { service.shutDown() }
+    counters.deallocate()
+  }
 
   /// False in a child of `fork()`.
   @inline(__always) var isOfThisProcess: Bool { forkGeneration == Kernel.forkGeneration }
@@ -81,7 +90,7 @@ public final class AddressSpace: Sendable {
     for region in mappedRegions { try region.requireOutside("close") }
     guard !isClosed.exchange(true, ordering: .acquiringAndReleasing) else { return }
     for region in mappedRegions {
-      do throws(PinError) { try region.unmap() } catch where error.code == .unmapped { continue }
+      do throws(PinError) { try region.unmap() } catch  where error.code == .unmapped { continue }
     }
     for service in services.all(as: (any AddressSpaceService).self) { service.shutDown() }
     services.removeAll()

@@ -21,7 +21,7 @@ public final class Region: Sendable {
   let table: PageTable
   let attachments = Attachments()
   /// Held while the way that pages are protected changes as a whole.
-  let layout = Mutex<Void>(())
+  let layout = LayoutLock()
   private let metadata: Mapping
   private let owned: Mutex<Mapping?>
 
@@ -127,6 +127,14 @@ public final class Region: Sendable {
     guard !inside.isEmpty else { return 0..<0 }
     let first = Int(inside.start - addresses.start) / pageSize
     return first..<(Int(inside.end - addresses.start) + pageSize - 1) / pageSize
+  }
+}
+
+/// Held while the way that a region's pages are protected changes as a whole; outside the wrprotect lock.
+final class LayoutLock: Sendable {
+  private let mutex = Mutex<Void>(())
+  func withLock<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
+    try mutex.withLock { _ throws(Failure) in try body() }
   }
 }
 

@@ -35,6 +35,8 @@ struct FaultDomain: ~Copyable, Sendable {
   let descriptor = Atomic<CInt>(-1)
   /// A second descriptor of the same userfaultfd: closing one number by mistake does not end the protection.
   let spareDescriptor = Atomic<CInt>(-1)
+  /// The number under which the userfaultfd was put into the readers' epoll set.
+  var listening: CInt { descriptor.load(ordering: .acquiring) }
   let isPrivateAnonymous: Bool
   /// Counts exclusive operations: a message read before one and handled after it may be stale.
   let generation = Atomic<UInt64>(0)

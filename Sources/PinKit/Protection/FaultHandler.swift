@@ -3,7 +3,8 @@ internal import Synchronization
 
 /// The threads that serve the faults of an address space: a few readers, shared by all regions, and a watchdog.
 ///
-/// Each region has its own userfaultfd; the readers wait for all of them in one edge-triggered epoll set.
+/// Each region has its own userfaultfd; the readers wait for all of them in one epoll set. A region is reported to one reader, which
+/// stays with it while faults keep coming, and calls for another one when they come faster than it works.
 @safe final class FaultHandler: AddressSpaceService, @unchecked Sendable {  // slots hold atomics only
   static let capacity = 4096
   /// The epoll data of the descriptor that stops the readers.
@@ -12,11 +13,14 @@ internal import Synchronization
   let counters: FaultCounters
   let policy: AddressSpace.FailurePolicy
   let patience: Double
+  /// In seconds.
+  let metricsInterval: Double
   let logger: Logger
   let events: EventSet
   let alarm: EventDescriptor
   private let stop: EventDescriptor
   let isStopping = Atomic<Bool>(false)
+  private let forkGeneration = Kernel.forkGeneration
   private let slots: UnsafeMutablePointer<DomainSlot>
   private let slotOwners = Mutex<[Int: WeakProtection]>([:])
   private let threads = Mutex<Threads>(Threads())
@@ -31,13 +35,14 @@ internal import Synchronization
     self.counters = counters
     policy = configuration.failurePolicy
     patience = configuration.patience
+    metricsInterval = configuration.metricsInterval
     logger = configuration.logger
     events = try EventSet()
     alarm = try EventDescriptor()
     stop = try EventDescriptor()
     unsafe slots = .allocate(capacity: Self.capacity)
     for index in 0..<Self.capacity { unsafe (slots + index).initialize(to: DomainSlot()) }
-    try events.add(stop.descriptor, data: Self.stopData)
+    try events.add(stop.descriptor, data: Self.stopData, once: false)
     try start(readers: configuration.readerCount)
   }
 
@@ -59,19 +64,11 @@ internal import Synchronization
   /// Stops every thread. The regions are unmapped: no domain is connected any more.
   func shutDown() {
     guard !isStopping.exchange(true, ordering: .sequentiallyConsistent) else { return }
+    // In a child of fork() the threads do not exist.
+    guard forkGeneration == Kernel.forkGeneration else { return }
     let threads = self.threads.withLock { $0 }
-    for _ in threads.readers {
-      stop.signal()
-      events.rearm(stop.descriptor, data: Self.stopData)
-    }
-    for (thread, reader) in threads.readers {
-      // Edge-triggered: one report wakes one reader, so report again until this one has left.
-      while !reader.hasEnded.load(ordering: .acquiring) {
-        events.rearm(stop.descriptor, data: Self.stopData)
-        Kernel.pause(nanoseconds: 100_000)
-      }
-      thread.join()
-    }
+    stop.signal()
+    for (thread, _) in threads.readers { thread.join() }
     alarm.signal()
     threads.watchdog?.join()
     self.threads.withLock { $0 = Threads() }
@@ -97,7 +94,7 @@ internal import Synchronization
     return slot
   }
 
-  func listen(_ descriptor: CInt, slot: Int) throws(PinError) { try events.add(descriptor, data: UInt64(slot)) }
+  func listen(_ descriptor: CInt, slot: Int) throws(PinError) { try events.add(descriptor, data: UInt64(slot), once: true) }
   func rearm(_ descriptor: CInt, slot: Int) { events.rearm(descriptor, data: UInt64(slot)) }
 
   /// Forgets a domain. When it returns, no reader is using it and none will.

@@ -22,6 +22,8 @@ internal import Synchronization
 
   /// In nanoseconds.
   private static let longestSpin: UInt64 = 25_000
+  /// A batch of this size calls for another reader.
+  private static let backlog = 4
 
   init(handler: FaultHandler) { self.handler = handler }
 
@@ -51,22 +53,23 @@ internal import Synchronization
     let slot = unsafe handler.slot(index)
     guard let domain = unsafe slot.pointee.enter() else { return }
     busySlot.store(index + 1, ordering: .relaxed)
-    unsafe serve(domain.pointee, slot: index)
+    if unsafe serve(domain.pointee, slot: index) { unsafe handler.rearm(domain.pointee.listening, slot: index) }
     busySlot.store(0, ordering: .relaxed)
     unsafe slot.pointee.leave()
   }
 
-  /// Reads and resolves until nothing has come for a while.
-  private func serve(_ domain: borrowing FaultDomain, slot: Int) {
+  /// Reads and resolves until nothing has come for a while. False if somebody else will have the descriptor reported again.
+  private func serve(_ domain: borrowing FaultDomain, slot: Int) -> Bool {
     let started = Kernel.now()
     if started &- lastIdle < 2 * Self.longestSpin { spinBudget = Self.longestSpin }
     var idleSince: UInt64 = 0
     while true {
-      guard let hold = domain.lock.trySharedOrDefer() else { return }
+      guard let hold = domain.lock.trySharedOrDefer() else { return false }
       let begun = Kernel.now()
       let error = batch.read(from: domain.descriptor.load(ordering: .acquiring))
       if batch.count > 0 {
         busySince.store(begun, ordering: .relaxed)
+        if batch.count >= Self.backlog { handler.rearm(domain.listening, slot: slot) }
         handleBatch(domain, slot: slot, holding: hold, begun: begun)
         busySince.store(0, ordering: .relaxed)
         idleSince = 0
@@ -74,13 +77,13 @@ internal import Synchronization
       }
       guard error == UffdResult.again.errno else {
         if handleReadError(error, domain) { continue }
-        return
+        return domain.failure.load(ordering: .relaxed) == 0
       }
       if idleSince == 0 { idleSince = begun }
       if begun - idleSince >= spinBudget {
         spinBudget /= 2
         lastIdle = begun
-        return
+        return true
       }
       Kernel.relax()
     }

@@ -1,3 +1,5 @@
+internal import SystemPackage
+
 extension Region {
   /// Gives the memory of `pages` back: they read as zeros from now on. Trackers report them as written.
   ///
@@ -23,8 +25,18 @@ extension Region {
     }
     // Shared pages live in a file: dropping the mapping would not drop them. The kernel may announce the removal through the
     // userfaultfd and wait until a reader has read that, so no lock may be held here.
-    try Memory.advise(range, backing.isPrivateAnonymous ? .dontNeed : .remove)
+    try drop(range)
     // After the fact: whoever collects from now on protects the fresh pages again and reports them.
-    table.discarded.insert(pages)
+    guard let protection = attachments.find(RegionProtection.self) else { return }
+    protection.recordDiscard(pages)
+  }
+
+  private func drop(_ range: AddressRange) throws(PinError) {
+    do throws(PinError) {
+      try Memory.advise(range, backing.isPrivateAnonymous ? .dontNeed : .remove)
+    } catch  where error.errno == .invalidArgument && pageSize > Memory.pageSize {
+      // A private mapping of huge pages has no file to punch a hole in.
+      try Memory.advise(range, .dontNeed)
+    }
   }
 }

@@ -24,8 +24,10 @@ extension Region {
     try enter("protect")
     defer { leave() }
     guard !pages.isEmpty else { return }
-    try layout.withLock { _ throws(PinError) in
-      guard let protection = attachments.find(RegionProtection.self) else { return try apply(access, to: pages, armed: false) }
+    try layout.withLock { () throws(PinError) in
+      guard let protection = attachments.find(RegionProtection.self) else {
+        return try apply(access, to: pages, armed: false)
+      }
       try protection.throwIfFailed("protect")
       try protection.exclusive { domain throws(PinError) in
         try apply(access, to: pages, armed: domain.delivery.load(ordering: .acquiring) == .mprotect)

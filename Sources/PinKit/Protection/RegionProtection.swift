@@ -3,12 +3,15 @@ internal import Synchronization
 internal import SystemPackage
 
 /// The protection of one region: its fault domain, its descriptors, its place with the readers and in the signal path.
-@safe final class RegionProtection: RegionAttachment, @unchecked Sendable {  // the domain's fields are atomics; the rest is in `state`
+///
+/// Unchecked: the domain's fields are atomics, and the rest is in `state`.
+@safe final class RegionProtection: RegionAttachment, @unchecked Sendable {
   let addresses: AddressRange
   let domain: UnsafeMutablePointer<FaultDomain>
   private let handler: FaultHandler
   private let inheritsAcrossFork: Bool
   private let state = Mutex(State())
+  private let forkGeneration = Kernel.forkGeneration
 
   private struct State {
     var slot: Int?
@@ -107,6 +110,7 @@ internal import SystemPackage
   ///
   /// The signal path stays until the region goes: a signal may be on its way to a thread whose page has just been opened.
   func end() {
+    guard forkGeneration == Kernel.forkGeneration else { return }
     guard let slot = state.withLock({ $0.slot }) else { return }
     // A reader that died may have taken the lock with it.
     if failure == nil { exclusive { lift($0) } } else { unsafe lift(domain.pointee) }
@@ -152,6 +156,7 @@ internal import SystemPackage
   }
 
   func regionWillUnmap() {
+    guard forkGeneration == Kernel.forkGeneration else { return }
     end()
     if let token = state.withLock({ $0.signalToken }) { SignalFaults.remove(token) }
     state.withLock { $0.signalToken = nil }
@@ -171,6 +176,15 @@ internal import SystemPackage
     return try unsafe domain.pointee.lock.withExclusive(rearm: rearm) { () throws(Failure) in
       unsafe domain.pointee.generation.add(1, ordering: .relaxed)
       return try unsafe body(domain.pointee)
+    }
+  }
+
+  /// Notes pages that have just been dropped. The shared lock makes the note whole before the next collection looks for it.
+  func recordDiscard(_ pages: Range<Int>) {
+    Kernel.withSignalsBlocked {
+      let hold = unsafe domain.pointee.lock.lockShared()
+      unsafe domain.pointee.table.discarded.insert(pages)
+      _ = consume hold
     }
   }
 
@@ -237,7 +251,8 @@ internal import SystemPackage
     Uffd.closeInChild(new)
     unsafe domain.pointee.spareDescriptor.store(new, ordering: .sequentiallyConsistent)
     logger.error(
-      "a userfaultfd of \(addresses) was closed by other code in this process; its spare took over. Find the code that closes descriptors it does not own.")
+      "a userfaultfd of \(addresses) was closed by other code in this process; its spare took over. Find the code that closes descriptors it does not own."
+    )
   }
 }
 

@@ -71,15 +71,26 @@ extension AddressSpace {
   }
 
   private func latencySummary() -> LatencySummary {
-    var histogram = Histogram<UInt64>(highestTrackableValue: 1 << 42, numberOfSignificantValueDigits: .two)
-    var count: UInt64 = 0
-    for (bucket, times) in counters.latencies().enumerated() where times > 0 {
+    let histogram = LatencyHistogram(counters.latencies())
+    return LatencySummary(
+      count: histogram.count, p50: histogram.value(at: 0.5), p90: histogram.value(at: 0.9),
+      p99: histogram.value(at: 0.99), p999: histogram.value(at: 0.999), maximum: histogram.value(at: 1))
+  }
+}
+
+/// The fault path's latency buckets as a distribution.
+struct LatencyHistogram {
+  private var histogram = Histogram<UInt64>(highestTrackableValue: 1 << 42, numberOfSignificantValueDigits: .two)
+  private(set) var count: UInt64 = 0
+
+  /// `buckets` as ``FaultCounters/latencies()`` returns them.
+  init(_ buckets: [UInt64]) {
+    for (bucket, times) in buckets.enumerated() where times > 0 {
       histogram.record(FaultCounters.middle(of: bucket), count: times)
       count += times
     }
-    return LatencySummary(
-      count: count, p50: histogram.valueAtPercentile(50), p90: histogram.valueAtPercentile(90),
-      p99: histogram.valueAtPercentile(99), p999: histogram.valueAtPercentile(99.9),
-      maximum: count == 0 ? 0 : histogram.max)
   }
+
+  /// In nanoseconds; 0 if nothing was recorded.
+  func value(at quantile: Double) -> UInt64 { count == 0 ? 0 : histogram.valueAtPercentile(quantile * 100) }
 }

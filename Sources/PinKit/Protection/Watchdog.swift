@@ -21,10 +21,16 @@ internal import Synchronization
 
   private func run() {
     var stuck: Set<ObjectIdentifier> = []
+    var metrics = MetricsPublisher(counters: handler.counters)
+    var published = Kernel.now()
     while !handler.isStopping.load(ordering: .acquiring) {
       if handler.alarm.wait(milliseconds: Self.interval) { handler.alarm.drain() }
       if handler.isStopping.load(ordering: .acquiring) { return }
       checkReaders(&stuck)
+      if handler.metricsInterval > 0, Double(Kernel.now() - published) > handler.metricsInterval * 1e9 {
+        published = Kernel.now()
+        metrics.publish()
+      }
       for protection in handler.protections {
         protection.repairDescriptors(logger: handler.logger)
         if let failure = protection.takeUnreportedFailure() { apply(failure, to: protection) }
@@ -45,7 +51,8 @@ internal import Synchronization
       if since != 0, Kernel.now() > since, Kernel.now() - since > patience {
         guard stuck.insert(ObjectIdentifier(reader)).inserted else { continue }
         handler.logger.critical(
-          "a fault reader has worked on one batch for \(handler.patience) s; a first-write callback may be blocked, and threads that fault wait for it")
+          "a fault reader has worked on one batch for \(handler.patience) s; a first-write callback may be blocked, and threads that fault wait for it"
+        )
       } else {
         stuck.remove(ObjectIdentifier(reader))
       }

@@ -5,7 +5,11 @@ internal import Synchronization
 ///
 /// Whoever collects harvests the mechanism, gives what was found to every other active tracker, and takes its own share.
 final class TrackingSession: RegionAttachment {
-  private unowned let region: Region
+  private let addresses: AddressRange
+  private let pageCount: Int
+  private let backing: Backing
+  private let logger: Logger
+  private let layout: LayoutLock
   private let protection: RegionProtection
   private let state: Mutex<State>
 
@@ -21,12 +25,15 @@ final class TrackingSession: RegionAttachment {
   private struct Share {
     var pending: DirtySet
     var isPaused = false
-    var needsFaults: Bool
     var callback: FirstWriteCallbacks.Callback?
   }
 
   init(region: Region, protection: RegionProtection) {
-    self.region = region
+    addresses = region.addresses
+    pageCount = region.pageCount
+    backing = region.backing
+    logger = region.space.configuration.logger
+    layout = region.layout
     self.protection = protection
     state = Mutex(State())
   }
@@ -34,28 +41,47 @@ final class TrackingSession: RegionAttachment {
   // MARK: Trackers come and go
 
   func add(
-    _ wanted: WriteTracking.Mechanism, _ options: WriteTracking.Options, _ callback: FirstWriteCallbacks.Callback?
+    to region: Region, _ wanted: WriteTracking.Mechanism, _ options: WriteTracking.Options,
+    _ callback: FirstWriteCallbacks.Callback?
   ) throws(PinError) -> (id: UInt64, mechanism: WriteTracking.Mechanism) {
     let needsFaults = callback != nil || options.faultAround != .exact
     return try state.withLock { state throws(PinError) in
-      if state.isEnded { throw PinError(.unmapped, operation: "trackWrites", range: region.addresses) }
+      if state.isEnded { throw PinError(.unmapped, operation: "trackWrites", range: addresses) }
       try protection.throwIfFailed("trackWrites")
       if let mechanism = state.mechanism {
         try requireCompatible(mechanism.kind, wanted, needsFaults: needsFaults, options, state)
         // What was written so far is the others' alone.
         try harvest(&state)
-        if state.isSuspended { try resume(&state) }
-      } else {
-        protection.setFaultAround(options.faultAround)
-        state.mechanism = try start(wanted, needsFaults: needsFaults)
       }
       let id = state.nextID
       state.nextID += 1
-      state.trackers[id] = Share(
-        pending: DirtySet(pageCount: region.pageCount), needsFaults: needsFaults, callback: callback)
+      state.trackers[id] = Share(pending: DirtySet(pageCount: pageCount), callback: callback)
+      // Before anything is protected: no first write may slip by.
       if callback != nil { updateCallbacks(state) }
-      return (id, state.mechanism!.kind)
+      do throws(PinError) {
+        let mechanism = try running(&state, wanted, options, needsFaults: needsFaults, of: region)
+        return (id, mechanism.kind)
+      } catch {
+        state.trackers[id] = nil
+        if callback != nil { updateCallbacks(state) }
+        throw error
+      }
     }
+  }
+
+  /// The session's mechanism, started or resumed if need be.
+  private func running(
+    _ state: inout State, _ wanted: WriteTracking.Mechanism, _ options: WriteTracking.Options, needsFaults: Bool,
+    of region: Region
+  ) throws(PinError) -> any TrackingMechanism {
+    if let mechanism = state.mechanism {
+      if state.isSuspended { try resume(&state) }
+      return mechanism
+    }
+    protection.setFaultAround(options.faultAround)
+    let mechanism = try start(wanted, needsFaults: needsFaults, of: region)
+    state.mechanism = mechanism
+    return mechanism
   }
 
   private func requireCompatible(
@@ -64,38 +90,40 @@ final class TrackingSession: RegionAttachment {
   ) throws(PinError) {
     guard wanted == .automatic || wanted == active else {
       throw PinError(
-        .inUse, operation: "trackWrites(.\(wanted))", range: region.addresses,
-        advice: "The region is tracked by .\(active) already, and has one mechanism at a time: ask for .automatic or .\(active), or stop the other trackers first."
+        .inUse, operation: "trackWrites(.\(wanted))", range: addresses,
+        advice:
+          "The region is tracked by .\(active) already, and has one mechanism at a time: ask for .automatic or .\(active), or stop the other trackers first."
       )
     }
     if needsFaults, active == .asynchronous {
       throw PinError(
-        .inUse, operation: "trackWrites", range: region.addresses,
-        advice: "First-write callbacks and fault-around need a synchronous mechanism, and the region is tracked by .asynchronous: stop its trackers first, or give the first of them a callback.")
+        .inUse, operation: "trackWrites", range: addresses,
+        advice:
+          "First-write callbacks and fault-around need a synchronous mechanism, and the region is tracked by .asynchronous: stop its trackers first, or give the first of them a callback."
+      )
     }
     guard options.faultAround == .exact || options.faultAround == protection.faultAround else {
       throw PinError(
-        .inUse, operation: "trackWrites", range: region.addresses,
+        .inUse, operation: "trackWrites", range: addresses,
         advice: "Another tracker of the region chose fault-around \(protection.faultAround); they share one protection.")
     }
   }
 
   /// Starts what was asked for, or for `.automatic` the first candidate that works here.
   private func start(
-    _ wanted: WriteTracking.Mechanism, needsFaults: Bool
+    _ wanted: WriteTracking.Mechanism, needsFaults: Bool, of region: Region
   ) throws(PinError) -> any TrackingMechanism {
-    let logger = region.space.configuration.logger
     guard wanted == .automatic else {
       try requireSupport(wanted, needsFaults: needsFaults)
-      return try start(wanted)
+      return try start(wanted, of: region)
     }
     var refusals: [PinError] = []
     for (candidate, reason) in WriteTracking.Mechanism.candidates(
-      needsFaults: needsFaults, support: region.backing.support)
+      needsFaults: needsFaults, support: backing.support)
     {
       do throws(PinError) {
-        let mechanism = try start(candidate)
-        logger.info("tracking \(region.addresses) by .\(candidate): \(reason)")
+        let mechanism = try start(candidate, of: region)
+        logger.info("tracking \(addresses) by .\(candidate): \(reason)")
         return mechanism
       } catch {
         refusals.append(error)
@@ -103,29 +131,34 @@ final class TrackingSession: RegionAttachment {
       }
     }
     throw refusals.last
-      ?? PinError(.unsupported, operation: "trackWrites", advice: "No mechanism can track \(region.backing).")
+      ?? PinError(.unsupported, operation: "trackWrites", advice: "No mechanism can track \(backing).")
   }
 
   private func requireSupport(_ wanted: WriteTracking.Mechanism, needsFaults: Bool) throws(PinError) {
-    guard region.backing.support.isSuperset(of: wanted.requirement) else {
+    guard backing.support.isSuperset(of: wanted.requirement) else {
       throw PinError(
-        .unsupported, operation: "trackWrites(.\(wanted))", range: region.addresses,
-        advice: "The backing is \(region.backing); synchronous userfaultfd tracking needs anonymous, pool or hugetlb memory. Use .asynchronous or .mprotect here."
+        .unsupported, operation: "trackWrites(.\(wanted))", range: addresses,
+        advice:
+          "The backing is \(backing); synchronous userfaultfd tracking needs anonymous, pool or hugetlb memory. Use .asynchronous or .mprotect here."
       )
     }
     if needsFaults, wanted == .asynchronous {
       throw PinError(
-        .unsupported, operation: "trackWrites(.asynchronous)", range: region.addresses,
-        advice: "The kernel resolves these faults by itself: first-write callbacks and fault-around need .handlerThread, .inPlace or .mprotect.")
+        .unsupported, operation: "trackWrites(.asynchronous)", range: addresses,
+        advice:
+          "The kernel resolves these faults by itself: first-write callbacks and fault-around need .handlerThread, .inPlace or .mprotect."
+      )
     }
   }
 
-  private func start(_ kind: WriteTracking.Mechanism) throws(PinError) -> any TrackingMechanism {
+  private func start(
+    _ kind: WriteTracking.Mechanism, of region: Region
+  ) throws(PinError) -> any TrackingMechanism {
     let mechanism: any TrackingMechanism =
       kind == .asynchronous
       ? try AsynchronousMechanism(region: region, protection: protection)
-      : SynchronousMechanism(kind: kind, protection: protection, pageCount: region.pageCount)
-    try region.layout.withLock { _ throws(PinError) in try mechanism.start() }
+      : SynchronousMechanism(kind: kind, protection: protection, pageCount: pageCount)
+    try layout.withLock { () throws(PinError) in try mechanism.start() }
     return mechanism
   }
 
@@ -140,7 +173,7 @@ final class TrackingSession: RegionAttachment {
   private func end(_ state: inout State) {
     let mechanism = state.mechanism.take()
     state.isSuspended = false
-    region.layout.withLock { _ in mechanism?.stop() }
+    layout.withLock { () in mechanism?.stop() }
     protection.setFaultAround(.exact)
   }
 
@@ -164,7 +197,7 @@ final class TrackingSession: RegionAttachment {
     try state.withLock { state throws(PinError) in
       try require(id, state, "collect")
       try harvest(&state, for: id)
-      let empty = DirtySet(pageCount: region.pageCount)
+      let empty = DirtySet(pageCount: pageCount)
       guard let taken = state.trackers[id]?.pending else { return empty }
       state.trackers[id]?.pending = empty
       return taken
@@ -195,15 +228,15 @@ final class TrackingSession: RegionAttachment {
   }
 
   private func require(_ id: UInt64, _ state: State, _ operation: String) throws(PinError) {
-    if state.isEnded { throw PinError(.unmapped, operation: operation, range: region.addresses) }
-    guard state.trackers[id] != nil else { throw PinError(.stopped, operation: operation, range: region.addresses) }
+    if state.isEnded { throw PinError(.unmapped, operation: operation, range: addresses) }
+    guard state.trackers[id] != nil else { throw PinError(.stopped, operation: operation, range: addresses) }
   }
 
   /// Takes what was written since the last harvest and gives it to every tracker that is not paused. Nothing is lost if the
   /// mechanism fails half-way.
   private func harvest(_ state: inout State, for collector: UInt64? = nil) throws(PinError) {
     guard let mechanism = state.mechanism, !state.isSuspended else { return }
-    var found = DirtySet(pageCount: region.pageCount)
+    var found = DirtySet(pageCount: pageCount)
     var failure: PinError?
     do throws(PinError) { try mechanism.harvest(into: &found) } catch { failure = error }
     if !found.isEmpty {

@@ -94,7 +94,7 @@ extension Region {
     let session = try attachments.findOrMake(TrackingSession.self) { () throws(PinError) in
       TrackingSession(region: self, protection: protection)
     }
-    let (id, active) = try session.add(mechanism, options, onFirstWrite)
+    let (id, active) = try session.add(to: self, mechanism, options, onFirstWrite)
     return WriteTracker(region: self, session: session, id: id, mechanism: active)
   }
 }

@@ -1,0 +1,50 @@
+internal import Metrics
+
+/// Hands the fault path's counters to swift-metrics, as differences since the last time, and the quantiles of the fault latencies in
+/// between. Runs on the watchdog's thread.
+struct MetricsPublisher {
+  private let counters: FaultCounters
+  private var last: [FaultCounters.Counter: UInt64] = [:]
+  private var lastLatencies = [UInt64](repeating: 0, count: FaultCounters.bucketCount)
+  private let quantiles: [(quantile: Double, gauge: Gauge)]
+  private let meters: [FaultCounters.Counter: Metrics.Counter]
+
+  /// The counters that are published: label and dimension.
+  private static let labels: [(FaultCounters.Counter, String, [(String, String)])] = [
+    (.handlerThreadFaults, "pinkit_faults", [("delivery", "handler-thread")]),
+    (.inPlaceFaults, "pinkit_faults", [("delivery", "in-place")]),
+    (.mprotectFaults, "pinkit_faults", [("delivery", "mprotect")]),
+    (.openedPages, "pinkit_opened_pages", []),
+    (.faultAroundPages, "pinkit_fault_around_pages", []),
+    (.retries, "pinkit_retries", []),
+    (.sharedWaits, "pinkit_lock_waits", [("side", "shared")]),
+    (.exclusiveWaits, "pinkit_lock_waits", [("side", "exclusive")]),
+    (.removeEvents, "pinkit_events", [("event", "remove")]),
+    (.unmapEvents, "pinkit_events", [("event", "unmap")]),
+    (.remapEvents, "pinkit_events", [("event", "remap")]),
+    (.widenedOpenings, "pinkit_widened_openings", []),
+    (.unexplained, "pinkit_unexplained_faults", []),
+  ]
+
+  init(counters: FaultCounters) {
+    self.counters = counters
+    meters = Dictionary(
+      uniqueKeysWithValues: Self.labels.map { ($0.0, Metrics.Counter(label: $0.1, dimensions: $0.2)) })
+    quantiles = [0.5, 0.99, 0.999].map {
+      ($0, Gauge(label: "pinkit_fault_latency_nanoseconds", dimensions: [("quantile", "\($0)")]))
+    }
+  }
+
+  mutating func publish() {
+    for (counter, meter) in meters {
+      let value = counters[counter]
+      let before = last.updateValue(value, forKey: counter) ?? 0
+      if value > before { meter.increment(by: value - before) }
+    }
+    let latencies = counters.latencies()
+    let recent = LatencyHistogram(zip(latencies, lastLatencies).map { $0 > $1 ? $0 - $1 : 0 })
+    lastLatencies = latencies
+    guard recent.count > 0 else { return }
+    for (quantile, gauge) in quantiles { gauge.record(Int64(recent.value(at: quantile))) }
+  }
+}
