@@ -98,7 +98,6 @@ int cuffd_file_system_type(int fd, uint64_t *out) {
   return 0;
 }
 
-
 int cuffd_allocate(int fd, int64_t offset, int64_t length) { return fallocate(fd, 0, offset, length) < 0 ? -errno : 0; }
 
 int cuffd_punch_hole(int fd, int64_t offset, int64_t length) {
