@@ -98,6 +98,7 @@ extension PinError {
         .handlerLost,
         "A descriptor of PinKit was closed by other code in this process; find the loop that closes descriptors."
       )
+    case .resourceBusy: (.inUse, "")
     // ENOTTY: an ioctl that the kernel is too old for.
     case .noFunction, .invalidArgument, .inappropriateIOCTLForDevice, .notSupportedOnSocket, .notSupported:
       (.unsupported, "This kernel does not know the call, or not for this kind of memory; `pinctl doctor` lists what works.")
