@@ -6,6 +6,7 @@
 
 struct cuffd_ring {
   struct io_uring ring;
+  uint32_t in_flight;  // queued and not reaped
 };
 
 int cuffd_ring_create(uint32_t entries, struct cuffd_ring **out) {
@@ -20,18 +21,49 @@ int cuffd_ring_create(uint32_t entries, struct cuffd_ring **out) {
   return 0;
 }
 
+uint32_t cuffd_ring_discard(struct cuffd_ring *ring) {
+  // Without SQPOLL the kernel reads the queue only inside io_uring_enter: between calls its tail is ours to take back.
+  struct io_uring_sq *queue = &ring->ring.sq;
+  unsigned head = *queue->khead;
+  uint32_t dropped = queue->sqe_tail - head;
+  queue->sqe_head = queue->sqe_tail = head;
+  *queue->ktail = head;
+  ring->in_flight -= dropped;
+  return dropped;
+}
+
+// Closing a ring does not wait for its operations, and one that is still running writes into its buffer later. So: drop
+// what was not submitted, cancel what can be cancelled, and wait for the rest.
 void cuffd_ring_destroy(struct cuffd_ring *ring) {
+  cuffd_ring_discard(ring);
+  if (ring->in_flight) {
+    struct io_uring_sync_cancel_reg all = {
+      .fd = -1, .flags = IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL, .timeout = {-1, -1}};
+    io_uring_register_sync_cancel(&ring->ring, &all);  // Linux 6.0; older kernels only wait
+  }
+  while (ring->in_flight) {
+    struct io_uring_cqe *entry;
+    int error = io_uring_wait_cqe(&ring->ring, &entry);
+    if (error == -EINTR) continue;
+    if (error < 0) break;
+    io_uring_cqe_seen(&ring->ring, entry);
+    ring->in_flight--;
+  }
   io_uring_queue_exit(&ring->ring);
   free(ring);
 }
 
 int cuffd_ring_descriptor(struct cuffd_ring *ring) { return ring->ring.ring_fd; }
+uint32_t cuffd_ring_entries(struct cuffd_ring *ring) { return ring->ring.sq.ring_entries; }
+uint32_t cuffd_ring_in_flight(struct cuffd_ring *ring) { return ring->in_flight; }
+uint32_t cuffd_ring_unsubmitted(struct cuffd_ring *ring) { return io_uring_sq_ready(&ring->ring); }
 
 int cuffd_ring_read(struct cuffd_ring *ring, int fd, void *buffer, uint32_t length, uint64_t offset, uint64_t data) {
   struct io_uring_sqe *entry = io_uring_get_sqe(&ring->ring);
   if (!entry) return -EAGAIN;
   io_uring_prep_read(entry, fd, buffer, length, offset);
   entry->user_data = data;
+  ring->in_flight++;
   return 0;
 }
 
@@ -41,6 +73,7 @@ int cuffd_ring_write(
   if (!entry) return -EAGAIN;
   io_uring_prep_write(entry, fd, buffer, length, offset);
   entry->user_data = data;
+  ring->in_flight++;
   return 0;
 }
 
@@ -49,11 +82,23 @@ int cuffd_ring_fsync(struct cuffd_ring *ring, int fd, int data_only, uint64_t da
   if (!entry) return -EAGAIN;
   io_uring_prep_fsync(entry, fd, data_only ? IORING_FSYNC_DATASYNC : 0);
   entry->user_data = data;
+  ring->in_flight++;
   return 0;
 }
 
 int cuffd_ring_submit(struct cuffd_ring *ring, uint32_t wait_for) {
-  return io_uring_submit_and_wait(&ring->ring, wait_for);
+  // More than the completion queue holds never becomes visible at once.
+  uint32_t most = ring->in_flight < ring->ring.cq.ring_entries ? ring->in_flight : ring->ring.cq.ring_entries;
+  uint32_t wanted = wait_for < most ? wait_for : most;
+  int submitted = 0;
+  // One call may submit only a part, and a signal ends the wait of a call that submitted something without an error.
+  do {
+    int result = io_uring_submit_and_wait(&ring->ring, wanted);
+    if (result == -EINTR) continue;
+    if (result < 0) return submitted ? submitted : result;
+    submitted += result;
+  } while (io_uring_sq_ready(&ring->ring) || io_uring_cq_ready(&ring->ring) < wanted);
+  return submitted;
 }
 
 int cuffd_ring_reap(struct cuffd_ring *ring, struct cuffd_completion *out, int capacity) {
@@ -62,6 +107,7 @@ int cuffd_ring_reap(struct cuffd_ring *ring, struct cuffd_completion *out, int c
   while (count < capacity && io_uring_peek_cqe(&ring->ring, &entry) == 0) {
     out[count++] = (struct cuffd_completion){entry->user_data, entry->res, entry->flags};
     io_uring_cqe_seen(&ring->ring, entry);
+    ring->in_flight--;
   }
   return count;
 }

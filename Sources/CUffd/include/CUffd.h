@@ -2,6 +2,7 @@
 #define CUFFD_H
 #include "cuffd_fault.h"
 #include "cuffd_lock.h"
+#include "cuffd_probe.h"
 #include "cuffd_ring.h"
 #include "cuffd_sys.h"
 #include "cuffd_uapi.h"

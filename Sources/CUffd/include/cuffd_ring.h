@@ -13,15 +13,23 @@ struct cuffd_completion {
 
 // Creates a ring of `entries`; -errno on failure.
 int cuffd_ring_create(uint32_t entries, struct cuffd_ring *_Nullable *_Nonnull out);
+// Cancels what can be cancelled and waits for the rest: no operation touches its buffer afterwards.
 void cuffd_ring_destroy(struct cuffd_ring *_Nonnull ring);
 int cuffd_ring_descriptor(struct cuffd_ring *_Nonnull ring);
+// The size of the submission queue; operations that were queued and not reaped; those of them not yet submitted.
+uint32_t cuffd_ring_entries(struct cuffd_ring *_Nonnull ring);
+uint32_t cuffd_ring_in_flight(struct cuffd_ring *_Nonnull ring);
+uint32_t cuffd_ring_unsubmitted(struct cuffd_ring *_Nonnull ring);
+// Drops what was queued and not submitted; returns how many.
+uint32_t cuffd_ring_discard(struct cuffd_ring *_Nonnull ring);
 // Queue one operation; -EAGAIN when the submission queue is full.
 int cuffd_ring_read(
   struct cuffd_ring *_Nonnull ring, int fd, void *_Nonnull buffer, uint32_t length, uint64_t offset, uint64_t data);
 int cuffd_ring_write(
   struct cuffd_ring *_Nonnull ring, int fd, const void *_Nonnull buffer, uint32_t length, uint64_t offset, uint64_t data);
 int cuffd_ring_fsync(struct cuffd_ring *_Nonnull ring, int fd, int data_only, uint64_t data);
-// Submits what is queued and waits for at least `wait_for` completions; returns how many were submitted, or -errno.
+// Submits what is queued and waits until `wait_for` completions can be reaped (all of them, if fewer are in flight);
+// returns how many were submitted, or -errno. Signals do not end it.
 int cuffd_ring_submit(struct cuffd_ring *_Nonnull ring, uint32_t wait_for);
 // Takes up to `capacity` completions without waiting.
 int cuffd_ring_reap(struct cuffd_ring *_Nonnull ring, struct cuffd_completion *_Nonnull out, int capacity);

@@ -44,7 +44,7 @@ internal import SystemPackage
 
   /// Opens `/proc/self/pagemap`.
   public init() throws(PinError) {
-    descriptor = CInt(try PinError.check(unsafe cuffd_open_file("/proc/self/pagemap", 0), "open /proc/self/pagemap"))
+    descriptor = try PinError.opened(unsafe cuffd_open_file("/proc/self/pagemap", 0), "/proc/self/pagemap")
     unsafe buffer = .allocate(capacity: Self.capacity)
   }
 

@@ -87,7 +87,8 @@ extension PinError {
     case .noMemory:
       (
         .outOfMemory,
-        "The machine has no memory left, or vm.max_map_count is reached: raise it with `sysctl -w vm.max_map_count=262144`."
+        "The machine has no memory left, or vm.max_map_count is reached: raise it with "
+          + "`sysctl -w vm.max_map_count=262144`."
       )
     case .noSpace, .diskQuotaExceeded: (.outOfSpace, "Free some space and try again; nothing was lost.")
     case .tooManyOpenFiles: (.limitReached, "Raise the limit on open files (`ulimit -n`).")
@@ -97,7 +98,9 @@ extension PinError {
         .handlerLost,
         "A descriptor of PinKit was closed by other code in this process; find the loop that closes descriptors."
       )
-    case .noFunction, .invalidArgument, .notSupportedOnSocket, .notSupported:
+    case .resourceBusy: (.inUse, "")
+    // ENOTTY: an ioctl that the kernel is too old for.
+    case .noFunction, .invalidArgument, .inappropriateIOCTLForDevice, .notSupportedOnSocket, .notSupported:
       (.unsupported, "This kernel does not know the call, or not for this kind of memory; `pinctl doctor` lists what works.")
     case .noSuchProcess, .noSuchFileOrDirectory:
       (.mappingChanged, "The range is no longer registered: it was unmapped or mapped over behind PinKit's back.")
@@ -114,5 +117,13 @@ extension PinError {
   ) throws(PinError) -> Int {
     guard result < 0 else { return Int(result) }
     throw .kernel(Int(result), operation(), range)
+  }
+
+  /// Throws unless `result` is a descriptor of the file of `/proc` or `/sys` at `path`.
+  static func opened(_ result: CInt, _ path: String) throws(PinError) -> CInt {
+    guard result == -Errno.noSuchFileOrDirectory.rawValue else { return CInt(try check(result, "open \(path)")) }
+    throw PinError(
+      .unsupported, operation: "open \(path)", errno: .noSuchFileOrDirectory,
+      advice: "This kernel does not have it, or /proc is not mounted here.")
   }
 }

@@ -65,7 +65,7 @@ public enum ProcessMaps {
 
   /// The whole text of a file of `/proc` or `/sys`.
   static func readFile(_ path: String) throws(PinError) -> String {
-    let descriptor = CInt(try PinError.check(unsafe path.withCString { unsafe cuffd_open_file($0, 0) }, "open \(path)"))
+    let descriptor = try PinError.opened(unsafe path.withCString { unsafe cuffd_open_file($0, 0) }, path)
     defer { cuffd_close(descriptor) }
     var text: [UInt8] = []
     var chunk = [UInt8](repeating: 0, count: 1 << 16)

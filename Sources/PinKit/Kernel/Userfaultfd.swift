@@ -37,7 +37,9 @@ internal import SystemPackage
         cuffd_close(result)
         throw .kernel(
           Int(handshake), "UFFDIO_API(\(features))",
-          advice: "This kernel lacks one of the features; `pinctl doctor` lists those it has.")
+          advice: handshake == -Errno.notPermitted.rawValue
+            ? "EVENT_FORK needs CAP_SYS_PTRACE, however the descriptor was opened."
+            : "This kernel lacks one of the features; `pinctl doctor` lists those it has.")
       }
       self.descriptor = result
       self.features = features

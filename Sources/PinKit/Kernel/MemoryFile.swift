@@ -1,0 +1,131 @@
+internal import CUffd
+internal import SystemPackage
+
+/// A memfd: a file without a name that lives in memory; what a frame pool takes its frames from.
+///
+/// See memfd_create(2). Noncopyable: dropping the value closes the descriptor; the memory stays for as long as something
+/// maps it. The descriptor is always close-on-exec. No call here waits for anything but the kernel's own allocation.
+@safe public struct MemoryFile: ~Copyable, Sendable {
+  /// The descriptor's number.
+  public let descriptor: CInt
+  /// In bytes.
+  public private(set) var size: Int
+
+  /// The corresponding C constants are `MFD_…`.
+  public struct Options: OptionSet, Sendable, Hashable {
+    public let rawValue: UInt32
+    public init(rawValue: UInt32) { self.rawValue = rawValue }
+    /// Huge pages of the default size. The size and every range must be multiples of it, ``write(_:at:)`` is not supported
+    /// (write through a mapping), and pages come out of `vm.nr_hugepages`.
+    public static let hugetlb = Options(rawValue: cuffd_memfd_hugetlb)
+  }
+
+  /// Makes a file of `size` bytes, all of them a hole: they cost nothing until they are touched or ``allocate(_:)``d.
+  ///
+  /// - Parameters:
+  ///   - name: What `/proc/self/maps` shows behind `memfd:`; need not be unique.
+  ///   - size: In bytes; only what is mapped or written needs memory.
+  /// - Throws: `.unsupported` where the kernel lacks memfd or its huge pages, `.limitReached` for descriptors.
+  public init(name: String, size: Int, options: Options = []) throws(PinError) {
+    guard size >= 0 else { throw PinError(.invalidArgument, operation: "memfd_create with \(size) bytes") }
+    let made = unsafe name.withCString { unsafe cuffd_memfd($0, options.rawValue | cuffd_memfd_close_on_exec) }
+    let descriptor = CInt(try PinError.check(made, "memfd_create"))
+    do throws(PinError) {
+      try Self.retrying("ftruncate to \(size) bytes") { cuffd_resize(descriptor, Int64(size)) }
+    } catch {
+      cuffd_close(descriptor)
+      throw error
+    }
+    self.descriptor = descriptor
+    self.size = size
+  }
+
+  deinit { cuffd_close(descriptor) }
+
+  /// Changes the size. Growing adds a hole; shrinking discards what is behind the new end, and touching it through a mapping
+  /// then raises SIGBUS.
+  public mutating func resize(to size: Int) throws(PinError) {
+    guard size >= 0 else { throw PinError(.invalidArgument, operation: "ftruncate to \(size) bytes") }
+    let descriptor = descriptor
+    try Self.retrying("ftruncate to \(size) bytes") { cuffd_resize(descriptor, Int64(size)) }
+    self.size = size
+  }
+
+  /// Gives the memory of `range` (bytes) back: it reads as zeros, in every mapping, and costs nothing. `FALLOC_FL_PUNCH_HOLE`.
+  ///
+  /// Whole pages are freed, parts of pages are zeroed. A userfaultfd that watches a mapping of it is told before.
+  public func punchHole(_ range: Range<Int>) throws(PinError) {
+    try check(range, "fallocate(PUNCH_HOLE)")
+    guard !range.isEmpty else { return }
+    try Self.retrying("fallocate(PUNCH_HOLE) of \(range)") {
+      cuffd_punch_hole(descriptor, Int64(range.lowerBound), Int64(range.count))
+    }
+  }
+
+  /// Takes memory for all of `range` (bytes) now, so that touching it later cannot fail; what is there stays.
+  ///
+  /// - Throws: `.outOfSpace` or `.outOfMemory`; a part of the range may have been allocated then.
+  public func allocate(_ range: Range<Int>) throws(PinError) {
+    try check(range, "fallocate")
+    guard !range.isEmpty else { return }
+    try Self.retrying("fallocate of \(range)") {
+      cuffd_allocate(descriptor, Int64(range.lowerBound), Int64(range.count))
+    }
+  }
+
+  /// Fills `bytes` from the file's byte `offset` on: all of it, or an error.
+  public func read(into bytes: inout MutableSpan<UInt8>, at offset: Int) throws(PinError) {
+    try check(offset, bytes.count, "pread")
+    var done = 0
+    while done < bytes.count {
+      let position = offset + done
+      let got = unsafe bytes.withUnsafeMutableBytes {  // pread stays within $0
+        unsafe cuffd_pread(descriptor, $0.baseAddress! + done, $0.count - done, Int64(position))
+      }
+      if got == -Int(Errno.interrupted.rawValue) { continue }
+      done += try PinError.check(got, "pread at \(position)")
+      // Only another holder of the descriptor can have cut the file short.
+      guard got > 0 else { throw .beyondEnd("pread at \(position)") }
+    }
+  }
+
+  /// Writes all of `bytes` from the file's byte `offset` on, or throws; a part may have been written then.
+  ///
+  /// Cheaper for a fresh page than touching it through a mapping.
+  public func write(_ bytes: Span<UInt8>, at offset: Int) throws(PinError) {
+    try check(offset, bytes.count, "pwrite")
+    var done = 0
+    while done < bytes.count {
+      let position = offset + done
+      let put = unsafe bytes.withUnsafeBytes {  // pwrite stays within $0
+        unsafe cuffd_pwrite(descriptor, $0.baseAddress! + done, $0.count - done, Int64(position))
+      }
+      if put == -Int(Errno.interrupted.rawValue) { continue }
+      done += try PinError.check(put, "pwrite at \(position)")
+      guard put > 0 else { throw PinError(.outOfSpace, operation: "pwrite at \(position)") }
+    }
+  }
+
+  private func check(_ range: Range<Int>, _ operation: String) throws(PinError) {
+    try check(range.lowerBound, range.count, operation)
+  }
+
+  private func check(_ offset: Int, _ count: Int, _ operation: String) throws(PinError) {
+    guard offset >= 0, count <= size, offset <= size - count else {
+      throw PinError(.outOfBounds, operation: "\(operation) of \(count) bytes at \(offset) of a file of \(size)")
+    }
+  }
+
+  private static func retrying(_ operation: @autoclosure () -> String, _ call: () -> CInt) throws(PinError) {
+    var result = call()
+    while result == -Errno.interrupted.rawValue { result = call() }
+    try PinError.check(result, operation())
+  }
+}
+
+extension PinError {
+  /// A read ended early because the file did: whoever asked gets no stale bytes.
+  static func beyondEnd(_ operation: String) -> PinError {
+    PinError(.outOfBounds, operation: operation, advice: "The file ends before the bytes that were asked for.")
+  }
+}
