@@ -15,7 +15,11 @@ struct scan_arg {
 #define SCAN_WP_MATCHING ((uint64_t)1 << 0)
 #define SCAN_CHECK_WPASYNC ((uint64_t)1 << 1)
 #define IS_WRITTEN ((uint64_t)1 << 1)
+#define IS_PRESENT ((uint64_t)1 << 3)
+#define IS_SWAPPED ((uint64_t)1 << 4)
 #define IS_PFNZERO ((uint64_t)1 << 5)
+// Holes count as written; asking for an entry keeps the kernel from filling them with page tables full of marks.
+#define HAS_ENTRY (IS_PRESENT | IS_SWAPPED)
 #define RUNS 4096
 
 void floor_scan_protect(const struct cfloor_watch *watch) {
@@ -23,7 +27,7 @@ void floor_scan_protect(const struct cfloor_watch *watch) {
   for (uint64_t at = watch->base; at < end;) {
     struct scan_arg arg = {
       .size = sizeof arg, .flags = SCAN_WP_MATCHING | SCAN_CHECK_WPASYNC, .start = at, .end = end,
-      .category_mask = IS_WRITTEN, .return_mask = IS_WRITTEN};
+      .category_mask = IS_WRITTEN, .category_anyof_mask = HAS_ENTRY, .return_mask = IS_WRITTEN};
     floor_check(ioctl(watch->pagemap, SCAN, &arg) >= 0, "PAGEMAP_SCAN");
     at = arg.walk_end;
   }
@@ -38,7 +42,7 @@ static size_t scan(struct cfloor_watch *watch) {
     struct scan_arg arg = {
       .size = sizeof arg, .flags = SCAN_WP_MATCHING | SCAN_CHECK_WPASYNC, .start = at, .end = end,
       .vec = (uint64_t)(uintptr_t)runs, .vec_len = RUNS, .category_inverted = IS_PFNZERO,
-      .category_mask = IS_WRITTEN | IS_PFNZERO, .return_mask = IS_WRITTEN};
+      .category_mask = IS_WRITTEN | IS_PFNZERO, .category_anyof_mask = HAS_ENTRY, .return_mask = IS_WRITTEN};
     int count = ioctl(watch->pagemap, SCAN, &arg);
     floor_check(count >= 0, "PAGEMAP_SCAN");
     for (int i = 0; i < count; i++) dirty += (runs[i].end - runs[i].start) / FLOOR_PAGE;

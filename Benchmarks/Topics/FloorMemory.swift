@@ -42,14 +42,19 @@ final class FloorMemory: Sendable {
   /// What the registration and the protection took, ns a page.
   let armingTime: Double
   private let watch: OpaquePointer
+  private let memory: FloorMemory
 
   init(_ memory: FloorMemory, _ mechanism: Mechanism, faultPages: Int = 1) {
     var time = 0.0
     unsafe watch = cfloor_watch_start(memory.base, memory.pages, mechanism.number, faultPages, &time)
     armingTime = time
+    self.memory = memory
   }
 
   deinit { unsafe cfloor_watch_stop(watch) }
+
+  /// As ``FloorMemory/write(_:writers:)``, with the watch alive until the last write.
+  func write(_ order: [UInt32], writers: Int = 1) -> Double { memory.write(order, writers: writers) }
 
   /// Collects and protects again; ns per page of the memory, and how many pages were dirty.
   func collect() -> (time: Double, dirty: Int) {

@@ -1,5 +1,6 @@
 import ArgumentParser
 import Foundation
+import Logging
 import Topics
 
 struct Bench: ParsableCommand {
@@ -36,6 +37,11 @@ struct Bench: ParsableCommand {
   }
 
   func run() throws {
+    LoggingSystem.bootstrap { label in
+      var handler = StreamLogHandler.standardError(label: label)
+      handler.logLevel = .warning
+      return handler
+    }
     let plan = BenchPlan(rounds: rounds, quick: quick)
     var report = BenchReport()
     for topic in BenchTopics.all where topics.isEmpty || topics.contains(topic.name) {
