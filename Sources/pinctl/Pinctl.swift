@@ -1,10 +1,9 @@
 internal import ArgumentParser
-internal import PinKit
 
 @main
 struct Pinctl: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "pinctl",
     abstract: "Shows, measures and checks what PinKit does on this machine.",
-    subcommands: [Doctor.self])
+    subcommands: [Doctor.self, Bench.self])
 }

@@ -1,3 +1,50 @@
+// What the kernel alone charges: plain C loops that do a topic's work without PinKit. No policy, no bookkeeping that the
+// kernel does not force. Addresses are integers, counts are 4 KiB pages, times are ns a page; a failure ends the process with
+// its reason, for a floor that was not reached measures nothing.
 #ifndef CFLOOR_H
 #define CFLOOR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// Private anonymous memory on a 2 MiB boundary. huge: 1 = MADV_HUGEPAGE, 0 = MADV_NOHUGEPAGE. populate: write every page once.
+uint64_t cfloor_map(size_t pages, int huge, int populate);
+void cfloor_unmap(uint64_t base, size_t pages);
+
+// The writer of both sides. One write to each page of `order`; ns a page.
+double cfloor_write_pages(uint64_t base, const uint32_t *_Nonnull order, size_t count);
+// The same by two threads, the first and the second half of `order`; wall ns a page, thread creation left out.
+double cfloor_write_pages_by_two(uint64_t base, const uint32_t *_Nonnull order, size_t count);
+
+// CLOCK_MONOTONIC in ns.
+uint64_t cfloor_now(void);
+// Rss of /proc/self/smaps_rollup plus VmPTE, in KiB, once free heap pages were given back.
+size_t cfloor_resident_kib(void);
+
+// Who resolves the first write to a page.
+enum cfloor_mechanism {
+  // A thread blocks in read(2) for one message, removes the protection and wakes the writer.
+  cfloor_thread = 0,
+  // UFFD_FEATURE_SIGBUS: the handler removes the protection in the writer's own thread.
+  cfloor_in_place = 1,
+  // UFFD_FEATURE_WP_ASYNC: the kernel. Armed by UFFDIO_WRITEPROTECT, the fastest way on huge pages.
+  cfloor_async = 2,
+  // The same, armed by PAGEMAP_SCAN without a vector, the fastest way on 4 KiB pages.
+  cfloor_async_scan = 3,
+  // mprotect(2): a SIGSEGV handler makes the page writable.
+  cfloor_mprotect = 4,
+};
+
+struct cfloor_watch;
+
+// Protects the range. fault_pages: pages made writable per fault, a power of two, aligned. *ns is the time of the registration
+// and the protection, ns a page; opening the descriptor and starting the thread are not in it. One watch in a process at a time.
+struct cfloor_watch *_Nonnull cfloor_watch_start(
+  uint64_t base, size_t pages, int mechanism, size_t fault_pages, double *_Nonnull ns);
+void cfloor_watch_stop(struct cfloor_watch *_Nonnull watch);
+
+// Collects the pages written since the last time and protects them again; ns per page of the range. *dirty: how many there were.
+// Async: a loop of PAGEMAP_SCAN. Thread: one UFFDIO_WRITEPROTECT for each run of a plain bitmap.
+double cfloor_collect(struct cfloor_watch *_Nonnull watch, size_t *_Nonnull dirty);
+
 #endif

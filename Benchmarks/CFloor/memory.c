@@ -1,0 +1,95 @@
+#include <malloc.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "floor.h"
+
+#define HUGE_PAGE ((uint64_t)2 << 20)
+
+void floor_check(int good, const char *what) {
+  if (good) return;
+  perror(what);
+  abort();
+}
+
+uint64_t cfloor_now(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+uint64_t cfloor_map(size_t pages, int huge, int populate) {
+  uint64_t length = pages * FLOOR_PAGE;
+  void *raw = mmap(NULL, length + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  floor_check(raw != MAP_FAILED, "mmap");
+  uint64_t start = (uint64_t)(uintptr_t)raw, base = (start + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
+  if (base > start) munmap(raw, base - start);
+  munmap((void *)(uintptr_t)(base + length), start + HUGE_PAGE - base);
+  floor_check(!madvise((void *)(uintptr_t)base, length, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE), "madvise");
+  for (size_t page = 0; populate && page < pages; page++) *(volatile uint64_t *)(uintptr_t)(base + page * FLOOR_PAGE) = page;
+  return base;
+}
+
+void cfloor_unmap(uint64_t base, size_t pages) { munmap((void *)(uintptr_t)base, pages * FLOOR_PAGE); }
+
+static void write_pages(uint64_t base, const uint32_t *order, size_t count) {
+  for (size_t i = 0; i < count; i++) *(volatile uint64_t *)(uintptr_t)(base + order[i] * FLOOR_PAGE) = i;
+}
+
+double cfloor_write_pages(uint64_t base, const uint32_t *order, size_t count) {
+  uint64_t start = cfloor_now();
+  write_pages(base, order, count);
+  return (double)(cfloor_now() - start) / (double)count;
+}
+
+struct writer {
+  uint64_t base;
+  const uint32_t *order;
+  size_t count;
+  pthread_barrier_t *ready;
+  uint64_t start, end;
+};
+
+static void *writer_main(void *raw) {
+  struct writer *writer = raw;
+  pthread_barrier_wait(writer->ready);
+  writer->start = cfloor_now();
+  write_pages(writer->base, writer->order, writer->count);
+  writer->end = cfloor_now();
+  return NULL;
+}
+
+double cfloor_write_pages_by_two(uint64_t base, const uint32_t *order, size_t count) {
+  size_t half = count / 2;
+  pthread_barrier_t ready;
+  pthread_barrier_init(&ready, NULL, 2);
+  struct writer a = {base, order, half, &ready, 0, 0}, b = {base, order + half, count - half, &ready, 0, 0};
+  pthread_t other;
+  floor_check(!pthread_create(&other, NULL, writer_main, &b), "pthread_create");
+  writer_main(&a);
+  pthread_join(other, NULL);
+  pthread_barrier_destroy(&ready);
+  uint64_t start = a.start < b.start ? a.start : b.start, end = a.end > b.end ? a.end : b.end;
+  return (double)(end - start) / (double)count;
+}
+
+static size_t kib_of(const char *path, const char *key) {
+  FILE *file = fopen(path, "r");
+  floor_check(file != NULL, path);
+  char line[256];
+  size_t kib = 0, length = strlen(key);
+  while (!kib && fgets(line, sizeof line, file))
+    if (!strncmp(line, key, length)) kib = strtoul(line + length, NULL, 10);
+  fclose(file);
+  return kib;
+}
+
+size_t cfloor_resident_kib(void) {
+  malloc_trim(0);
+  // smaps_rollup walks the page tables; the counters of `status` may lag by a batch for each thread.
+  return kib_of("/proc/self/smaps_rollup", "Rss:") + kib_of("/proc/self/status", "VmPTE:");
+}

@@ -1,0 +1,71 @@
+internal import CFloor
+
+/// Memory of the kernel floor, which PinKit adopts for its rounds: both sides write the very same pages.
+final class FloorMemory: Sendable {
+  let base: UInt64
+  let pages: Int
+
+  /// Private anonymous memory; every page has been written once unless `isPopulated` is false.
+  init(pages: Int, huge: Bool = false, isPopulated: Bool = true) {
+    base = cfloor_map(pages, huge ? 1 : 0, isPopulated ? 1 : 0)
+    self.pages = pages
+  }
+
+  deinit { cfloor_unmap(base, pages) }
+
+  /// Writes each page of `order` once; wall ns a page.
+  func write(_ order: [UInt32], writers: Int = 1) -> Double {
+    // The kernel keeps the array's bytes only during the call.
+    unsafe writers == 2
+      ? cfloor_write_pages_by_two(base, order, order.count) : cfloor_write_pages(base, order, order.count)
+  }
+}
+
+/// The floor's own write tracking. One at a time in a process.
+@safe struct FloorWatch: ~Copyable {
+  enum Mechanism {
+    case handlerThread, inPlace, asynchronous, asynchronousByScan, mprotect
+
+    var number: CInt {
+      let value =
+        switch self {
+        case .handlerThread: cfloor_thread
+        case .inPlace: cfloor_in_place
+        case .asynchronous: cfloor_async
+        case .asynchronousByScan: cfloor_async_scan
+        case .mprotect: cfloor_mprotect
+        }
+      return CInt(value.rawValue)
+    }
+  }
+
+  /// What the registration and the protection took, ns a page.
+  let armingTime: Double
+  private let watch: OpaquePointer
+  private let memory: FloorMemory
+
+  init(_ memory: FloorMemory, _ mechanism: Mechanism, faultPages: Int = 1) {
+    var time = 0.0
+    unsafe watch = cfloor_watch_start(memory.base, memory.pages, mechanism.number, faultPages, &time)
+    armingTime = time
+    self.memory = memory
+  }
+
+  deinit { unsafe cfloor_watch_stop(watch) }
+
+  /// As ``FloorMemory/write(_:writers:)``, with the watch alive until the last write.
+  func write(_ order: [UInt32], writers: Int = 1) -> Double { memory.write(order, writers: writers) }
+
+  /// Collects and protects again; ns per page of the memory, and how many pages were dirty.
+  func collect() -> (time: Double, dirty: Int) {
+    var dirty = 0
+    let time = unsafe cfloor_collect(watch, &dirty)
+    return (time, dirty)
+  }
+}
+
+/// Monotonic time.
+func nanoseconds() -> UInt64 { cfloor_now() }
+
+/// What the process occupies, page tables included.
+func residentKiB() -> Int { cfloor_resident_kib() }

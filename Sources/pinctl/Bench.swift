@@ -1,0 +1,56 @@
+import ArgumentParser
+import Foundation
+import Logging
+import Topics
+
+struct Bench: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Measures PinKit beside the raw kernel, in one run.",
+    discussion: """
+      Every row is measured twice: with PinKit, and with a plain C loop that does the same work without it. The sides take turns, \
+      so that the ratio holds where the absolute figures drift. Measure a release build on an idle machine.
+      """)
+
+  @Argument(help: "What to measure: \(BenchTopics.all.map { $0.name }.joined(separator: ", ")). All if none is named.")
+  var topics: [String] = []
+
+  @Option(help: "Only rows whose name contains this.")
+  var only: String?
+
+  @Option(help: "Rounds of each side; medians are reported.")
+  var rounds = 7
+
+  @Flag(help: "A sixteenth of the memory.")
+  var quick = false
+
+  @Flag(help: "Print JSON.")
+  var json = false
+
+  @Option(help: "Write a bar chart to this SVG file.")
+  var plot: String?
+
+  func validate() throws {
+    guard rounds > 0 else { throw ValidationError("--rounds needs at least 1.") }
+    for topic in topics where !BenchTopics.all.contains(where: { $0.name == topic }) {
+      throw ValidationError("There is no topic \"\(topic)\".")
+    }
+  }
+
+  func run() throws {
+    LoggingSystem.bootstrap { label in
+      var handler = StreamLogHandler.standardError(label: label)
+      handler.logLevel = .warning
+      return handler
+    }
+    let plan = BenchPlan(rounds: rounds, quick: quick)
+    var report = BenchReport()
+    for topic in BenchTopics.all where topics.isEmpty || topics.contains(topic.name) {
+      for row in topic.rows where only.map(row.name.contains) ?? true {
+        if !json { FileHandle.standardError.write(Data("\(row.name) …\n".utf8)) }
+        report.entries.append((row.goal, try row.run(plan)))
+      }
+    }
+    print(json ? try report.json() : report.table())
+    if let plot { try report.plot().write(toFile: plot, atomically: true, encoding: .utf8) }
+  }
+}

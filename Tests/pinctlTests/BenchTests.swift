@@ -1,0 +1,90 @@
+import ArgumentParser
+import Foundation
+import FoundationXML
+import Testing
+import Topics
+
+@testable import pinctl
+
+@Suite("pinctl bench")
+struct BenchTests {
+  @Test("Options reach the command, and an unknown topic is refused by name")
+  func parsing() throws {
+    let bench = try #require(try Pinctl.parseAsRoot(["bench", "track", "--rounds", "3", "--json", "--quick"]) as? Bench)
+    #expect(bench.topics == ["track"])
+    #expect(bench.rounds == 3 && bench.json && bench.quick && bench.plot == nil)
+    #expect(throws: (any Error).self) { try Pinctl.parseAsRoot(["bench", "--rounds", "0"]) }
+    do {
+      _ = try Pinctl.parseAsRoot(["bench", "gardening"])
+      Issue.record("an unknown topic was accepted")
+    } catch {
+      #expect(Pinctl.message(for: error).contains("gardening"))
+    }
+  }
+
+  @Test("Every topic has rows, and no two rows have one name")
+  func rows() {
+    for topic in BenchTopics.all { #expect(!topic.rows.isEmpty, "\(topic.name)") }
+    let names = BenchTopics.all.flatMap { $0.rows.map(\.name) }
+    #expect(Set(names).count == names.count)
+  }
+
+  static var sample: BenchReport {
+    var report = BenchReport()
+    report.entries = [
+      (
+        .ratio(1.1),
+        BenchResult(name: "kept", unit: "ns/page", pinkit: 105, floor: 100, floorName: "a < b & \"c\"", rounds: 7)
+      ),
+      (.ratio(1.1), BenchResult(name: "missed", unit: "ns/page", pinkit: 0.06, floor: 0.05, floorName: "x", rounds: 7)),
+      (.value(500), BenchResult(name: "absolute", unit: "KiB", pinkit: 400, floor: 100, floorName: "x", rounds: 7)),
+    ]
+    return report
+  }
+
+  @Test("A goal is a ratio to the floor or a figure of its own")
+  func goals() {
+    #expect(Self.sample.entries.map { $0.result.meets($0.goal) } == [true, false, true])
+  }
+
+  @Test("JSON has the fields that scripts read")
+  func json() throws {
+    let object = try JSONSerialization.jsonObject(with: Data(try Self.sample.json().utf8)) as? [String: Any]
+    let results = try #require(object?["results"] as? [[String: Any]])
+    #expect(results.count == 3)
+    for result in results {
+      #expect(Set(result.keys) == ["name", "unit", "pinkit", "floor", "floorName", "ratio", "rounds"])
+    }
+    #expect(results[0]["ratio"] as? Double == 1.05)
+  }
+
+  @Test("The table is aligned, shows the goal beside the ratio and marks what missed it")
+  func table() {
+    let lines = Self.sample.table().split(separator: "\n").map(String.init)
+    #expect(lines.count == 4)
+    #expect(lines[1].contains("1.05  ≤ 1.10×"))
+    #expect(lines.map { $0.contains("!") } == [false, false, true, false])
+    let column = lines.map { line in line.range(of: "≤").map { line.distance(from: line.startIndex, to: $0.lowerBound) } }
+    #expect(column[0] == nil && Set(column.dropFirst()).count == 1)
+  }
+
+  @Test("The plot is well-formed XML with two bars a row and a panel for each unit")
+  func plot() throws {
+    let svg = Self.sample.plot()
+    let elements = Elements()
+    let parser = XMLParser(data: Data(svg.utf8))
+    parser.delegate = elements
+    #expect(parser.parse())
+    // The background and the legend's two.
+    #expect(elements.names.filter { $0 == "rect" }.count == 3 + 2 * 3)
+    #expect(svg.contains(">KiB</text>") && svg.contains(">ns/page</text>"))
+  }
+
+  private final class Elements: NSObject, XMLParserDelegate {
+    var names: [String] = []
+    func parser(
+      _ parser: XMLParser, didStartElement name: String, namespaceURI: String?, qualifiedName: String?,
+      attributes: [String: String] = [:]
+    ) { names.append(name) }
+  }
+}
