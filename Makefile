@@ -18,7 +18,7 @@ demo: build ## Show every feature on this machine
 
 test: dependencies ## Run all tests
 	swift build --build-tests
-	swift test --skip-build
+	swift test --skip-build --disable-xctest
 
 build: dependencies ## Build the release
 	swift build -c release
