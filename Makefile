@@ -1,0 +1,51 @@
+# `make demo` and `make test` work on a bare Debian 12 with a Swift toolchain; `make help` lists the rest.
+
+SOURCES := Package.swift Sources Tests Benchmarks Examples
+
+# A test may raise SIGSEGV and SIGBUS on purpose, and PinKit handles both: the sanitizers must leave them alone.
+SIGNALS := handle_segv=0:handle_sigbus=0:allow_user_segv_handler=1
+SANITIZED := SWIFT_BACKTRACE=enable=no \
+  TSAN_OPTIONS=$(SIGNALS):halt_on_error=1:exitcode=66 \
+  ASAN_OPTIONS=$(SIGNALS):halt_on_error=1:exitcode=66:detect_leaks=0
+
+.PHONY: help demo test build bench soak sanitize docs format lint clean dependencies
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: build ## Show every feature on this machine
+	.build/release/pinctl demo
+
+test: dependencies ## Run all tests
+	swift build --build-tests
+	swift test --skip-build --disable-xctest
+
+build: dependencies ## Build the release
+	swift build -c release
+
+bench: build ## Measure PinKit beside the raw kernel
+	.build/release/pinctl bench
+
+soak: dependencies ## Ten million random operations against a shadow model (override: OPERATIONS=…)
+	PINKIT_SOAK_OPERATIONS=$(OPERATIONS) swift test -c release -Xswiftc -enable-testing \
+	  --scratch-path .build-soak --filter Soak
+soak: OPERATIONS ?= 10000000
+
+sanitize: dependencies ## Run the tests under the thread and address sanitizers
+	$(SANITIZED) swift test --sanitize=thread --scratch-path .build-thread
+	$(SANITIZED) swift test --sanitize=address --scratch-path .build-address
+
+docs: dependencies ## Build the book; a warning is an error
+	swift package generate-documentation --target PinKit --warnings-as-errors
+
+format: ## Format the sources in place
+	swift format -i -p -r $(SOURCES)
+
+lint: ## Check the format
+	swift format lint -s -p -r $(SOURCES)
+
+clean: ## Remove everything that was built
+	rm -rf .build .build-*
+
+dependencies:
+	@scripts/ensure-dependencies
