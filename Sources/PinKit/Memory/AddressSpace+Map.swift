@@ -27,12 +27,12 @@ extension AddressSpace {
       case .systemDefault: break
       }
     case .pool:
-      let file = try MemoryDescriptor(name: "pinkit-pool", size: bytes, hugetlb: false)
+      let file = try MemoryFile(name: "pinkit-pool", size: bytes)
       mapping = try Mapping(
         count: bytes, alignment: bytes >= 2 << 20 ? 2 << 20 : 4096,
         source: .file(file.descriptor, offset: 0, shared: true))
     case .hugetlb:
-      let file = try MemoryDescriptor(name: "pinkit-hugetlb", size: bytes, hugetlb: true)
+      let file = try MemoryFile(name: "pinkit-hugetlb", size: bytes, options: .hugetlb)
       do throws(PinError) {
         mapping = try Mapping(
           count: bytes, source: .file(file.descriptor, offset: 0, shared: true), forHugetlb: true)
