@@ -29,15 +29,20 @@ internal import SystemPackage
     public var required: Categories
     public var inverted: Categories
     public var anyOf: Categories
+    /// What of the matching pages' categories is reported; runs with different ones are not joined. Asking for
+    /// ``Categories/file`` makes the kernel look at every frame, which costs several times the rest of a scan.
+    public var returned: Categories
     /// Write-protect what matches in the same step; needs a `WP_ASYNC` registration.
     public var writeProtects: Bool
 
     public init(
-      required: Categories = [], inverted: Categories = [], anyOf: Categories = [], writeProtects: Bool = false
+      required: Categories = [], inverted: Categories = [], anyOf: Categories = [], returned: Categories = .written,
+      writeProtects: Bool = false
     ) {
       self.required = required
       self.inverted = inverted
       self.anyOf = anyOf
+      self.returned = returned
       self.writeProtects = writeProtects
     }
   }
@@ -72,7 +77,7 @@ internal import SystemPackage
       argument.category_mask = query.required.rawValue
       argument.category_inverted = query.inverted.rawValue
       argument.category_anyof_mask = query.anyOf.rawValue
-      argument.return_mask = Categories([.written, .present, .swapped, .huge, .zeroFrame, .file]).rawValue
+      argument.return_mask = query.returned.rawValue
       let count = unsafe cuffd_pagemap_scan(descriptor, &argument)
       if count == -CLong(Errno.interrupted.rawValue) { continue }
       try PinError.check(count, "PAGEMAP_SCAN", range)

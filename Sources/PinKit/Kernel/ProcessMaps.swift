@@ -28,31 +28,29 @@ public enum ProcessMaps {
     return found
   }
 
-  /// The `VmFlags` letters of the mapping that holds `address`: `hg` huge pages wanted, `nh` unwanted, `uw` userfaultfd-wp.
-  static func flags(at address: UInt) throws(PinError) -> Set<String> {
-    var inside = false
-    for line in try readFile("/proc/self/smaps").split(separator: "\n") {
-      if let mapping = ProcessMapping(line: line) {
-        inside = mapping.range.contains(address)
-      } else if inside, line.hasPrefix("VmFlags:") {
-        return Set(line.dropFirst(8).split(separator: " ").map(String.init))
-      }
-    }
-    return []
+  /// What `/proc/self/smaps` says of the mapping that holds an address beyond what `maps` says.
+  struct Details: Sendable {
+    /// In bytes: the huge page's for hugetlb memory.
+    var pageSize = 4096
+    /// `VmFlags`: `hg` huge pages wanted, `nh` unwanted, `uw` userfaultfd-wp.
+    var flags: Set<String> = []
   }
 
-  /// The size in bytes of the pages that the kernel maps `address` with: the huge page's for hugetlb memory.
-  static func kernelPageSize(at address: UInt) throws(PinError) -> Int {
+  /// Costs as much as a walk over the page tables of everything that is mapped below.
+  static func details(at address: UInt) throws(PinError) -> Details {
     var inside = false
+    var details = Details(pageSize: Memory.pageSize)
     for line in try readFile("/proc/self/smaps").split(separator: "\n") {
       if let mapping = ProcessMapping(line: line) {
+        if inside { break }
         inside = mapping.range.contains(address)
       } else if inside, line.hasPrefix("KernelPageSize:") {
-        let kib = line.split(separator: " ").dropFirst().first.flatMap { Int($0) }
-        return (kib ?? 4) << 10
+        details.pageSize = (line.split(separator: " ").dropFirst().first.flatMap { Int($0) } ?? 4) << 10
+      } else if inside, line.hasPrefix("VmFlags:") {
+        details.flags = Set(line.dropFirst(8).split(separator: " ").map(String.init))
       }
     }
-    return Memory.pageSize
+    return details
   }
 
   /// Whether private memory gets transparent huge pages without asking.

@@ -99,12 +99,17 @@ enum Adoption {
     }
     let stack = withUnsafeLocalAddress()
     if addresses.contains(stack) { throw refuse("It holds the stack of the calling thread.") }
-    let pageSize = try ProcessMaps.kernelPageSize(at: addresses.start)
+    let details = try ProcessMaps.details(at: addresses.start)
+    let pageSize = details.pageSize
     guard addresses.start % UInt(pageSize) == 0, addresses.count % pageSize == 0 else {
       throw refuse("Both ends must be multiples of the page size, \(pageSize) bytes.")
     }
     if pageSize > Memory.pageSize { return (.hugetlb(pageSize: pageSize), pageSize) }
-    if first.isAnonymous { return (.anonymous, pageSize) }
+    if first.isAnonymous {
+      let hugePages: Backing.HugePages =
+        details.flags.contains("nh") ? .never : details.flags.contains("hg") ? .prefer : .systemDefault
+      return (.anonymous(hugePages), pageSize)
+    }
     let path = first.path
     let isMemory =
       path.hasPrefix("/memfd:") || path.hasPrefix("/dev/shm/") || path.hasPrefix("/dev/zero")

@@ -21,7 +21,7 @@ public struct Backing: Sendable, Hashable, CustomStringConvertible {
 
   /// What kind of memory was adopted, from `/proc/self/maps`.
   public enum Adopted: Sendable, Hashable {
-    case anonymous
+    case anonymous(HugePages)
     /// memfd, tmpfs, System V or anonymous shared memory.
     case sharedMemory
     /// hugetlbfs or `MAP_HUGETLB`.
@@ -58,6 +58,14 @@ public struct Backing: Sendable, Hashable, CustomStringConvertible {
     case .anonymous, .pool, .hugetlb, .adopted(.anonymous), .adopted(.sharedMemory), .adopted(.hugetlb):
       [.synchronousFaults, .asynchronousTracking, .mprotectTracking, .discard]
     case .adopted(.file): [.asynchronousTracking, .mprotectTracking]
+    }
+  }
+
+  /// The huge-page preference of private anonymous memory; `nil` for other memory.
+  var hugePages: HugePages? {
+    switch kind {
+    case .anonymous(let preference), .adopted(.anonymous(let preference)): preference
+    default: nil
     }
   }
 

@@ -34,7 +34,9 @@ internal import Synchronization
   /// A page without the mark that was not just read.
   private var written: PageMap.Query {
     backing.isPrivateAnonymous
-      ? PageMap.Query(required: [.written, .zeroFrame], inverted: .zeroFrame, writeProtects: true)
+      // Kernels differ in whether an absent entry reads as written; asking for one that is there works on all of them.
+      ? PageMap.Query(
+        required: [.written, .zeroFrame], inverted: .zeroFrame, anyOf: [.present, .swapped], writeProtects: true)
       : PageMap.Query(required: .written, writeProtects: true)
   }
 
@@ -76,11 +78,9 @@ internal import Synchronization
   }
 
   private func keepPagesSmall() throws(PinError) {
-    guard backing.isPrivateAnonymous else { return }
-    let flags = (try? ProcessMaps.flags(at: addresses.start)) ?? []
-    guard !flags.contains("nh") else { return }
+    guard let preference = backing.hugePages, preference != .never else { return }
     try Memory.advise(addresses, .noHugePages)
-    hugePagesToRestore = flags.contains("hg") || ProcessMaps.areHugePagesDefault
+    hugePagesToRestore = preference == .prefer || ProcessMaps.areHugePagesDefault
   }
 
   func harvest(into dirty: inout DirtySet) throws(PinError) {
