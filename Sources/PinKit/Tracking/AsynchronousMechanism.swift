@@ -58,21 +58,31 @@ internal import Synchronization
   private func arm() throws(PinError) {
     try protection.exclusive { domain throws(PinError) in
       domain.table.discarded.drain { _ in }
-      if self.backing.isPrivateAnonymous {
-        try self.pageMap.writeProtect(self.addresses, self.written)
-      } else {
-        try self.markAll(domain)
-      }
+      guard self.backing.isPrivateAnonymous else { return try self.mark(self.addresses, domain) }
+      let huge = try self.hugeRuns()
+      for run in huge { try self.mark(run, domain) }
+      if huge != [self.addresses] { try self.pageMap.writeProtect(self.addresses, self.written) }
     }
   }
 
-  private func markAll(_ domain: borrowing FaultDomain) throws(PinError) {
+  /// Where huge pages are mapped: marking those by `UFFDIO_WRITEPROTECT` flushes the TLB once, by `PAGEMAP_SCAN` once for each of
+  /// them.
+  private func hugeRuns() throws(PinError) -> [AddressRange] {
+    guard backing.hugePages == .prefer || (backing.hugePages == .systemDefault && ProcessMaps.areHugePagesDefault)
+    else { return [] }
+    var runs: [AddressRange] = []
+    try pageMap.scan(addresses, PageMap.Query(required: .huge, returned: .huge)) { run, _ in runs.append(run) }
+    return runs
+  }
+
+  /// Marks all entries of a range, absent ones too.
+  private func mark(_ range: AddressRange, _ domain: borrowing FaultDomain) throws(PinError) {
     let deadline = Kernel.now() + domain.patience
     while true {
-      switch Uffd.protect(domain.descriptor.load(ordering: .acquiring), addresses) {
+      switch Uffd.protect(domain.descriptor.load(ordering: .acquiring), range) {
       case .done: return
       case .again where Kernel.now() < deadline: Kernel.pause(nanoseconds: 50_000)
-      case let result: throw .kernel(Int(-result.errno), "UFFDIO_WRITEPROTECT", addresses)
+      case let result: throw .kernel(Int(-result.errno), "UFFDIO_WRITEPROTECT", range)
       }
     }
   }
