@@ -1,0 +1,146 @@
+import Glibc
+import Logging
+import Synchronization
+import Testing
+
+@testable import PinKit
+
+/// What a test tracks.
+enum Subject: String, Sendable, CaseIterable, CustomTestStringConvertible {
+  case anonymous, pool, hugetlb, adoptedAnonymous, adoptedShared, adoptedFile
+
+  var testDescription: String { rawValue }
+
+  var mechanisms: [WriteTracking.Mechanism] {
+    self == .adoptedFile ? [.asynchronous, .mprotect] : Mechanisms.all
+  }
+
+  /// Whether `Region.discard(_:)` works.
+  var canDiscard: Bool { self != .adoptedFile }
+
+  var pageSize: Int { self == .hugetlb ? 2 << 20 : 4096 }
+
+  /// Calls `body` with a new region in `space`, and clears up behind it.
+  func with<Result>(_ space: AddressSpace, pages: Int, _ body: (Region) throws -> Result) throws -> Result {
+    switch self {
+    case .anonymous: return try use(try space.map(.anonymous(hugePages: .never), pages: pages), body)
+    case .pool: return try use(try space.map(.pool, pages: pages), body)
+    case .hugetlb:
+      return try HugePages.reserving(pages) { try use(try space.map(.hugetlb, pages: pages), body) }
+    case .adoptedAnonymous, .adoptedShared, .adoptedFile:
+      let memory = try ForeignMemory(self, pages: pages)
+      defer { memory.unmap() }
+      return try use(try space.adopt(memory.range), body)
+    }
+  }
+
+  private func use<Result>(_ region: Region, _ body: (Region) throws -> Result) throws -> Result {
+    defer { do { try region.unmap() } catch {} }
+    return try body(region)
+  }
+}
+
+/// A mechanism and what it is tried on.
+struct Combination: Sendable, CustomTestStringConvertible {
+  let mechanism: WriteTracking.Mechanism
+  let subject: Subject
+
+  var testDescription: String { "\(mechanism.rawValue) on \(subject.rawValue)" }
+
+  static let all: [Combination] = Subject.allCases.flatMap { subject in
+    subject.mechanisms.map { Combination(mechanism: $0, subject: subject) }
+  }
+  /// Without those for which huge pages would have to be reserved, where they cannot be.
+  static let possible = all.filter {
+    ($0.subject != .hugetlb || HugePages.canBeReserved)
+      && ($0.subject != .adoptedFile || ForeignMemory.isTemporaryDirectoryOnDisk)
+  }
+  static let discardable = possible.filter(\.subject.canDiscard)
+}
+
+/// Memory that the test maps itself, for PinKit to adopt.
+struct ForeignMemory: Sendable {
+  let range: AddressRange
+
+  init(_ subject: Subject, pages: Int) throws {
+    let bytes = pages * 4096
+    switch subject {
+    case .adoptedShared:
+      let memory = try MemoryDescriptor(name: "test", size: bytes, hugetlb: false)
+      range = try Self.map(bytes, memory.descriptor)
+    case .adoptedFile:
+      let descriptor = try Self.temporaryFile()
+      defer { close(descriptor) }
+      try #require(ftruncate(descriptor, bytes) == 0)
+      range = try Self.map(bytes, descriptor)
+    default: range = try Self.map(bytes, -1)
+    }
+    if subject == .adoptedAnonymous { try Memory.advise(range, .noHugePages) }
+  }
+
+  static func map(_ bytes: Int, _ descriptor: CInt) throws -> AddressRange {
+    let flags = descriptor < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED
+    let made = unsafe mmap(nil, bytes, PROT_READ | PROT_WRITE, flags, descriptor, 0)
+    let address = UInt(bitPattern: made)
+    try #require(address != UInt.max)
+    return AddressRange(start: address, count: bytes)
+  }
+
+  /// Of a file without a name.
+  static func temporaryFile() throws -> CInt {
+    var path = Array("/tmp/pinkit-test-XXXXXX".utf8CString)
+    let descriptor = unsafe mkstemp(&path)
+    try #require(descriptor >= 0)
+    unsafe unlink(path)
+    return descriptor
+  }
+
+  func unmap() { unsafe munmap(UnsafeMutableRawPointer(bitPattern: range.start), range.count) }
+
+  /// Whether files under /tmp live on a file system that writes back, as ext4 does.
+  static let isTemporaryDirectoryOnDisk: Bool = !ProcessMaps.isTmpfs("/tmp")
+}
+
+/// Huge pages of the hugetlb pool, taken for a test and given back.
+enum HugePages {
+  private static let path = "/proc/sys/vm/nr_hugepages"
+  private static let lock = Mutex<Void>(())
+
+  static let canBeReserved: Bool = (try? reserving(8) { true }) ?? false
+
+  static func reserving<Result>(_ count: Int, _ body: () throws -> Result) throws -> Result {
+    try lock.withLock { _ in
+      let before = try current()
+      try set(before + count)
+      if try current() < before + count {
+        try? set(before)
+        throw PinError(.outOfMemory, operation: "reserve \(count) huge pages")
+      }
+    }
+    defer { lock.withLock { _ in try? set(max(0, try current() - count)) } }
+    return try body()
+  }
+
+  private static func current() throws -> Int {
+    let text = try ProcessMaps.readFile(path)
+    return Int(text.split(separator: "\n").first ?? "") ?? 0
+  }
+
+  private static func set(_ count: Int) throws {
+    let descriptor = unsafe open(path, O_WRONLY | O_CLOEXEC)
+    try #require(descriptor >= 0)
+    defer { close(descriptor) }
+    let text = Array("\(count)".utf8)
+    try #require(unsafe write(descriptor, text, text.count) == text.count)
+  }
+}
+
+extension AddressSpace {
+  /// A space whose failures stay inside a region, so that a test can look at them.
+  static func forTests() throws(PinError) -> AddressSpace {
+    var configuration = Configuration()
+    configuration.failurePolicy = .failRegion
+    configuration.logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
+    return try AddressSpace(configuration: configuration)
+  }
+}
