@@ -41,11 +41,12 @@ docs: dependencies ## Build the book; a warning is an error
 format: ## Format the sources in place
 	swift format -i -p -r $(SOURCES)
 
-lint: ## Check the format
+lint: ## Check the format, and that the README shows the example as it is
+	sed -n '/^```swift/,/^```$$/p' README.md | sed '1d;$$d' | diff - Examples/track-writes/Sources/track-writes/main.swift
 	swift format lint -s -p -r $(SOURCES)
 
 clean: ## Remove everything that was built
-	rm -rf .build .build-*
+	rm -rf .build .build-* Examples/*/.build
 
 dependencies:
 	@scripts/ensure-dependencies
