@@ -65,7 +65,20 @@ let package = Package(
       path: "Benchmarks/Topics",
       swiftSettings: house
     ),
-    .testTarget(name: "PinKitTests", dependencies: ["PinKit"], swiftSettings: house),
+    .target(
+      name: "CTestSupport",
+      path: "Tests/CTestSupport",
+      cSettings: [.define("_GNU_SOURCE")]
+    ),
+    .testTarget(
+      name: "PinKitTests",
+      dependencies: [
+        "PinKit", "CTestSupport",
+        .product(name: "SystemPackage", package: "swift-system"),
+        .product(name: "Logging", package: "swift-log"),
+      ],
+      swiftSettings: house
+    ),
     .testTarget(name: "pinctlTests", dependencies: ["pinctl"], swiftSettings: house),
   ]
 )

@@ -1,0 +1,108 @@
+// What a host program does to a library: signal handlers, timers, forks, filters and limits. For tests only.
+#ifndef CTESTSUPPORT_H
+#define CTESTSUPPORT_H
+
+#include <stdint.h>
+#include <sys/types.h>
+
+// ---- memory accesses that the compiler cannot remove ----
+
+void ct_store(uint64_t address, uint8_t value);
+uint8_t ct_load(uint64_t address);
+// Stores with errno set to a value of its own; whether errno still has it afterwards.
+int ct_store_keeps_errno(uint64_t address, uint8_t value);
+// Stores; returns 0, or the signal that a handler of ct_handle got instead.
+int ct_try_store(uint64_t address, uint8_t value);
+// Overwrites 64 bytes of every xmm register around a store; whether they still hold their values.
+int ct_store_keeps_registers(uint64_t address, uint8_t value);
+
+// ---- signal handlers of the host ----
+
+enum {
+  ct_plain = 0,
+  ct_siginfo = 1,       // SA_SIGINFO
+  ct_reset_hand = 2,    // SA_RESETHAND
+  ct_no_defer = 4,      // SA_NODEFER
+  ct_chains = 8,        // hands faults that are not its own to the handler it replaced
+  ct_swallows = 16,     // does not
+};
+// Installs a handler that records what it sees and makes the access succeed. It blocks SIGUSR1 while it runs.
+int ct_handle(int signal_number, int flags);
+int ct_default(int signal_number);
+int ct_ignore(int signal_number);
+// An inaccessible page, and a page behind the end of its file: the handler opens the one and extends the other.
+uint64_t ct_guard_page(void);
+uint64_t ct_truncated_page(void);
+
+int ct_seen_count(void);
+int ct_seen_signal(void);
+int ct_seen_code(void);
+uint64_t ct_seen_address(void);
+// Whether the signal was blocked while the handler ran.
+int ct_seen_blocked(int signal_number);
+// Whether the calling thread blocks it now.
+int ct_is_blocked(int signal_number);
+int ct_raise(int signal_number);
+int ct_kill(int signal_number);
+
+// ---- storms ----
+
+// From now on SIGPROF increments a 32-bit counter in one page after the other of `pages` pages from `base`.
+int ct_profile(uint64_t base, int pages, int page_size);
+// Sends SIGPROF to the calling thread every so many microseconds, until the thread ends its timer.
+int ct_profile_this_thread(int microseconds);
+void ct_end_profile_of_this_thread(void);
+// setitimer(ITIMER_PROF), for the whole process.
+int ct_profile_process(int microseconds);
+// How many times the handler ran, and the sum of what it added.
+uint64_t ct_profile_count(void);
+
+// ---- threads ----
+
+uint64_t ct_thread_start(void (*_Nonnull body)(void *_Nullable), void *_Nullable context);
+void ct_thread_join(uint64_t thread);
+// Ends the process with status 97 and a message if it still runs after so many seconds.
+void ct_deadline(int seconds);
+
+// ---- processes ----
+
+pid_t ct_fork(void);
+// In the child: ends it without running anything.
+void ct_exit(int status);
+// The exit status, or 1000 + the signal that ended it.
+int ct_wait(pid_t child);
+void ct_alarm(int seconds);
+// Runs a program with arguments separated by `separator`; its standard output (at most `capacity` - 1 bytes) goes to `output`.
+// Returns as ct_wait does, or -errno.
+int ct_spawn(const char *_Nonnull path, const char *_Nonnull arguments, char separator, char *_Nonnull output, int capacity);
+// Executes this very program again with the environment it was started with and `assignment` added.
+int ct_execute_again(const char *_Nonnull assignment);
+int ct_has_environment(const char *_Nonnull assignment);
+
+// ---- descriptors and limits ----
+
+int ct_descriptor_count(void);
+int ct_userfaultfd_count(void);
+// Closes up to `count` userfaultfds, the lowest or the highest numbers first; returns how many.
+int ct_close_userfaultfds(int count, int highest_first);
+// The lowest open descriptor number whose link says userfaultfd, or -1.
+int ct_first_userfaultfd(void);
+// A descriptor of /dev/null in the place of the number.
+int ct_occupy(int fd);
+int ct_is_dev_null(int fd);
+// Lowers the limit on open files so that `spare` more can be opened; ct_restore_file_limit lifts it.
+int ct_limit_files(int spare);
+int ct_restore_file_limit(void);
+int ct_limit_address_space(uint64_t spare_bytes);
+int ct_mapping_count(void);
+
+// ---- privileges ----
+
+// From now on userfaultfd(2) and USERFAULTFD_IOC_NEW fail with EPERM.
+int ct_forbid_userfaultfd(void);
+// From now on opening /proc/self/pagemap and the like fails too: becomes the user nobody.
+int ct_become_nobody(void);
+
+uint64_t ct_map_anonymous(uint64_t length, int shared);
+
+#endif

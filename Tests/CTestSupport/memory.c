@@ -1,0 +1,171 @@
+// Accesses, descriptors, limits and privileges.
+#include "CTestSupport.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+void ct_store(uint64_t address, uint8_t value) { *(volatile uint8_t *)(uintptr_t)address = value; }
+uint8_t ct_load(uint64_t address) { return *(volatile uint8_t *)(uintptr_t)address; }
+
+int ct_store_keeps_errno(uint64_t address, uint8_t value) {
+  errno = 1234;
+  ct_store(address, value);
+  return errno == 1234;
+}
+
+int ct_store_keeps_registers(uint64_t address, uint8_t value) {
+#if defined(__x86_64__)
+  uint64_t before[2] = {0x1122334455667788u, 0x99aabbccddeeff00u}, after[2] = {0, 0};
+  __asm__ volatile(
+    "movdqu %[before], %%xmm7\n"
+    "movb %[value], (%[address])\n"
+    "movdqu %%xmm7, %[after]\n"
+    : [after] "=m"(after)
+    : [before] "m"(before), [value] "q"(value), [address] "r"(address)
+    : "xmm7", "memory");
+  return memcmp(before, after, sizeof before) == 0;
+#else
+  ct_store(address, value);
+  return 1;
+#endif
+}
+
+uint64_t ct_map_anonymous(uint64_t length, int shared) {
+  void *address = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_ANONYMOUS | (shared ? MAP_SHARED : MAP_PRIVATE), -1, 0);
+  return address == MAP_FAILED ? 0 : (uint64_t)(uintptr_t)address;
+}
+
+// ---- descriptors and limits ----
+
+static int is_userfaultfd(int fd) {
+  char link[64], target[64];
+  snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+  ssize_t length = readlink(link, target, sizeof target - 1);
+  if (length < 0) return 0;
+  target[length] = 0;
+  return strcmp(target, "anon_inode:[userfaultfd]") == 0;
+}
+
+static int highest(void) {
+  struct rlimit limit;
+  getrlimit(RLIMIT_NOFILE, &limit);
+  return limit.rlim_max > 65536 ? 65536 : (int)limit.rlim_max;
+}
+
+int ct_descriptor_count(void) {
+  int count = 0;
+  for (int fd = 0, end = highest(); fd < end; fd++) count += fcntl(fd, F_GETFD) >= 0;
+  return count;
+}
+
+int ct_userfaultfd_count(void) {
+  int count = 0;
+  for (int fd = 0, end = highest(); fd < end; fd++) count += fcntl(fd, F_GETFD) >= 0 && is_userfaultfd(fd);
+  return count;
+}
+
+int ct_first_userfaultfd(void) {
+  for (int fd = 0, end = highest(); fd < end; fd++)
+    if (fcntl(fd, F_GETFD) >= 0 && is_userfaultfd(fd)) return fd;
+  return -1;
+}
+
+int ct_close_userfaultfds(int count, int highest_first) {
+  int closed = 0, end = highest();
+  for (int i = 0; i < end && closed < count; i++) {
+    int fd = highest_first ? end - 1 - i : i;
+    if (fcntl(fd, F_GETFD) >= 0 && is_userfaultfd(fd)) closed += close(fd) == 0;
+  }
+  return closed;
+}
+
+int ct_occupy(int fd) {
+  int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+  int result = dup2(null, fd);
+  close(null);
+  return result;
+}
+
+int ct_is_dev_null(int fd) {
+  char link[64], target[64];
+  snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+  ssize_t length = readlink(link, target, sizeof target - 1);
+  if (length < 0) return 0;
+  target[length] = 0;
+  return strcmp(target, "/dev/null") == 0;
+}
+
+static struct rlimit usual_files;
+
+int ct_limit_files(int spare) {
+  if (!usual_files.rlim_max && getrlimit(RLIMIT_NOFILE, &usual_files)) return -errno;
+  // What counts is the number, not how many: everything below the new limit must be free `spare` times.
+  rlim_t limit = 0;
+  for (int free = 0, end = highest(); (int)limit < end && free <= spare; limit++) free += fcntl((int)limit, F_GETFD) < 0;
+  struct rlimit lower = {.rlim_cur = limit - 1, .rlim_max = usual_files.rlim_max};
+  return setrlimit(RLIMIT_NOFILE, &lower) ? -errno : 0;
+}
+
+int ct_restore_file_limit(void) { return setrlimit(RLIMIT_NOFILE, &usual_files) ? -errno : 0; }
+
+int ct_limit_address_space(uint64_t spare) {
+  FILE *file = fopen("/proc/self/statm", "re");
+  unsigned long pages = 0;
+  if (!file || fscanf(file, "%lu", &pages) != 1) return -EIO;
+  fclose(file);
+  struct rlimit limit = {.rlim_cur = pages * 4096 + spare, .rlim_max = RLIM_INFINITY};
+  return setrlimit(RLIMIT_AS, &limit) ? -errno : 0;
+}
+
+int ct_mapping_count(void) {
+  FILE *file = fopen("/proc/self/maps", "re");
+  if (!file) return -errno;
+  int count = 0, byte;
+  while ((byte = getc(file)) != EOF) count += byte == '\n';
+  fclose(file);
+  return count;
+}
+
+// ---- privileges ----
+
+#if defined(__x86_64__)
+#define THIS_ARCHITECTURE AUDIT_ARCH_X86_64
+#else
+#define THIS_ARCHITECTURE AUDIT_ARCH_AARCH64
+#endif
+
+int ct_forbid_userfaultfd(void) {
+  struct sock_filter code[] = {
+    BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
+    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, THIS_ARCHITECTURE, 0, 5),
+    BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_userfaultfd, 4, 0),
+    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 2),
+    BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0xAA00, 1, 0),  // USERFAULTFD_IOC_NEW
+    BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+  };
+  struct sock_fprog program = {.len = sizeof code / sizeof code[0], .filter = code};
+  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) return -errno;
+  return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) ? -errno : 0;
+}
+
+int ct_become_nobody(void) {
+  if (setgroups(0, NULL) || setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534)) return -errno;
+  return 0;
+}

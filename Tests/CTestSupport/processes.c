@@ -1,0 +1,148 @@
+// Threads and processes.
+#include "CTestSupport.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+struct start {
+  void (*body)(void *);
+  void *context;
+};
+
+static void *run(void *raw) {
+  struct start start = *(struct start *)raw;
+  free(raw);
+  start.body(start.context);
+  return NULL;
+}
+
+uint64_t ct_thread_start(void (*body)(void *), void *context) {
+  struct start *start = malloc(sizeof *start);
+  if (!start) abort();
+  *start = (struct start){body, context};
+  pthread_t thread;
+  if (pthread_create(&thread, NULL, run, start)) abort();
+  return (uint64_t)thread;
+}
+
+void ct_thread_join(uint64_t thread) { pthread_join((pthread_t)thread, NULL); }
+
+static void *wait_for_deadline(void *raw) {
+  struct timespec span = {(time_t)(intptr_t)raw, 0};
+  nanosleep(&span, NULL);
+  static const char text[] = "the test's deadline has passed\n";
+  if (write(STDERR_FILENO, text, sizeof text - 1) < 0) _exit(98);
+  _exit(97);
+}
+
+void ct_deadline(int seconds) {
+  sigset_t all, old;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &old);
+  pthread_t thread;
+  if (pthread_create(&thread, NULL, wait_for_deadline, (void *)(intptr_t)seconds)) abort();
+  pthread_detach(thread);
+  pthread_sigmask(SIG_SETMASK, &old, NULL);
+}
+
+// ---- processes ----
+
+pid_t ct_fork(void) { return fork(); }
+void ct_exit(int status) { _exit(status); }
+void ct_alarm(int seconds) { alarm((unsigned)seconds); }
+
+int ct_wait(pid_t child) {
+  int status = 0;
+  while (waitpid(child, &status, 0) < 0)
+    if (errno != EINTR) return -errno;
+  return WIFSIGNALED(status) ? 1000 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+extern char **environ;
+
+int ct_spawn(const char *path, const char *arguments, char separator, char *output, int capacity) {
+  char *copy = strdup(arguments), *list[16] = {(char *)path};
+  int count = 1;
+  for (char *at = copy; at && *at && count < 15;) {
+    list[count++] = at;
+    char *next = strchr(at, separator);
+    if (next) *next++ = 0;
+    at = next;
+  }
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC)) return -errno;
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
+  pid_t child;
+  int error = posix_spawn(&child, path, &actions, NULL, list, environ);
+  posix_spawn_file_actions_destroy(&actions);
+  close(ends[1]);
+  free(copy);
+  int length = 0;
+  while (!error && length < capacity - 1) {
+    ssize_t got = read(ends[0], output + length, (size_t)(capacity - 1 - length));
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) break;
+    length += (int)got;
+  }
+  output[length] = 0;
+  close(ends[0]);
+  return error ? -error : ct_wait(child);
+}
+
+static char *read_all(const char *path, size_t *length) {
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  char *text = malloc(1 << 20);
+  *length = 0;
+  for (;;) {
+    ssize_t got = fd < 0 ? 0 : read(fd, text + *length, (1 << 20) - 1 - *length);
+    if (got <= 0) break;
+    *length += (size_t)got;
+  }
+  if (fd >= 0) close(fd);
+  text[*length] = 0;
+  return text;
+}
+
+static char **strings(char *text, size_t length, const char *extra) {
+  size_t count = 0;
+  for (size_t i = 0; i < length; i++) count += text[i] == 0;
+  char **list = calloc(count + 2, sizeof *list);
+  size_t at = 0, next = 0;
+  size_t name = extra ? (size_t)(strchr(extra, '=') - extra) + 1 : 0;
+  while (next < length) {
+    if (!extra || strncmp(text + next, extra, name)) list[at++] = text + next;
+    next += strlen(text + next) + 1;
+  }
+  if (extra) list[at++] = (char *)extra;
+  return list;
+}
+
+int ct_execute_again(const char *assignment) {
+  size_t arguments_length, environment_length;
+  char *arguments = read_all("/proc/self/cmdline", &arguments_length);
+  char *environment = read_all("/proc/self/environ", &environment_length);
+  // Descriptors that the harness talks through were made close-on-exec when it took them over.
+  for (int fd = 3; fd < 64; fd++)
+    if (fcntl(fd, F_GETFD) == FD_CLOEXEC) fcntl(fd, F_SETFD, 0);
+  execve("/proc/self/exe", strings(arguments, arguments_length, NULL), strings(environment, environment_length, assignment));
+  return -errno;
+}
+
+int ct_has_environment(const char *assignment) {
+  const char *equals = strchr(assignment, '=');
+  char name[128] = {0};
+  memcpy(name, assignment, (size_t)(equals - assignment));
+  const char *value = getenv(name);
+  return value && strcmp(value, equals + 1) == 0;
+}
