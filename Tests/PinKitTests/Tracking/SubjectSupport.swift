@@ -66,7 +66,7 @@ struct ForeignMemory: Sendable {
     let bytes = pages * 4096
     switch subject {
     case .adoptedShared:
-      let memory = try MemoryDescriptor(name: "test", size: bytes, hugetlb: false)
+      let memory = try MemoryFile(name: "test", size: bytes)
       range = try Self.map(bytes, memory.descriptor)
     case .adoptedFile:
       let descriptor = try Self.temporaryFile()
