@@ -2,11 +2,12 @@
 
 SOURCES := Package.swift Sources Tests Benchmarks Examples
 
-# A test may raise SIGSEGV and SIGBUS on purpose, and PinKit handles both: the sanitizers must leave them alone.
-SIGNALS := handle_segv=0:handle_sigbus=0:allow_user_segv_handler=1
+# A test may raise SIGSEGV and SIGBUS on purpose, and PinKit handles both: the sanitizers must leave them alone. Tests take
+# /proc and all descriptors away from a process, and the leak check at its end needs both.
+SANITIZER := handle_segv=0:handle_sigbus=0:allow_user_segv_handler=1:halt_on_error=1:exitcode=66
 SANITIZED := SWIFT_BACKTRACE=enable=no \
-  TSAN_OPTIONS=$(SIGNALS):halt_on_error=1:exitcode=66 \
-  ASAN_OPTIONS=$(SIGNALS):halt_on_error=1:exitcode=66:detect_leaks=0
+  ASAN_OPTIONS=$(SANITIZER):detect_leaks=0 \
+  TSAN_OPTIONS=$(SANITIZER):suppressions=$(CURDIR)/scripts/tsan-suppressions
 
 .PHONY: help demo test build bench soak sanitize docs format lint clean dependencies
 
@@ -27,13 +28,16 @@ bench: build ## Measure PinKit beside the raw kernel
 	.build/release/pinctl bench
 
 soak: dependencies ## Ten million random operations against a shadow model (override: OPERATIONS=…)
-	PINKIT_SOAK_OPERATIONS=$(OPERATIONS) swift test -c release -Xswiftc -enable-testing \
+	PINKIT_SOAK_OPERATIONS=$(OPERATIONS) swift test --disable-xctest -c release -Xswiftc -enable-testing \
 	  --scratch-path .build-soak --filter Soak
 soak: OPERATIONS ?= 10000000
 
 sanitize: dependencies ## Run the tests under the thread and address sanitizers
-	$(SANITIZED) swift test --sanitize=thread --scratch-path .build-thread
-	$(SANITIZED) swift test --sanitize=address --scratch-path .build-address
+	swift build --build-tests --sanitize=thread --scratch-path .build-thread
+	clang -D_GNU_SOURCE -O1 -fPIC -shared scripts/tsan-mutex.c -o .build-thread/tsan-mutex.so
+	$(SANITIZED) LD_PRELOAD=$(CURDIR)/.build-thread/tsan-mutex.so \
+	  swift test --skip-build --disable-xctest --sanitize=thread --scratch-path .build-thread
+	$(SANITIZED) swift test --disable-xctest --sanitize=address --scratch-path .build-address
 
 docs: dependencies ## Build the book; a warning is an error
 	swift package generate-documentation --target PinKit --warnings-as-errors
