@@ -18,6 +18,8 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "cuffd_sys.h"
+
 #define TLS static __thread __attribute__((tls_model("initial-exec")))
 
 struct entry {
@@ -226,13 +228,20 @@ int cuffd_fault_installed(void) {
 
 // ---- fork ----
 
-#define MAX_DESCRIPTORS 4096
-static int descriptors[MAX_DESCRIPTORS];  // fd + 1, 0 = free
+static pthread_mutex_t opening = PTHREAD_MUTEX_INITIALIZER;
+static int *descriptors;  // a free slot holds -1
+static int descriptor_count;
 static _Atomic uint32_t generation;
 static int watching;
 
-static void before_fork(void) { pthread_mutex_lock(&changes); }
-static void in_parent(void) { pthread_mutex_unlock(&changes); }
+static void before_fork(void) {
+  pthread_mutex_lock(&opening);
+  pthread_mutex_lock(&changes);
+}
+static void in_parent(void) {
+  pthread_mutex_unlock(&changes);
+  pthread_mutex_unlock(&opening);
+}
 static void in_child(void) {
   struct table *table = atomic_load(&current);
   for (size_t i = 0; table && i < table->count; i++) {
@@ -243,13 +252,15 @@ static void in_child(void) {
   atomic_store(&current, NULL);  // faults of the child are the program's own; the table stays allocated
   atomic_store(&inside[0], 0);
   atomic_store(&inside[1], 0);
-  for (int i = 0; i < MAX_DESCRIPTORS; i++) {
-    if (descriptors[i]) close(descriptors[i] - 1);
-    descriptors[i] = 0;
+  for (int i = 0; i < descriptor_count; i++) {
+    // Other code may have closed the number, and have it now.
+    if (descriptors[i] >= 0 && cuffd_is_userfaultfd(descriptors[i])) close(descriptors[i]);
+    descriptors[i] = -1;
   }
   fault_depth = 0;
   atomic_fetch_add(&generation, 1);
   pthread_mutex_unlock(&changes);
+  pthread_mutex_unlock(&opening);
 }
 
 int cuffd_fork_watch(void) {
@@ -260,20 +271,34 @@ int cuffd_fork_watch(void) {
   return result;
 }
 
-void cuffd_fork_add_descriptor(int fd) {
+void cuffd_fork_hold(void) { pthread_mutex_lock(&opening); }
+void cuffd_fork_allow(void) { pthread_mutex_unlock(&opening); }
+
+int cuffd_fork_add_descriptor(int fd) {
+  int result = 0;
   pthread_mutex_lock(&changes);
-  for (int i = 0; i < MAX_DESCRIPTORS; i++) {
-    if (descriptors[i]) continue;
-    descriptors[i] = fd + 1;
-    break;
+  int slot = 0;
+  while (slot < descriptor_count && descriptors[slot] >= 0) slot++;
+  if (slot == descriptor_count) {
+    int count = descriptor_count ? 2 * descriptor_count : 64;
+    int *larger = realloc(descriptors, sizeof *larger * (size_t)count);
+    if (larger) {
+      for (int i = descriptor_count; i < count; i++) larger[i] = -1;
+      descriptors = larger;
+      descriptor_count = count;
+    } else {
+      result = -ENOMEM;
+    }
   }
+  if (!result) descriptors[slot] = fd;
   pthread_mutex_unlock(&changes);
+  return result;
 }
 
 void cuffd_fork_remove_descriptor(int fd) {
   pthread_mutex_lock(&changes);
-  for (int i = 0; i < MAX_DESCRIPTORS; i++)
-    if (descriptors[i] == fd + 1) descriptors[i] = 0;
+  for (int i = 0; i < descriptor_count; i++)
+    if (descriptors[i] == fd) descriptors[i] = -1;
   pthread_mutex_unlock(&changes);
 }
 
