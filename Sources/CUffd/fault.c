@@ -186,6 +186,17 @@ static void chain(int signal_number, siginfo_t *info, void *raw) {
   pthread_sigmask(SIG_SETMASK, &old, NULL);
 }
 
+// Whether the kernel entered the handler whose frame begins at `frame`: it puts the context right behind the return address.
+static int is_called_by_kernel(const void *frame, const void *context) {
+#if defined(__x86_64__)
+  return frame == context;
+#else
+  (void)frame;
+  (void)context;
+  return 0;
+#endif
+}
+
 static void on_fault(int signal_number, siginfo_t *info, void *raw) {
   int saved = errno;
   int resolved = 0;
@@ -193,9 +204,18 @@ static void on_fault(int signal_number, siginfo_t *info, void *raw) {
     uint64_t address = (uint64_t)(uintptr_t)info->si_addr;
     struct entry *entry = find_and_hold(address);
     if (entry) {
+      // A handler that was installed over this one calls it with its own mask only. A profiler's handler that touched managed
+      // memory would fault while this thread holds the wrprotect lock.
+      sigset_t everything, old;
+      int is_masked = is_called_by_kernel(__builtin_dwarf_cfa(), raw);
+      if (!is_masked) {
+        sigfillset(&everything);
+        pthread_sigmask(SIG_SETMASK, &everything, &old);
+      }
       fault_depth++;
       resolved = entry->resolve(entry->context, address, is_write(raw));
       fault_depth--;
+      if (!is_masked) pthread_sigmask(SIG_SETMASK, &old, NULL);
       atomic_fetch_sub(&entry->references, 1);
     }
   }

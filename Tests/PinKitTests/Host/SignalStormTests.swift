@@ -21,7 +21,8 @@ import Testing
     await #expect(processExitsWith: .success) { [storm = storm as Storm] in
       ct_deadline(120)
       let shadowed = try ShadowedRegion(storm.mechanism, pages: 96)
-      if storm.hasLaterHandler { for signal in [SIGSEGV, SIGBUS] { _ = ct_handle(signal, 8) } }
+      // With SA_NODEFER: whoever lets a profiler interrupt its fault handler must let faults of the profiler in, too.
+      if storm.hasLaterHandler { for signal in [SIGSEGV, SIGBUS] { _ = ct_handle(signal, 8 | 4) } }
       _ = ct_profile(UInt64(shadowed.tracked.region.addresses.start), 96, 4096)
       let running = Atomic<Int>(3)
       let writers = (0..<3).map { index in
