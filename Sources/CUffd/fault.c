@@ -18,6 +18,8 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "cuffd_sys.h"
+
 #define TLS static __thread __attribute__((tls_model("initial-exec")))
 
 struct entry {
@@ -184,6 +186,17 @@ static void chain(int signal_number, siginfo_t *info, void *raw) {
   pthread_sigmask(SIG_SETMASK, &old, NULL);
 }
 
+// Whether the kernel entered the handler whose frame begins at `frame`: it puts the context right behind the return address.
+static int is_called_by_kernel(const void *frame, const void *context) {
+#if defined(__x86_64__)
+  return frame == context;
+#else
+  (void)frame;
+  (void)context;
+  return 0;
+#endif
+}
+
 static void on_fault(int signal_number, siginfo_t *info, void *raw) {
   int saved = errno;
   int resolved = 0;
@@ -191,9 +204,18 @@ static void on_fault(int signal_number, siginfo_t *info, void *raw) {
     uint64_t address = (uint64_t)(uintptr_t)info->si_addr;
     struct entry *entry = find_and_hold(address);
     if (entry) {
+      // A handler that was installed over this one calls it with its own mask only. A profiler's handler that touched managed
+      // memory would fault while this thread holds the wrprotect lock.
+      sigset_t everything, old;
+      int is_masked = is_called_by_kernel(__builtin_dwarf_cfa(), raw);
+      if (!is_masked) {
+        sigfillset(&everything);
+        pthread_sigmask(SIG_SETMASK, &everything, &old);
+      }
       fault_depth++;
       resolved = entry->resolve(entry->context, address, is_write(raw));
       fault_depth--;
+      if (!is_masked) pthread_sigmask(SIG_SETMASK, &old, NULL);
       atomic_fetch_sub(&entry->references, 1);
     }
   }
@@ -226,13 +248,20 @@ int cuffd_fault_installed(void) {
 
 // ---- fork ----
 
-#define MAX_DESCRIPTORS 4096
-static int descriptors[MAX_DESCRIPTORS];  // fd + 1, 0 = free
+static pthread_mutex_t opening = PTHREAD_MUTEX_INITIALIZER;
+static int *descriptors;  // a free slot holds -1
+static int descriptor_count;
 static _Atomic uint32_t generation;
 static int watching;
 
-static void before_fork(void) { pthread_mutex_lock(&changes); }
-static void in_parent(void) { pthread_mutex_unlock(&changes); }
+static void before_fork(void) {
+  pthread_mutex_lock(&opening);
+  pthread_mutex_lock(&changes);
+}
+static void in_parent(void) {
+  pthread_mutex_unlock(&changes);
+  pthread_mutex_unlock(&opening);
+}
 static void in_child(void) {
   struct table *table = atomic_load(&current);
   for (size_t i = 0; table && i < table->count; i++) {
@@ -243,13 +272,15 @@ static void in_child(void) {
   atomic_store(&current, NULL);  // faults of the child are the program's own; the table stays allocated
   atomic_store(&inside[0], 0);
   atomic_store(&inside[1], 0);
-  for (int i = 0; i < MAX_DESCRIPTORS; i++) {
-    if (descriptors[i]) close(descriptors[i] - 1);
-    descriptors[i] = 0;
+  for (int i = 0; i < descriptor_count; i++) {
+    // Other code may have closed the number, and have it now.
+    if (descriptors[i] >= 0 && cuffd_is_userfaultfd(descriptors[i])) close(descriptors[i]);
+    descriptors[i] = -1;
   }
   fault_depth = 0;
   atomic_fetch_add(&generation, 1);
   pthread_mutex_unlock(&changes);
+  pthread_mutex_unlock(&opening);
 }
 
 int cuffd_fork_watch(void) {
@@ -260,20 +291,34 @@ int cuffd_fork_watch(void) {
   return result;
 }
 
-void cuffd_fork_add_descriptor(int fd) {
+void cuffd_fork_hold(void) { pthread_mutex_lock(&opening); }
+void cuffd_fork_allow(void) { pthread_mutex_unlock(&opening); }
+
+int cuffd_fork_add_descriptor(int fd) {
+  int result = 0;
   pthread_mutex_lock(&changes);
-  for (int i = 0; i < MAX_DESCRIPTORS; i++) {
-    if (descriptors[i]) continue;
-    descriptors[i] = fd + 1;
-    break;
+  int slot = 0;
+  while (slot < descriptor_count && descriptors[slot] >= 0) slot++;
+  if (slot == descriptor_count) {
+    int count = descriptor_count ? 2 * descriptor_count : 64;
+    int *larger = realloc(descriptors, sizeof *larger * (size_t)count);
+    if (larger) {
+      for (int i = descriptor_count; i < count; i++) larger[i] = -1;
+      descriptors = larger;
+      descriptor_count = count;
+    } else {
+      result = -ENOMEM;
+    }
   }
+  if (!result) descriptors[slot] = fd;
   pthread_mutex_unlock(&changes);
+  return result;
 }
 
 void cuffd_fork_remove_descriptor(int fd) {
   pthread_mutex_lock(&changes);
-  for (int i = 0; i < MAX_DESCRIPTORS; i++)
-    if (descriptors[i] == fd + 1) descriptors[i] = 0;
+  for (int i = 0; i < descriptor_count; i++)
+    if (descriptors[i] == fd) descriptors[i] = -1;
   pthread_mutex_unlock(&changes);
 }
 

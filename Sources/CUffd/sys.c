@@ -137,6 +137,7 @@ int cuffd_read(int fd, struct cuffd_message *messages, int capacity) {
   if (capacity > 64) capacity = 64;
   ssize_t bytes = read(fd, raw, sizeof raw[0] * (size_t)capacity);
   if (bytes < 0) return -errno;
+  if (bytes == 0) return -EBADF;  // a userfaultfd has no end: the number was closed, and names some other file now
   int count = (int)(bytes / (ssize_t)sizeof raw[0]);
   for (int i = 0; i < count; i++) {
     struct cuffd_message *out = &messages[i];

@@ -61,9 +61,15 @@ static int is_userfaultfd(int fd) {
 }
 
 static int highest(void) {
-  struct rlimit limit;
-  getrlimit(RLIMIT_NOFILE, &limit);
-  return limit.rlim_max > 65536 ? 65536 : (int)limit.rlim_max;
+  // The numbers that are in use: one step is a system call.
+  DIR *directory = opendir("/proc/self/fd");
+  int last = 2;
+  for (struct dirent *entry; directory && (entry = readdir(directory));) {
+    int fd = atoi(entry->d_name);
+    if (fd > last) last = fd;
+  }
+  if (directory) closedir(directory);
+  return last + 1;
 }
 
 int ct_descriptor_count(void) {
@@ -115,12 +121,17 @@ int ct_limit_files(int spare) {
   if (!usual_files.rlim_max && getrlimit(RLIMIT_NOFILE, &usual_files)) return -errno;
   // What counts is the number, not how many: everything below the new limit must be free `spare` times.
   rlim_t limit = 0;
-  for (int free = 0, end = highest(); (int)limit < end && free <= spare; limit++) free += fcntl((int)limit, F_GETFD) < 0;
-  struct rlimit lower = {.rlim_cur = limit - 1, .rlim_max = usual_files.rlim_max};
+  for (int unused = 0; unused < spare; limit++) unused += fcntl((int)limit, F_GETFD) < 0;
+  struct rlimit lower = {.rlim_cur = limit, .rlim_max = usual_files.rlim_max};
   return setrlimit(RLIMIT_NOFILE, &lower) ? -errno : 0;
 }
 
 int ct_restore_file_limit(void) { return setrlimit(RLIMIT_NOFILE, &usual_files) ? -errno : 0; }
+
+int ct_raise_file_limit(void) {
+  struct rlimit limit = {.rlim_cur = 20000, .rlim_max = 20000};
+  return setrlimit(RLIMIT_NOFILE, &limit) ? -errno : 0;
+}
 
 int ct_limit_address_space(uint64_t spare) {
   FILE *file = fopen("/proc/self/statm", "re");

@@ -21,6 +21,7 @@ struct start {
 static void *run(void *raw) {
   struct start start = *(struct start *)raw;
   free(raw);
+  ct_unblock_signals();
   start.body(start.context);
   return NULL;
 }
@@ -32,6 +33,12 @@ uint64_t ct_thread_start(void (*body)(void *), void *context) {
   pthread_t thread;
   if (pthread_create(&thread, NULL, run, start)) abort();
   return (uint64_t)thread;
+}
+
+void ct_unblock_signals(void) {
+  sigset_t none;
+  sigemptyset(&none);
+  pthread_sigmask(SIG_SETMASK, &none, NULL);
 }
 
 void ct_thread_join(uint64_t thread) { pthread_join((pthread_t)thread, NULL); }

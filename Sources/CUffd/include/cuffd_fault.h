@@ -23,8 +23,12 @@ void cuffd_fault_remove(int64_t token);
 
 // Descriptors to close in a child after fork(), so that it does not keep the parent's userfaultfd alive.
 int cuffd_fork_watch(void);
-void cuffd_fork_add_descriptor(int fd);
+// Returns 0 or -ENOMEM.
+int cuffd_fork_add_descriptor(int fd);
 void cuffd_fork_remove_descriptor(int fd);
+// Between the two, fork() waits: a descriptor that is being opened is not in that list yet.
+void cuffd_fork_hold(void);
+void cuffd_fork_allow(void);
 // How many times this process image has been the child of a fork since the library was loaded.
 uint32_t cuffd_fork_generation(void);
 

@@ -17,6 +17,8 @@ enum UffdResult: Sendable, Hashable {
     case 0: self = .done
     case Errno.resourceTemporarilyUnavailable.rawValue: self = .again
     case Errno.noSuchFileOrDirectory.rawValue, Errno.noSuchProcess.rawValue: self = .gone
+    // The number was closed, and names some other file now.
+    case Errno.inappropriateIOCTLForDevice.rawValue: self = .refused(errno: UffdResult.badDescriptor)
     default: self = .refused(errno: -result)
     }
   }
@@ -66,8 +68,16 @@ enum Uffd {
   static func isSame(_ a: CInt, _ b: CInt) -> Bool { cuffd_same_file(a, b) != 0 }
 
   /// A child of `fork()` closes them, so that it does not keep the parent's memory registered.
-  static func closeInChild(_ descriptor: CInt) { cuffd_fork_add_descriptor(descriptor) }
+  static func closeInChild(_ descriptor: CInt) throws(PinError) {
+    try PinError.check(cuffd_fork_add_descriptor(descriptor), "note a descriptor")
+  }
   static func forgetInChild(_ descriptor: CInt) { cuffd_fork_remove_descriptor(descriptor) }
+  /// Keeps `fork()` waiting while `body` runs; it must not fork.
+  static func withoutForks<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
+    cuffd_fork_hold()
+    defer { cuffd_fork_allow() }
+    return try body()
+  }
 }
 
 /// An eventfd that may be signalled anywhere.

@@ -140,16 +140,22 @@ final class LayoutLock: Sendable {
 
 /// Which addresses of the process are managed, so that no two regions overlap.
 enum ManagedRanges {
-  private static let ranges = Mutex<[UInt64: AddressRange]>([:])
+  private struct Ranges {
+    var generation = Kernel.forkGeneration
+    var claimed: [UInt64: AddressRange] = [:]
+  }
+  private static let ranges = Mutex(Ranges())
 
   static func claim(_ range: AddressRange, id: UInt64) throws(PinError) {
     try ranges.withLock { ranges throws(PinError) in
-      if let other = ranges.values.first(where: { $0.overlaps(range) }) {
+      // A child of fork() has other memory where its parent has regions.
+      if ranges.generation != Kernel.forkGeneration { ranges = Ranges() }
+      if let other = ranges.claimed.values.first(where: { $0.overlaps(range) }) {
         throw PinError(.inUse, operation: "adopt", range: range, advice: "A region manages \(other) already.")
       }
-      ranges[id] = range
+      ranges.claimed[id] = range
     }
   }
 
-  static func release(id: UInt64) { _ = ranges.withLock { $0.removeValue(forKey: id) } }
+  static func release(id: UInt64) { _ = ranges.withLock { $0.claimed.removeValue(forKey: id) } }
 }

@@ -75,32 +75,50 @@ internal import SystemPackage
     if delivery == .inPlace { features.insert(.sigbus) }
     if delivery == .asynchronous { features.insert(.wpAsync) }
     if unsafe !domain.pointee.isPrivateAnonymous { features.insert(.wpHugetlbfsShmem) }
-    let made = try Userfaultfd(features: features)
-    if made.access == .userModeOnly {
+    let access = try Uffd.withoutForks { () throws(PinError) in try open(features, slot: slot) }
+    if access == .userModeOnly {
       handler.logger.warning(
         "userfaultfd is open in user mode only: system calls that write into protected memory fail with EFAULT")
     }
+  }
+
+  /// A child that was forked in between would keep a descriptor that it does not know of.
+  private func open(_ features: Userfaultfd.Features, slot: Int) throws(PinError) -> Userfaultfd.Access {
+    let made = try Userfaultfd(features: features)
     try made.register(addresses, for: .writeProtect)
     // High numbers: out of the way of code that closes and reuses low ones.
     let descriptor = try Uffd.duplicate(made.descriptor)
+    var spare: CInt = -1
     do throws(PinError) {
-      let spare = try Uffd.duplicate(made.descriptor)
-      Uffd.closeInChild(descriptor)
-      Uffd.closeInChild(spare)
-      unsafe domain.pointee.descriptor.store(descriptor, ordering: .sequentiallyConsistent)
-      unsafe domain.pointee.spareDescriptor.store(spare, ordering: .sequentiallyConsistent)
+      spare = try Uffd.duplicate(made.descriptor)
+      try Uffd.closeInChild(descriptor)
+      try Uffd.closeInChild(spare)
       try handler.listen(descriptor, slot: slot)
     } catch {
       try? made.unregister(addresses)
-      closeDescriptors(descriptor)
+      Self.close([descriptor, spare])
       throw error
     }
+    state.withLock { _ in
+      unsafe domain.pointee.descriptor.store(descriptor, ordering: .sequentiallyConsistent)
+      unsafe domain.pointee.spareDescriptor.store(spare, ordering: .sequentiallyConsistent)
+    }
+    return made.access
   }
 
-  private func closeDescriptors(_ descriptor: CInt) {
-    let spare = unsafe domain.pointee.spareDescriptor.exchange(-1, ordering: .sequentiallyConsistent)
-    unsafe domain.pointee.descriptor.store(-1, ordering: .sequentiallyConsistent)
-    for open in [descriptor, spare] where open >= 0 {
+  private func closeDescriptors() {
+    // Under the lock: the watchdog must not take numbers that are being closed here for closed by somebody else.
+    let open = state.withLock { _ in
+      [
+        unsafe domain.pointee.descriptor.exchange(-1, ordering: .sequentiallyConsistent),
+        unsafe domain.pointee.spareDescriptor.exchange(-1, ordering: .sequentiallyConsistent),
+      ]
+    }
+    Uffd.withoutForks { Self.close(open) }
+  }
+
+  private static func close(_ descriptors: [CInt]) {
+    for open in descriptors where open >= 0 {
       Uffd.forgetInChild(open)
       Uffd.close(open)
     }
@@ -116,7 +134,7 @@ internal import SystemPackage
     if failure == nil { exclusive { lift($0) } } else { unsafe lift(domain.pointee) }
     let descriptor = unsafe domain.pointee.descriptor.load(ordering: .acquiring)
     handler.disconnect(slot: slot, descriptor: descriptor)
-    closeDescriptors(descriptor)
+    closeDescriptors()
     state.withLock { $0.slot = nil }
   }
 
@@ -236,23 +254,32 @@ internal import SystemPackage
 
   /// Puts a new spare in the place of a descriptor that other code has closed.
   func repairDescriptors(logger: Logger) {
-    let descriptor = unsafe domain.pointee.descriptor.load(ordering: .acquiring)
-    let spare = unsafe domain.pointee.spareDescriptor.load(ordering: .acquiring)
-    guard descriptor >= 0 else { return }
-    if spare >= 0, Uffd.isSame(descriptor, spare) { return }
-    if spare >= 0, !Uffd.isUserfaultfd(descriptor), Uffd.isUserfaultfd(spare) {
-      _ = unsafe domain.pointee.useSpareDescriptor()
-    } else if !Uffd.isUserfaultfd(descriptor) {
-      unsafe domain.pointee.fail(.descriptorClosed, errno: UffdResult.badDescriptor)
-      return
-    }
-    let good = unsafe domain.pointee.descriptor.load(ordering: .acquiring)
-    guard let new = try? Uffd.duplicate(good) else { return }
-    Uffd.closeInChild(new)
-    unsafe domain.pointee.spareDescriptor.store(new, ordering: .sequentiallyConsistent)
+    let isRepaired = Uffd.withoutForks { state.withLock { _ in unsafe repair(domain.pointee) } }
+    guard isRepaired else { return }
     logger.error(
       "a userfaultfd of \(addresses) was closed by other code in this process; its spare took over. Find the code that closes descriptors it does not own."
     )
+  }
+
+  private func repair(_ domain: borrowing FaultDomain) -> Bool {
+    let descriptor = domain.descriptor.load(ordering: .acquiring)
+    let spare = domain.spareDescriptor.load(ordering: .acquiring)
+    guard descriptor >= 0 else { return false }
+    if spare >= 0, Uffd.isSame(descriptor, spare) { return false }
+    if !Uffd.isUserfaultfd(descriptor) {
+      guard spare >= 0, Uffd.isUserfaultfd(spare), domain.useSpareDescriptor() else {
+        domain.fail(.descriptorClosed, errno: UffdResult.badDescriptor)
+        return false
+      }
+    }
+    let good = domain.descriptor.load(ordering: .acquiring)
+    guard let new = try? Uffd.duplicate(good) else { return false }
+    do throws(PinError) { try Uffd.closeInChild(new) } catch {
+      Uffd.close(new)
+      return false
+    }
+    domain.spareDescriptor.store(new, ordering: .sequentiallyConsistent)
+    return true
   }
 }
 

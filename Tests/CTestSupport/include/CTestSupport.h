@@ -59,6 +59,8 @@ uint64_t ct_profile_count(void);
 
 // ---- threads ----
 
+// Threads of a task pool block signals; those of a program do not, and those started here do not either.
+void ct_unblock_signals(void);
 uint64_t ct_thread_start(void (*_Nonnull body)(void *_Nullable), void *_Nullable context);
 void ct_thread_join(uint64_t thread);
 // Ends the process with status 97 and a message if it still runs after so many seconds.
@@ -93,6 +95,7 @@ int ct_is_dev_null(int fd);
 // Lowers the limit on open files so that `spare` more can be opened; ct_restore_file_limit lifts it.
 int ct_limit_files(int spare);
 int ct_restore_file_limit(void);
+int ct_raise_file_limit(void);
 int ct_limit_address_space(uint64_t spare_bytes);
 int ct_mapping_count(void);
 
