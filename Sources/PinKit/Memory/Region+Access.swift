@@ -18,8 +18,8 @@ extension Region {
   public func load<Value: BitwiseCopyable>(
     fromByteOffset offset: Int, as type: Value.Type = Value.self
   ) throws(PinError) -> Value {
-    try enter("load")
-    defer { leave() }
+    try beginChecked("load")
+    defer { endChecked() }
     try check(offset, MemoryLayout<Value>.size, denied: .readDenied, "load")
     return unsafe bytes.loadUnaligned(fromByteOffset: offset, as: type)
   }
@@ -28,8 +28,8 @@ extension Region {
   ///
   /// - Throws: ``PinError``: `.outOfBounds`, `.unmapped`, `.accessDenied` where ``protect(_:to:)`` took writing away.
   public func store<Value: BitwiseCopyable>(_ value: Value, toByteOffset offset: Int) throws(PinError) {
-    try enter("store")
-    defer { leave() }
+    try beginChecked("store")
+    defer { endChecked() }
     try check(offset, MemoryLayout<Value>.size, denied: [.writeDenied, .readDenied], "store")
     unsafe bytes.storeBytes(of: value, toByteOffset: offset, as: Value.self)
   }
@@ -38,8 +38,8 @@ extension Region {
   ///
   /// - Throws: As ``store(_:toByteOffset:)``; nothing is copied then.
   public func copy(_ source: UnsafeRawBufferPointer, toByteOffset offset: Int) throws(PinError) {
-    try enter("copy")
-    defer { leave() }
+    try beginChecked("copy")
+    defer { endChecked() }
     try check(offset, source.count, denied: [.writeDenied, .readDenied], "copy")
     unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[offset..<offset + source.count]).copyMemory(from: source)
   }
@@ -48,8 +48,8 @@ extension Region {
   ///
   /// - Throws: As ``load(fromByteOffset:as:)``; nothing is copied then.
   public func copy(fromByteOffset offset: Int, into target: UnsafeMutableRawBufferPointer) throws(PinError) {
-    try enter("copy")
-    defer { leave() }
+    try beginChecked("copy")
+    defer { endChecked() }
     try check(offset, target.count, denied: .readDenied, "copy")
     unsafe target.copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[offset..<offset + target.count]))
   }
@@ -70,6 +70,17 @@ extension Region {
   @inline(__always) func leave() {
     Kernel.leaveAccess(id)
     gate.leave()
+  }
+
+  /// A first-write callback does not take the lock: it runs under the wrprotect lock, which keeps ``protect(_:to:)`` out as well.
+  @inline(__always) private func beginChecked(_ operation: StaticString) throws(PinError) {
+    try enter(operation)
+    if !Kernel.isInFaultPath { _ = checkedAccesses.lockShared() }
+  }
+
+  @inline(__always) private func endChecked() {
+    if !Kernel.isInFaultPath { checkedAccesses.unlockShared() }
+    leave()
   }
 
   private func check(

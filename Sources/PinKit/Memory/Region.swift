@@ -20,6 +20,8 @@ public final class Region: Sendable {
   let gate = AccessGate()
   let table: PageTable
   let attachments = Attachments()
+  /// `load`, `store` and `copy` hold it shared, `protect(_:to:)` exclusively: a right that was checked lasts for the access.
+  let checkedAccesses = FutexLock()
   /// Held while the way that pages are protected changes as a whole.
   let layout = LayoutLock()
   private let metadata: Mapping
@@ -49,6 +51,7 @@ public final class Region: Sendable {
   deinit {
     // Nobody is inside: accesses hold the region.
     if gate.close() { tearDown() }
+    checkedAccesses.deallocate()
   }
 
   /// Gives the memory up: owned memory is unmapped, adopted memory is left to the program, unprotected.

@@ -89,6 +89,26 @@ struct FaultDomain: ~Copyable, Sendable {
     return true
   }
 
+  /// True if a protection change is done, false if the kernel asked to try again.
+  ///
+  /// - Throws: For everything else; where the region can no longer be vouched for, it is marked as failed.
+  func settle(
+    _ result: UffdResult, _ operation: String, _ range: AddressRange
+  ) throws(PinError) -> Bool {
+    switch result {
+    case .done: return true
+    case .again:
+      counters.add(.retries)
+      return false
+    case .gone: fail(.mappingChanged, errno: result.errno)
+    case .refused(UffdResult.badDescriptor):
+      if useSpareDescriptor() { return false }
+      fail(.descriptorClosed, errno: result.errno)
+    case .refused: break
+    }
+    throw .kernel(Int(-result.errno), operation, range)
+  }
+
   /// Records the first failure and calls the watchdog. Async-signal-safe.
   func fail(_ failure: Failure, errno: CInt) {
     let value = UInt64(failure.rawValue) << 32 | UInt64(UInt32(bitPattern: errno))

@@ -44,14 +44,16 @@ enum FaultPath {
     TestHooks.reach(.deciding, page: page)
     defer { table.releaseClaim(page) }
 
-    if before.contains(.open) {
-      domain.counters.add(.alreadyOpen)
-      wake(page..<page + 1, in: domain)
-      return .alreadyOpen
-    }
     if !before.isDisjoint(with: [.writeDenied, .readDenied]) { return .denied }
     let delivery = domain.delivery.load(ordering: .acquiring)
     if delivery == .none || delivery == .asynchronous { return .gone }
+    if before.contains(.open) {
+      // Somebody was faster. Unprotecting once more costs little, wakes whoever waits, and mends a page that could not be
+      // protected again when it was collected.
+      domain.counters.add(.alreadyOpen)
+      let resolution = open(page..<page + 1, in: domain, delivery)
+      return resolution == .opened ? .alreadyOpen : resolution
+    }
 
     let pages = page..<claimNeighbours(behind: page, in: domain)
     defer { for neighbour in pages.dropFirst() { table.releaseClaim(neighbour) } }

@@ -19,6 +19,11 @@ enum InPlaceDelivery {
     let delivery = domain.delivery.load(ordering: .acquiring)
     let begun = Kernel.now()
     let page = domain.page(at: UInt(address))
+    guard delivery == .inPlace || delivery == .mprotect else {
+      // The protection was lifted while the signal was on its way; or the fault was never ours.
+      let denied = !domain.table[page].isDisjoint(with: [.writeDenied, .readDenied])
+      return denied ? 0 : tryAgain(domain, address)
+    }
     while true {
       let hold = domain.lock.lockShared()
       let resolution = FaultPath.resolve(page: page, in: domain, holding: hold)
@@ -29,12 +34,11 @@ enum InPlaceDelivery {
         domain.counters.addLatency(Kernel.now() - begun)
         _ = SignalFaults.repeated(0)
         return 1
-      case .denied: return 0
-      case .alreadyOpen, .gone:
-        // Another thread was faster, or the protection was lifted while the signal was on its way.
-        if SignalFaults.repeated(address) <= patienceForUnexplained { return 1 }
-        domain.counters.add(.unexplained)
-        return 0
+      case .denied:
+        // The first time it may be a userfaultfd's SIGBUS that was on its way when the right was taken away: trying again
+        // brings the SIGSEGV that the program deserves.
+        return delivery == .inPlace && SignalFaults.repeated(address) == 1 ? 1 : 0
+      case .alreadyOpen, .gone: return tryAgain(domain, address)
       case .retry:
         if Kernel.now() - begun > domain.patience {
           domain.fail(.timedOut, errno: UffdResult.again.errno)
@@ -46,5 +50,12 @@ enum InPlaceDelivery {
         return 1
       }
     }
+  }
+
+  /// Another thread was faster, most likely; but a fault that comes again and again is not ours.
+  private static func tryAgain(_ domain: borrowing FaultDomain, _ address: UInt64) -> CInt {
+    if SignalFaults.repeated(address) <= patienceForUnexplained { return 1 }
+    domain.counters.add(.unexplained)
+    return 0
   }
 }

@@ -23,15 +23,18 @@ extension Region {
         .accessDenied, operation: "discard", range: addressesUnchecked(of: page..<page + 1),
         advice: "protect(_:to:) took the right to write away from page \(page).")
     }
-    // Shared pages live in a file: dropping the mapping would not drop them. The kernel may announce the removal through the
-    // userfaultfd and wait until a reader has read that, so no lock may be held here.
-    try drop(range)
-    // After the fact: whoever collects from now on protects the fresh pages again and reports them.
-    guard let protection = attachments.find(RegionProtection.self) else { return }
-    protection.recordDiscard(pages)
+    guard let protection = attachments.find(RegionProtection.self) else { return try drop(range) }
+    // The kernel may announce the removal through the userfaultfd and wait until a reader has read that, so the wrprotect lock may
+    // not be held while pages are dropped.
+    try protection.withoutCollections { () throws(PinError) in
+      try drop(range)
+      // After the fact: whoever collects from now on protects the fresh pages again and reports them.
+      protection.recordDiscard(pages)
+    }
   }
 
   private func drop(_ range: AddressRange) throws(PinError) {
+    // Shared pages live in a file: dropping their mapping would not drop them.
     do throws(PinError) {
       try Memory.advise(range, backing.isPrivateAnonymous ? .dontNeed : .remove)
     } catch  where error.errno == .invalidArgument && pageSize > Memory.pageSize {

@@ -24,6 +24,8 @@ extension Region {
     try enter("protect")
     defer { leave() }
     guard !pages.isEmpty else { return }
+    _ = checkedAccesses.lockExclusive()
+    defer { checkedAccesses.unlockExclusive() }
     try layout.withLock { () throws(PinError) in
       guard let protection = attachments.find(RegionProtection.self) else {
         return try apply(access, to: pages, armed: false)

@@ -12,6 +12,9 @@ internal import SystemPackage
   private let inheritsAcrossFork: Bool
   private let state = Mutex(State())
   private let forkGeneration = Kernel.forkGeneration
+  /// Discarding holds it shared, collecting exclusively; outside the wrprotect lock. A page that is dropped loses its protection:
+  /// a write to it before the drop is on record would be in the next collection instead of this one.
+  private let discarding = FutexLock()
 
   private struct State {
     var slot: Int?
@@ -31,6 +34,7 @@ internal import SystemPackage
   }
 
   deinit {
+    discarding.deallocate()
     unsafe domain.deinitialize(count: 1)
     unsafe domain.deallocate()
   }
@@ -197,6 +201,20 @@ internal import SystemPackage
     }
   }
 
+  /// Runs `body`, which drops pages, while nobody collects.
+  func withoutCollections(_ body: () throws(PinError) -> Void) throws(PinError) {
+    _ = discarding.lockShared()
+    defer { discarding.unlockShared() }
+    try body()
+  }
+
+  /// Runs `body`, which collects, while nobody drops pages.
+  func withoutDiscards<Result>(_ body: () throws(PinError) -> Result) throws(PinError) -> Result {
+    _ = discarding.lockExclusive()
+    defer { discarding.unlockExclusive() }
+    return try body()
+  }
+
   /// Notes pages that have just been dropped. The shared lock makes the note whole before the next collection looks for it.
   func recordDiscard(_ pages: Range<Int>) {
     Kernel.withSignalsBlocked {
@@ -211,6 +229,24 @@ internal import SystemPackage
     let new = callbacks.map { UInt(bitPattern: unsafe Unmanaged.passRetained($0).toOpaque()) } ?? 0
     let old = exclusive { $0.callbacks.exchange(new, ordering: .sequentiallyConsistent) }
     if old != 0 { unsafe Unmanaged<FirstWriteCallbacks>.fromOpaque(UnsafeRawPointer(bitPattern: old)!).release() }
+  }
+
+  /// Calls `body` under the exclusive lock until it returns true. Between tries the lock is free, as what the kernel waits for (an
+  /// event to be read, its originator to run) may need the readers.
+  ///
+  /// - Throws: What `body` throws; `.timedOut`.
+  func untilDone(_ body: (borrowing FaultDomain) throws(PinError) -> Bool) throws(PinError) {
+    let begun = Kernel.now()
+    while true {
+      try throwIfFailed("protect pages")
+      if try exclusive(body) { return }
+      if unsafe Kernel.now() - begun > domain.pointee.patience {
+        throw PinError(
+          .timedOut, operation: "protect pages", range: addresses,
+          advice: "A thread that unmaps or discards this memory has stopped half-way; nothing was lost, try again.")
+      }
+      Kernel.pause(nanoseconds: 50_000)
+    }
   }
 
   // MARK: Fault-around

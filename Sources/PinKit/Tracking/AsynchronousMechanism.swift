@@ -56,12 +56,15 @@ internal import Synchronization
   }
 
   private func arm() throws(PinError) {
-    try protection.exclusive { domain throws(PinError) in
+    try protection.untilDone { domain throws(PinError) in
       domain.table.discarded.drain { _ in }
-      guard self.backing.isPrivateAnonymous else { return try self.mark(self.addresses, domain) }
+      guard self.backing.isPrivateAnonymous else { return try Self.mark(self.addresses, domain) }
       let huge = try self.hugeRuns()
-      for run in huge { try self.mark(run, domain) }
+      for run in huge {
+        guard try Self.mark(run, domain) else { return false }
+      }
       if huge != [self.addresses] { try self.pageMap.writeProtect(self.addresses, self.written) }
+      return true
     }
   }
 
@@ -75,16 +78,9 @@ internal import Synchronization
     return runs
   }
 
-  /// Marks all entries of a range, absent ones too.
-  private func mark(_ range: AddressRange, _ domain: borrowing FaultDomain) throws(PinError) {
-    let deadline = Kernel.now() + domain.patience
-    while true {
-      switch Uffd.protect(domain.descriptor.load(ordering: .acquiring), range) {
-      case .done: return
-      case .again where Kernel.now() < deadline: Kernel.pause(nanoseconds: 50_000)
-      case let result: throw .kernel(Int(-result.errno), "UFFDIO_WRITEPROTECT", range)
-      }
-    }
+  /// Marks all entries of a range, absent ones too. False if the kernel asked to try again.
+  private static func mark(_ range: AddressRange, _ domain: borrowing FaultDomain) throws(PinError) -> Bool {
+    try domain.settle(Uffd.protect(domain.descriptor.load(ordering: .acquiring), range), "UFFDIO_WRITEPROTECT", range)
   }
 
   private func keepPagesSmall() throws(PinError) {
@@ -110,12 +106,23 @@ internal import Synchronization
       }
       var discarded: [Range<Int>] = []
       domain.table.discarded.drain { discarded.append($0) }
-      if !discarded.isEmpty { found.formUnion(DirtySet(pageCount: pageCount, runs: discarded)) }
+      if discarded.isEmpty { return }
+      found.formUnion(DirtySet(pageCount: pageCount, runs: discarded))
+      do throws(PinError) { try markHoles(discarded, domain) } catch { failure = failure ?? error }
     }
     if dirty.isEmpty { dirty = found } else { dirty.formUnion(found) }
     if let failure { throw failure }
     // A registration that is gone would look like a clean region.
     try protection.throwIfFailed("collect")
+  }
+
+  /// A discarded huge page of hugetlb left an entry that no scan can mark, and a read would fill it without a mark.
+  private func markHoles(_ discarded: [Range<Int>], _ domain: borrowing FaultDomain) throws(PinError) {
+    guard pageSize > Memory.pageSize, !isSuspended else { return }
+    for run in discarded where try !Self.mark(domain.addresses(of: run), domain) {
+      // Somebody else's discard is in flight: once more with the next collection.
+      domain.table.discarded.insert(run)
+    }
   }
 
   private func scan(_ query: PageMap.Query, into dirty: inout DirtySet) throws(PinError) {

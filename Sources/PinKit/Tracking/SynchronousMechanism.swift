@@ -9,8 +9,6 @@ final class SynchronousMechanism: TrackingMechanism {
 
   /// Protecting a run again that is protected already costs little; a system call of its own costs as much as this many pages.
   private static let mergedGap = 12
-  /// In nanoseconds.
-  private static let retryPause: UInt64 = 50_000
 
   init(kind: WriteTracking.Mechanism, protection: RegionProtection, pageCount: Int) {
     self.kind = kind
@@ -32,7 +30,7 @@ final class SynchronousMechanism: TrackingMechanism {
 
   private func protectAll() throws(PinError) {
     var rest = DirtySet(pageCount: pageCount, runs: CollectionOfOne(0..<pageCount))
-    try untilDone { domain throws(PinError) in
+    try protection.untilDone { domain throws(PinError) in
       domain.table.discarded.drain { _ in }
       domain.table.open.drain { Self.forget($0, domain.table) }
       return try Self.protect(&rest, domain, self.kind)
@@ -41,7 +39,7 @@ final class SynchronousMechanism: TrackingMechanism {
 
   func suspend() throws(PinError) {
     var rest = DirtySet(pageCount: pageCount, runs: CollectionOfOne(0..<pageCount))
-    try untilDone { domain throws(PinError) in
+    try protection.untilDone { domain throws(PinError) in
       while let run = rest.runs.first {
         let done = try Self.unprotect(run, domain, self.kind)
         if !done { return false }
@@ -54,7 +52,7 @@ final class SynchronousMechanism: TrackingMechanism {
   func harvest(into dirty: inout DirtySet) throws(PinError) {
     var taken = dirty
     defer { dirty = taken }
-    try untilDone { domain throws(PinError) in
+    try protection.untilDone { domain throws(PinError) in
       let table = domain.table
       var discarded: [Range<Int>] = []
       table.discarded.drain { discarded.append($0) }
@@ -138,8 +136,9 @@ final class SynchronousMechanism: TrackingMechanism {
     _ run: Range<Int>, _ domain: borrowing FaultDomain, _ kind: WriteTracking.Mechanism
   ) throws(PinError) -> Bool {
     if kind == .mprotect { return try protectByMprotect(run, domain) }
-    return try settle(
-      Uffd.protect(domain.descriptor.load(ordering: .acquiring), domain.addresses(of: run)), run, domain)
+    let range = domain.addresses(of: run)
+    return try domain.settle(
+      Uffd.protect(domain.descriptor.load(ordering: .acquiring), range), "UFFDIO_WRITEPROTECT", range)
   }
 
   private static func unprotect(
@@ -149,26 +148,9 @@ final class SynchronousMechanism: TrackingMechanism {
       for part in allowedParts(of: run, domain) { try change(domain.addresses(of: part), [.read, .write]) }
       return true
     }
-    return try settle(
-      Uffd.unprotect(domain.descriptor.load(ordering: .acquiring), domain.addresses(of: run), wake: true), run, domain)
-  }
-
-  private static func settle(
-    _ result: UffdResult, _ run: Range<Int>, _ domain: borrowing FaultDomain
-  ) throws(PinError) -> Bool {
-    switch result {
-    case .done: return true
-    case .again:
-      domain.counters.add(.retries)
-      return false
-    case .gone:
-      domain.fail(.mappingChanged, errno: result.errno)
-    case .refused(UffdResult.badDescriptor):
-      if domain.useSpareDescriptor() { return false }
-      domain.fail(.descriptorClosed, errno: result.errno)
-    case .refused: break
-    }
-    throw .kernel(Int(-result.errno), "UFFDIO_WRITEPROTECT", domain.addresses(of: run))
+    let range = domain.addresses(of: run)
+    return try domain.settle(
+      Uffd.unprotect(domain.descriptor.load(ordering: .acquiring), range, wake: true), "UFFDIO_WRITEPROTECT", range)
   }
 
   private static func protectByMprotect(_ run: Range<Int>, _ domain: borrowing FaultDomain) throws(PinError) -> Bool {
@@ -186,21 +168,5 @@ final class SynchronousMechanism: TrackingMechanism {
 
   private static func change(_ range: AddressRange, _ protection: Mapping.Protection) throws(PinError) {
     try PinError.check(Memory.protect(range, protection), "mprotect", range)
-  }
-
-  /// Calls `body` under the exclusive lock until it is done. Between tries the lock is free, as what the kernel waits for (an event
-  /// to be read, its originator to run) may need the readers.
-  private func untilDone(_ body: (borrowing FaultDomain) throws(PinError) -> Bool) throws(PinError) {
-    let begun = Kernel.now()
-    while true {
-      try protection.throwIfFailed("protect pages")
-      if try protection.exclusive(body) { return }
-      if unsafe Kernel.now() - begun > protection.domain.pointee.patience {
-        throw PinError(
-          .timedOut, operation: "protect pages", range: protection.addresses,
-          advice: "A thread that unmaps or discards this memory has stopped half-way; nothing was lost, try again.")
-      }
-      Kernel.pause(nanoseconds: Self.retryPause)
-    }
   }
 }

@@ -238,7 +238,11 @@ final class TrackingSession: RegionAttachment {
     guard let mechanism = state.mechanism, !state.isSuspended else { return }
     var found = DirtySet(pageCount: pageCount)
     var failure: PinError?
-    do throws(PinError) { try mechanism.harvest(into: &found) } catch { failure = error }
+    do throws(PinError) {
+      try protection.withoutDiscards { () throws(PinError) in try mechanism.harvest(into: &found) }
+    } catch {
+      failure = error
+    }
     if !found.isEmpty {
       for id in state.trackers.keys where state.trackers[id]?.isPaused == false {
         state.trackers[id]?.pending.formUnion(found)
