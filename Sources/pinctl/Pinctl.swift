@@ -6,5 +6,5 @@ struct Pinctl: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "pinctl",
     abstract: "Shows, measures and checks what PinKit does on this machine.",
-    subcommands: [])
+    subcommands: [DemoCommand.self])
 }
