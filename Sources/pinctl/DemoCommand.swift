@@ -1,0 +1,57 @@
+internal import ArgumentParser
+internal import Foundation
+
+/// `pinctl demo`: all demos, or one of them.
+struct DemoCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "demo",
+    abstract: "Shows what PinKit does on this machine, and checks it while it does.",
+    discussion: """
+      Without a subcommand it runs all demos. The exit code is 0 if every claim holds, 1 if one does not, and 64 if the \
+      input makes no sense.
+
+      With --json it prints an array with one object per demo:
+      [{"demo", "claims": [{"contract", "claim", "holds", "evidence"}], "measurements", "ok", "skipped"}]. A subcommand \
+      prints its one object.
+      """,
+    subcommands: [DemoAllCommand.self, TrackCommand.self], defaultSubcommand: DemoAllCommand.self)
+
+  /// Runs one demo, prints its result and exits with its code.
+  static func perform(_ demo: any Demo, json: Bool) throws {
+    let result = try demo.run(on: DemoStage(isSilent: json))
+    if json { print(try encode(result)) }
+    if !result.ok { throw ExitCode.failure }
+  }
+
+  static func encode(_ value: some Encodable) throws -> String {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+    return String(decoding: try encoder.encode(value), as: UTF8.self)
+  }
+}
+
+/// `pinctl demo` without more. A command of its own: a parent's `--json` would take that of its subcommands.
+struct DemoAllCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "all", abstract: "Runs all demos: what `pinctl demo` does without a subcommand.")
+
+  @Flag(help: "Print an array with one result object per demo as JSON, and nothing else.")
+  var json = false
+
+  func run() throws {
+    let stage = DemoStage(isSilent: json)
+    var results: [DemoResult] = []
+    for demo in Demos.all { results.append(Self.show(demo, on: stage)) }
+    if json { print(try DemoCommand.encode(results)) }
+    if !results.allSatisfy(\.ok) { throw ExitCode.failure }
+  }
+
+  /// One demo that cannot be shown does not keep the others from being shown.
+  private static func show(_ demo: any Demo, on stage: DemoStage) -> DemoResult {
+    do { return try demo.run(on: stage) } catch {
+      let claim = Claim(contract: "-", claim: "\(demo.name) can be shown here", holds: false, evidence: "\(error)")
+      stage.show([claim])
+      return DemoResult(demo: demo.name, claims: [claim])
+    }
+  }
+}
