@@ -35,6 +35,9 @@ internal import SystemPackage
     unsafe domain.deallocate()
   }
 
+  /// In nanoseconds.
+  var patience: UInt64 { unsafe domain.pointee.patience }
+
   var slotIndex: Int? { state.withLock { $0.slot } }
 
   // MARK: Beginning and ending

@@ -56,12 +56,24 @@ internal import Synchronization
   }
 
   private func arm() throws(PinError) {
-    try protection.exclusive { domain throws(PinError) in
-      domain.table.discarded.drain { _ in }
-      guard self.backing.isPrivateAnonymous else { return try self.mark(self.addresses, domain) }
-      let huge = try self.hugeRuns()
-      for run in huge { try self.mark(run, domain) }
-      if huge != [self.addresses] { try self.pageMap.writeProtect(self.addresses, self.written) }
+    let deadline = Kernel.now() + protection.patience
+    while true {
+      let isDone = try protection.exclusive { domain throws(PinError) in
+        domain.table.discarded.drain { _ in }
+        guard self.backing.isPrivateAnonymous else { return try self.mark(self.addresses, domain) }
+        let huge = try self.hugeRuns()
+        for run in huge where try !self.mark(run, domain) { return false }
+        if huge != [self.addresses] { try self.pageMap.writeProtect(self.addresses, self.written) }
+        return true
+      }
+      if isDone { return }
+      guard Kernel.now() < deadline else {
+        throw PinError(
+          .timedOut, operation: "protect pages", range: addresses,
+          advice: "A thread that unmaps or discards this memory has stopped half-way; try again.")
+      }
+      // The lock is free meanwhile: a removal in flight lasts until a reader has read its event.
+      Kernel.pause(nanoseconds: 50_000)
     }
   }
 
@@ -75,15 +87,14 @@ internal import Synchronization
     return runs
   }
 
-  /// Marks all entries of a range, absent ones too.
-  private func mark(_ range: AddressRange, _ domain: borrowing FaultDomain) throws(PinError) {
-    let deadline = Kernel.now() + domain.patience
-    while true {
-      switch Uffd.protect(domain.descriptor.load(ordering: .acquiring), range) {
-      case .done: return
-      case .again where Kernel.now() < deadline: Kernel.pause(nanoseconds: 50_000)
-      case let result: throw .kernel(Int(-result.errno), "UFFDIO_WRITEPROTECT", range)
-      }
+  /// Marks all entries of a range, absent ones too. False if the kernel asked to try again.
+  private func mark(_ range: AddressRange, _ domain: borrowing FaultDomain) throws(PinError) -> Bool {
+    switch Uffd.protect(domain.descriptor.load(ordering: .acquiring), range) {
+    case .done: return true
+    case .again:
+      domain.counters.add(.retries)
+      return false
+    case let result: throw .kernel(Int(-result.errno), "UFFDIO_WRITEPROTECT", range)
     }
   }
 
