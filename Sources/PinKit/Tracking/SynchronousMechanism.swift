@@ -54,21 +54,27 @@ final class SynchronousMechanism: TrackingMechanism {
     defer { dirty = taken }
     try protection.untilDone { domain throws(PinError) in
       let table = domain.table
-      var discarded: [Range<Int>] = []
-      table.discarded.drain { discarded.append($0) }
+      var dropped: [Range<Int>] = []
+      table.discarded.drain { dropped.append($0) }
       var opened = DirtySet(pageCount: self.pageCount)
       table.open.drain { Self.take($0, table, &opened) }
-      if !discarded.isEmpty { opened.formUnion(DirtySet(pageCount: self.pageCount, runs: discarded)) }
-      var rest = opened
+      let discarded = DirtySet(pageCount: self.pageCount, runs: dropped)
+      let all = opened.union(discarded)
+      var rest = all
+      // What could not be protected again stays as it was, and on record.
+      func keepRest() {
+        taken.formUnion(all.subtracting(rest))
+        // A page that was only dropped may still be protected: were it put back as open, its next fault would find nothing to do.
+        let onlyDropped = discarded.subtracting(opened)
+        Self.putBack(rest.subtracting(onlyDropped), table)
+        for run in onlyDropped.subtracting(all.subtracting(rest)).runs { table.discarded.insert(run) }
+      }
       do throws(PinError) {
         let done = try Self.protect(&rest, domain, self.kind)
-        taken.formUnion(opened.subtracting(rest))
-        if !done { Self.putBack(rest, table) }
+        keepRest()
         return done
       } catch {
-        // What could not be protected again stays open, and on record.
-        taken.formUnion(opened.subtracting(rest))
-        Self.putBack(rest, table)
+        keepRest()
         throw error
       }
     }

@@ -81,7 +81,9 @@ struct ShadowView: ~Copyable {
     slots.map { Peek.value(at: region.addresses.start + UInt(page * region.pageSize + $0)) }
   }
 
-  mutating func collect() throws {
+  mutating func collect() throws { try collect(afterPause: false) }
+
+  private mutating func collect(afterPause: Bool) throws {
     let finished = log.finished.snapshot
     let set = try tracker.collect()
     let started = log.started.snapshot
@@ -89,15 +91,15 @@ struct ShadowView: ~Copyable {
     let known = set.exactPages
     for page in 0..<log.pageCount {
       if set.contains(page) {
-        if known.contains(page), started[page] <= finishedBefore[page] {
+        if known.contains(page), started[page] <= finishedBefore[page], !afterPause {
           findings.note("page \(page) is in collection \(collections), but nobody changed it")
         }
         covered[page] = started[page]
-        copy[page] = Self.read(page, tracker.region, slots)
       } else if finished[page] > covered[page] {
         findings.note("page \(page) is not in collection \(collections); change \(finished[page]) was complete before")
         covered[page] = finished[page]
       }
+      if afterPause || set.contains(page) { copy[page] = Self.read(page, tracker.region, slots) }
     }
     finishedBefore = finished
   }
@@ -119,11 +121,9 @@ struct ShadowView: ~Copyable {
     try tracker.pause()
     sched_yield()
     try tracker.resume()
-    finishedBefore = log.finished.snapshot
     covered = log.started.snapshot
     // What was written before the pause is still owed.
-    _ = try tracker.collect()
-    for page in 0..<log.pageCount { copy[page] = Self.read(page, tracker.region, slots) }
+    try collect(afterPause: true)
   }
 
   func stop() throws { try tracker.stop() }

@@ -11,10 +11,12 @@ import Testing
     return Int(unsafe String(cString: text))
   }
 
-  static let operations = max(1, (number("PINKIT_SOAK_OPERATIONS") ?? 60_000) / Combination.possible.count)
+  /// `PINKIT_SOAK_CASE` picks one of the combinations by its index.
+  static let combinations = number("PINKIT_SOAK_CASE").map { [Combination.possible[$0]] } ?? Combination.possible
+  static let operations = max(1, (number("PINKIT_SOAK_OPERATIONS") ?? 60_000) / combinations.count)
   static let seed = UInt64(number("PINKIT_SOAK_SEED") ?? Int(Kernel.now() & 0xffff_ffff))
 
-  @Test("Soak: random operations by several threads against a shadow model (W5, K1)", arguments: Combination.possible)
+  @Test("Soak: random operations by several threads against a shadow model (W5, K1)", arguments: combinations)
   func soak(_ combination: Combination) throws {
     var plan = SoakPlan(combination: combination, seed: Self.seed, operations: Self.operations)
     if combination.subject == .hugetlb { plan.pageCount = 12 }
