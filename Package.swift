@@ -74,6 +74,8 @@ let package = Package(
       name: "PinKitTests",
       dependencies: [
         "PinKit", "CTestSupport",
+        .product(name: "MetricsTestKit", package: "swift-metrics"),
+        .product(name: "CoreMetrics", package: "swift-metrics"),
         .product(name: "SystemPackage", package: "swift-system"),
         .product(name: "Logging", package: "swift-log"),
       ],
