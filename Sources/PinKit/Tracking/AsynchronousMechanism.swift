@@ -10,7 +10,8 @@ internal import Synchronization
 ///   in proportion to what is populated. While tracked, the memory gets no new huge pages: one write would populate 512 pages.
 /// - Shared memory and files: marks are set on absent entries too, as a read maps the page itself. The kernel may take a
 ///   written page out of the mapping (reclaim): its entry then is absent without a mark. A second scan finds those; without it, a page
-///   that was written, written back and reclaimed between two collections would be lost.
+///   that was written, written back and reclaimed between two collections would be lost. It also marks what was discarded: a read
+///   would map that without a mark, as if it had been written.
 @safe final class AsynchronousMechanism: TrackingMechanism, @unchecked Sendable {  // the session serializes all calls
   let kind = WriteTracking.Mechanism.asynchronous
   private let protection: RegionProtection
@@ -111,7 +112,7 @@ internal import Synchronization
     protection.exclusive { domain in
       do throws(PinError) {
         if !isSuspended { try scan(written, into: &found) }
-        if !isSuspended, backing.isFileLike {
+        if !isSuspended, !backing.isPrivateAnonymous {
           var absent = DirtySet(pageCount: pageCount)
           defer { found.formUnion(absent) }
           try scan(Self.reclaimed, into: &absent)
