@@ -10,8 +10,7 @@ internal import Synchronization
 ///   in proportion to what is populated. While tracked, the memory gets no new huge pages: one write would populate 512 pages.
 /// - Shared memory and files: marks are set on absent entries too, as a read maps the page itself. The kernel may take a
 ///   written page out of the mapping (reclaim): its entry then is absent without a mark. A second scan finds those; without it, a page
-///   that was written, written back and reclaimed between two collections would be lost. It also marks what was discarded: a read
-///   would map that without a mark, as if it had been written.
+///   that was written, written back and reclaimed between two collections would be lost.
 @safe final class AsynchronousMechanism: TrackingMechanism, @unchecked Sendable {  // the session serializes all calls
   let kind = WriteTracking.Mechanism.asynchronous
   private let protection: RegionProtection
@@ -109,10 +108,11 @@ internal import Synchronization
     try protection.throwIfFailed("collect")
     var found = DirtySet(pageCount: pageCount)
     var failure: PinError?
+    var discarded: [Range<Int>] = []
     protection.exclusive { domain in
       do throws(PinError) {
         if !isSuspended { try scan(written, into: &found) }
-        if !isSuspended, !backing.isPrivateAnonymous {
+        if !isSuspended, backing.isFileLike {
           var absent = DirtySet(pageCount: pageCount)
           defer { found.formUnion(absent) }
           try scan(Self.reclaimed, into: &absent)
@@ -120,14 +120,28 @@ internal import Synchronization
       } catch {
         failure = error
       }
-      var discarded: [Range<Int>] = []
       domain.table.discarded.drain { discarded.append($0) }
       if !discarded.isEmpty { found.formUnion(DirtySet(pageCount: pageCount, runs: discarded)) }
     }
+    markAgain(discarded)
     if dirty.isEmpty { dirty = found } else { dirty.formUnion(found) }
     if let failure { throw failure }
     // A registration that is gone would look like a clean region.
     try protection.throwIfFailed("collect")
+  }
+
+  /// Marks what was discarded of memory whose absent entries no scan looks at (hugetlb): a read would map it without a mark, as if it
+  /// had been written. All of it is in the harvest already. Between tries the lock is free, as in ``arm()``.
+  private func markAgain(_ discarded: [Range<Int>]) {
+    guard !isSuspended, !backing.isPrivateAnonymous, !backing.isFileLike else { return }
+    let deadline = Kernel.now() + protection.patience
+    for run in discarded {
+      while true {
+        let isMarked = try? protection.exclusive { domain throws(PinError) in try mark(domain.addresses(of: run), domain) }
+        if isMarked != false || Kernel.now() > deadline { break }
+        Kernel.pause(nanoseconds: 50_000)
+      }
+    }
   }
 
   private func scan(_ query: PageMap.Query, into dirty: inout DirtySet) throws(PinError) {
