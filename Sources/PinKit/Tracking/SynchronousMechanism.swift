@@ -194,7 +194,12 @@ final class SynchronousMechanism: TrackingMechanism {
     let begun = Kernel.now()
     while true {
       try protection.throwIfFailed("protect pages")
-      if try protection.exclusive(body) { return }
+      let isDone = try protection.exclusive { domain throws(PinError) in
+        // The reader that this thread has waited for may have ended.
+        try self.protection.throwIfFailed("protect pages")
+        return try body(domain)
+      }
+      if isDone { return }
       if unsafe Kernel.now() - begun > protection.domain.pointee.patience {
         throw PinError(
           .timedOut, operation: "protect pages", range: protection.addresses,
