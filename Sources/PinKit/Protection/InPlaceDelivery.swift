@@ -21,18 +21,20 @@ enum InPlaceDelivery {
     let page = domain.page(at: UInt(address))
     while true {
       let hold = domain.lock.lockShared()
+      let generation = domain.generation.load(ordering: .relaxed)
       let resolution = FaultPath.resolve(page: page, in: domain, holding: hold)
       _ = consume hold
       switch resolution {
       case .opened:
         domain.counters.add(delivery == .mprotect ? .mprotectFaults : .inPlaceFaults)
         domain.counters.addLatency(Kernel.now() - begun)
-        _ = SignalFaults.repeated(0)
+        SignalFaults.forgetRepeated()
         return 1
       case .denied: return 0
       case .alreadyOpen, .gone:
-        // Another thread was faster, or the protection was lifted while the signal was on its way.
-        if SignalFaults.repeated(address) <= patienceForUnexplained { return 1 }
+        // Another thread was faster, or the protection was lifted while the signal was on its way. Then the next try succeeds, or
+        // somebody has protected the page again meanwhile.
+        if SignalFaults.repeated(address, generation: generation) <= patienceForUnexplained { return 1 }
         domain.counters.add(.unexplained)
         return 0
       case .retry:
