@@ -131,7 +131,7 @@ void cuffd_fault_remove(int64_t token) {
 // ---- the handler ----
 
 TLS int fault_depth;
-TLS uint64_t repeated_address;
+TLS uint64_t repeated_address, repeated_generation;
 TLS uint32_t repeated_count;
 TLS uint64_t accessing[8];
 
@@ -354,10 +354,14 @@ int cuffd_is_accessing(uint64_t region) {
   return 0;
 }
 
-uint32_t cuffd_repeated_fault(uint64_t address) {
+uint32_t cuffd_repeated_fault(uint64_t address, uint64_t generation) {
   if (address == 0 || address != repeated_address) {
     repeated_address = address;
+    repeated_generation = generation;
     repeated_count = 0;
+  } else if (generation != repeated_generation) {
+    repeated_generation = generation;
+    return repeated_count;
   }
   return address ? ++repeated_count : 0;
 }

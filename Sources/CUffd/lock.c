@@ -93,3 +93,7 @@ void cuffd_wplock_unlock_exclusive(struct cuffd_wplock *lock) {
   _Atomic uint32_t *mutex = (_Atomic uint32_t *)&lock->writers;
   if (atomic_exchange_explicit(mutex, 0, memory_order_release) == 2) cuffd_futex_wake(&lock->writers, 1);
 }
+
+uint32_t cuffd_wplock_queued(struct cuffd_wplock *lock) {
+  return (uint32_t)QUEUED(atomic_load_explicit(state_of(lock), memory_order_relaxed));
+}

@@ -138,7 +138,7 @@ int ct_limit_address_space(uint64_t spare) {
   unsigned long pages = 0;
   if (!file || fscanf(file, "%lu", &pages) != 1) return -EIO;
   fclose(file);
-  struct rlimit limit = {.rlim_cur = pages * 4096 + spare, .rlim_max = RLIM_INFINITY};
+  struct rlimit limit = {.rlim_cur = spare ? pages * 4096 + spare : RLIM_INFINITY, .rlim_max = RLIM_INFINITY};
   return setrlimit(RLIMIT_AS, &limit) ? -errno : 0;
 }
 

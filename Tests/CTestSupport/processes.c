@@ -45,7 +45,7 @@ void ct_thread_join(uint64_t thread) { pthread_join((pthread_t)thread, NULL); }
 
 static void *wait_for_deadline(void *raw) {
   struct timespec span = {(time_t)(intptr_t)raw, 0};
-  nanosleep(&span, NULL);
+  while (nanosleep(&span, &span) < 0 && errno == EINTR);
   static const char text[] = "the test's deadline has passed\n";
   if (write(STDERR_FILENO, text, sizeof text - 1) < 0) _exit(98);
   _exit(97);

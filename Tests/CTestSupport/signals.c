@@ -90,6 +90,9 @@ uint64_t ct_truncated_page(void) {
   return (uint64_t)(uintptr_t)page;
 }
 
+int ct_extend_truncated_page(void) { return ftruncate(truncated_file, 4096); }
+int ct_cut_truncated_page(void) { return ftruncate(truncated_file, 0); }
+
 int ct_seen_count(void) { return atomic_load(&seen_count); }
 int ct_seen_signal(void) { return atomic_load(&seen_signal); }
 int ct_seen_code(void) { return atomic_load(&seen_code); }

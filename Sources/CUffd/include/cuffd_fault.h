@@ -39,7 +39,8 @@ void cuffd_leave_fault_path(void);
 void cuffd_enter_access(uint64_t region);
 void cuffd_leave_access(uint64_t region);
 int cuffd_is_accessing(uint64_t region);
-// How often in a row this thread has reported `address` without anything to resolve; 0 resets.
-uint32_t cuffd_repeated_fault(uint64_t address);
+// How often in a row this thread has reported `address` without anything to resolve; 0 resets. The first report of a generation does
+// not count: pages have been protected since the last one.
+uint32_t cuffd_repeated_fault(uint64_t address, uint64_t generation);
 
 #endif

@@ -16,5 +16,7 @@ int cuffd_wplock_try_shared(struct cuffd_wplock *_Nonnull lock);
 void cuffd_wplock_unlock_shared(struct cuffd_wplock *_Nonnull lock);
 void cuffd_wplock_lock_exclusive(struct cuffd_wplock *_Nonnull lock, uint64_t *_Nonnull waits);
 void cuffd_wplock_unlock_exclusive(struct cuffd_wplock *_Nonnull lock);
+// How many readers are queued behind a writer.
+uint32_t cuffd_wplock_queued(struct cuffd_wplock *_Nonnull lock);
 
 #endif

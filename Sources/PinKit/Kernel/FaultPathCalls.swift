@@ -104,8 +104,9 @@ enum SignalFaults {
   }
   static func remove(_ token: Int64) { cuffd_fault_remove(token) }
 
-  /// How often in a row this thread reported `address` without anything to resolve.
-  static func repeated(_ address: UInt64) -> UInt32 { cuffd_repeated_fault(address) }
+  /// How often in a row this thread reported `address` without anything to resolve, although nothing was protected in between.
+  static func repeated(_ address: UInt64, generation: UInt64) -> UInt32 { cuffd_repeated_fault(address, generation) }
+  static func forgetRepeated() { _ = cuffd_repeated_fault(0, 0) }
 }
 
 /// Makes calls of the funnel fail; only tests use it.

@@ -29,4 +29,7 @@ internal import CUffd
     return waits > 0
   }
   func unlockExclusive() { unsafe cuffd_wplock_unlock_exclusive(raw) }
+
+  /// How many readers wait for a writer to leave.
+  var queuedReaders: Int { Int(unsafe cuffd_wplock_queued(raw)) }
 }

@@ -46,12 +46,14 @@ internal import SystemPackage
       self.access = way
       return
     }
+    let tried = "Tried \(refusals.joined(separator: "; "))."
+    if last == .tooManyOpenFiles || last == .tooManyOpenFilesInSystem {
+      throw .kernel(Int(-last.rawValue), "userfaultfd", advice: "\(tried) Raise the limit on open files (`ulimit -n`, `fs.file-max`).")
+    }
     throw PinError(
-      last == .tooManyOpenFiles || last == .tooManyOpenFilesInSystem
-        ? .limitReached : last == .noFunction ? .unsupported : .permissionDenied,
-      operation: "userfaultfd", errno: last,
-      advice: "Tried \(refusals.joined(separator: "; ")). Give the user access to /dev/userfaultfd, or set "
-        + "vm.unprivileged_userfaultfd=1, or raise the limit it names; `.mprotect` tracking works without.")
+      last == .noFunction ? .unsupported : .permissionDenied, operation: "userfaultfd", errno: last,
+      advice: "\(tried) Give the user access to /dev/userfaultfd, or set vm.unprivileged_userfaultfd=1; "
+        + "`.mprotect` tracking works without.")
   }
 
   deinit { cuffd_close(descriptor) }

@@ -43,7 +43,11 @@ internal import Synchronization
     unsafe slots = .allocate(capacity: Self.capacity)
     for index in 0..<Self.capacity { unsafe (slots + index).initialize(to: DomainSlot()) }
     try events.add(stop.descriptor, data: Self.stopData, once: false)
-    try start(readers: configuration.readerCount)
+    do throws(PinError) { try start(readers: configuration.readerCount) } catch {
+      // Those that did start use this object.
+      shutDown()
+      throw error
+    }
   }
 
   deinit {

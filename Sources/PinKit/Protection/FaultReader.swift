@@ -13,6 +13,11 @@ internal import Synchronization
   private var parked = ParkedFaults()
   private var spinBudget = FaultReader.longestSpin
   private var lastIdle: UInt64 = 0
+  /// What ``abandon()`` needs to know: the regions of `ready` that are still to be visited, whether the wrprotect lock of the domain
+  /// at hand is held, and the page at hand.
+  private var unvisited = 0..<0
+  private var isHolding = false
+  private var resolving = -1
 
   /// When the batch at hand was begun, 0 while waiting: for the watchdog.
   let busySince = Atomic<UInt64>(0)
@@ -34,6 +39,7 @@ internal import Synchronization
       body: { unsafe Unmanaged<FaultReader>.fromOpaque($0!).takeUnretainedValue().run() },
       onExit: {
         let reader = unsafe Unmanaged<FaultReader>.fromOpaque($0!).takeRetainedValue()
+        reader.abandon()
         reader.hasEnded.store(true, ordering: .sequentiallyConsistent)
         reader.handler.alarm.signal()
       })
@@ -44,9 +50,52 @@ internal import Synchronization
     while !handler.isStopping.load(ordering: .acquiring) {
       TestHooks.reach(.readerIdle)
       let count = handler.events.wait(&ready, milliseconds: parked.isEmpty ? -1 : 1)
-      for index in 0..<count where ready[index] < UInt64(FaultHandler.capacity) { visit(Int(ready[index])) }
+      unvisited = 0..<count
+      while let next = unvisited.first {
+        unvisited = next + 1..<count
+        if ready[next] < UInt64(FaultHandler.capacity) { visit(Int(ready[next])) }
+      }
       if !parked.isEmpty { retryParked() }
     }
+  }
+
+  /// Runs on the thread as it ends, however it does. In the middle of a fault it held the wrprotect lock and the claims of a page, and
+  /// its own stack is gone: the region is failed first, then everything is let go, so that whoever waits for it finds the
+  /// failure. What it had only taken note of goes back to the other readers.
+  private func abandon() {
+    let busy = busySlot.load(ordering: .relaxed) - 1
+    if busy >= 0 {
+      let slot = unsafe handler.slot(busy)
+      if let domain = unsafe slot.pointee.enter() {
+        unsafe abandon(domain.pointee)
+        unsafe slot.pointee.leave()
+      }
+      unsafe slot.pointee.leave()
+    }
+    for index in unvisited where ready[index] < UInt64(FaultHandler.capacity) { giveBack(Int(ready[index]), page: nil) }
+    while !parked.isEmpty {
+      let fault = parked.removeFirst()
+      giveBack(fault.slot, page: fault.page)
+    }
+  }
+
+  private func abandon(_ domain: borrowing FaultDomain) {
+    domain.fail(.readerDied, errno: 0)
+    guard isHolding else { return }
+    var page = resolving
+    while page >= 0, page < domain.table.pageCount, domain.table[page].contains(.claimed) {
+      domain.table.releaseClaim(page)
+      page += 1
+    }
+    domain.lock.abandonShared()
+  }
+
+  private func giveBack(_ index: Int, page: Int?) {
+    let slot = unsafe handler.slot(index)
+    guard let domain = unsafe slot.pointee.enter() else { return }
+    if let page { unsafe FaultPath.wake(page..<page + 1, in: domain.pointee) }
+    unsafe handler.rearm(domain.pointee.listening, slot: index)
+    unsafe slot.pointee.leave()
   }
 
   private func visit(_ index: Int) {
@@ -65,6 +114,8 @@ internal import Synchronization
     var idleSince: UInt64 = 0
     while true {
       guard let hold = domain.lock.trySharedOrDefer() else { return false }
+      isHolding = true
+      defer { isHolding = false }
       let begun = Kernel.now()
       let error = batch.read(from: domain.descriptor.load(ordering: .acquiring))
       if batch.count > 0 {
@@ -121,6 +172,7 @@ internal import Synchronization
     }
     for index in 0..<faults {
       let page = pages[index]
+      resolving = page
       let resolution = FaultPath.resolve(page: page, in: domain, holding: hold)
       settle(resolution, page: page, domain, slot: slot)
       domain.counters.add(.handlerThreadFaults)
@@ -179,7 +231,9 @@ internal import Synchronization
       let fault = parked.removeFirst()
       let slot = unsafe handler.slot(fault.slot)
       guard let domain = unsafe slot.pointee.enter() else { continue }
+      busySlot.store(fault.slot + 1, ordering: .relaxed)
       unsafe retry(fault, domain.pointee)
+      busySlot.store(0, ordering: .relaxed)
       unsafe slot.pointee.leave()
     }
   }
@@ -189,6 +243,9 @@ internal import Synchronization
       _ = parked.append(fault)
       return
     }
+    isHolding = true
+    defer { isHolding = false }
+    resolving = fault.page
     if domain.generation.load(ordering: .relaxed) != fault.generation {
       // An exclusive operation ran meanwhile: let the thread fault anew rather than resolve a fault it may have got over.
       FaultPath.wake(fault.page..<fault.page + 1, in: domain)

@@ -22,23 +22,24 @@ enum InPlaceDelivery {
     guard delivery == .inPlace || delivery == .mprotect else {
       // The protection was lifted while the signal was on its way; or the fault was never ours.
       let denied = !domain.table[page].isDisjoint(with: [.writeDenied, .readDenied])
-      return denied ? 0 : tryAgain(domain, address)
+      return denied ? 0 : tryAgain(domain, address, generation: domain.generation.load(ordering: .relaxed))
     }
     while true {
       let hold = domain.lock.lockShared()
+      let generation = domain.generation.load(ordering: .relaxed)
       let resolution = FaultPath.resolve(page: page, in: domain, holding: hold)
       _ = consume hold
       switch resolution {
       case .opened:
         domain.counters.add(delivery == .mprotect ? .mprotectFaults : .inPlaceFaults)
         domain.counters.addLatency(Kernel.now() - begun)
-        _ = SignalFaults.repeated(0)
+        SignalFaults.forgetRepeated()
         return 1
       case .denied:
         // The first time it may be a userfaultfd's SIGBUS that was on its way when the right was taken away: trying again
         // brings the SIGSEGV that the program deserves.
-        return delivery == .inPlace && SignalFaults.repeated(address) == 1 ? 1 : 0
-      case .alreadyOpen, .gone: return tryAgain(domain, address)
+        return delivery == .inPlace && SignalFaults.repeated(address, generation: generation) == 1 ? 1 : 0
+      case .alreadyOpen, .gone: return tryAgain(domain, address, generation: generation)
       case .retry:
         if Kernel.now() - begun > domain.patience {
           domain.fail(.timedOut, errno: UffdResult.again.errno)
@@ -52,9 +53,10 @@ enum InPlaceDelivery {
     }
   }
 
-  /// Another thread was faster, most likely; but a fault that comes again and again is not ours.
-  private static func tryAgain(_ domain: borrowing FaultDomain, _ address: UInt64) -> CInt {
-    if SignalFaults.repeated(address) <= patienceForUnexplained { return 1 }
+  /// Another thread was faster, or the protection was lifted while the signal was on its way: then the next try succeeds, or somebody
+  /// has protected the page again meanwhile. A fault that comes again and again without that is not ours.
+  private static func tryAgain(_ domain: borrowing FaultDomain, _ address: UInt64, generation: UInt64) -> CInt {
+    if SignalFaults.repeated(address, generation: generation) <= patienceForUnexplained { return 1 }
     domain.counters.add(.unexplained)
     return 0
   }

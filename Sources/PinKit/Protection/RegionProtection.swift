@@ -154,12 +154,16 @@ internal import SystemPackage
   }
 
   private func unregister(_ domain: borrowing FaultDomain) {
-    let descriptor = domain.descriptor.load(ordering: .acquiring)
-    // Removes protection from the entries and wakes every waiter; memory unmapped behind our back is skipped piece by piece.
-    if Uffd.unregister(descriptor, addresses) == .done { return }
-    for mapping in (try? ProcessMaps.mappings(in: addresses)) ?? [] {
-      _ = Uffd.unregister(descriptor, mapping.range.clamped(to: addresses))
+    var descriptor = domain.descriptor.load(ordering: .acquiring)
+    if !Uffd.isUserfaultfd(descriptor) { descriptor = domain.spareDescriptor.load(ordering: .acquiring) }
+    // Removes protection from the entries; memory unmapped behind our back is skipped piece by piece.
+    if Uffd.unregister(descriptor, addresses) != .done {
+      for mapping in (try? ProcessMaps.mappings(in: addresses)) ?? [] {
+        _ = Uffd.unregister(descriptor, mapping.range.clamped(to: addresses))
+      }
     }
+    // Of its own accord the kernel wakes those only who wait for missing pages.
+    Uffd.wake(descriptor, addresses)
   }
 
   /// Everything becomes writable but what the user protected.
@@ -239,7 +243,12 @@ internal import SystemPackage
     let begun = Kernel.now()
     while true {
       try throwIfFailed("protect pages")
-      if try exclusive(body) { return }
+      let isDone = try exclusive { domain throws(PinError) in
+        // The reader that this thread has waited for may have ended.
+        try throwIfFailed("protect pages")
+        return try body(domain)
+      }
+      if isDone { return }
       if unsafe Kernel.now() - begun > domain.pointee.patience {
         throw PinError(
           .timedOut, operation: "protect pages", range: addresses,
@@ -289,10 +298,10 @@ internal import SystemPackage
   func releaseAfterFailure() { unsafe lift(domain.pointee) }
 
   /// Puts a new spare in the place of a descriptor that other code has closed.
-  func repairDescriptors(logger: Logger) {
+  func repairDescriptors() {
     let isRepaired = Uffd.withoutForks { state.withLock { _ in unsafe repair(domain.pointee) } }
     guard isRepaired else { return }
-    logger.error(
+    handler.logger.error(
       "a userfaultfd of \(addresses) was closed by other code in this process; its spare took over. Find the code that closes descriptors it does not own."
     )
   }

@@ -32,7 +32,7 @@ internal import Synchronization
         metrics.publish()
       }
       for protection in handler.protections {
-        protection.repairDescriptors(logger: handler.logger)
+        protection.repairDescriptors()
         if let failure = protection.takeUnreportedFailure() { apply(failure, to: protection) }
       }
     }

@@ -39,6 +39,9 @@ internal import Synchronization
     return nil
   }
 
+  /// Lets go of a hold whose thread has ended with its stack.
+  func abandonShared() { futex.unlockShared() }
+
   /// Runs `body` alone, with signals blocked: a signal handler that touches managed memory would otherwise wait for this thread.
   ///
   /// `body` must not touch managed memory. `rearm` runs after the lock is released if a reader was turned away.

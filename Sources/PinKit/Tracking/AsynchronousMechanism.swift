@@ -111,7 +111,12 @@ internal import Synchronization
       do throws(PinError) { try markHoles(discarded, domain) } catch { failure = failure ?? error }
     }
     if dirty.isEmpty { dirty = found } else { dirty.formUnion(found) }
-    if let failure { throw failure }
+    if let failure {
+      // Without its userfaultfd the memory is no longer registered, and the kernel refuses to scan it.
+      protection.repairDescriptors()
+      try protection.throwIfFailed("collect")
+      throw failure
+    }
     // A registration that is gone would look like a clean region.
     try protection.throwIfFailed("collect")
   }

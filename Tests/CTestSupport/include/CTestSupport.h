@@ -33,6 +33,8 @@ int ct_ignore(int signal_number);
 // An inaccessible page, and a page behind the end of its file: the handler opens the one and extends the other.
 uint64_t ct_guard_page(void);
 uint64_t ct_truncated_page(void);
+int ct_extend_truncated_page(void);
+int ct_cut_truncated_page(void);
 
 int ct_seen_count(void);
 int ct_seen_signal(void);
@@ -96,6 +98,7 @@ int ct_is_dev_null(int fd);
 int ct_limit_files(int spare);
 int ct_restore_file_limit(void);
 int ct_raise_file_limit(void);
+// 0 lifts the limit.
 int ct_limit_address_space(uint64_t spare_bytes);
 int ct_mapping_count(void);
 

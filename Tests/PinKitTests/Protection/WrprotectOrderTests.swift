@@ -5,7 +5,7 @@ import Testing
 
 /// What W1 forbids, held still by hooks. They are the process's: these tests run one after the other, and look only at pages
 /// that no other suite has.
-@Suite("Wrprotect lock", .serialized) struct WriteProtectLockTests {
+@Suite("Wrprotect lock", .serialized) struct WrprotectOrderTests {
   private static let pageCount = 6000
   /// Written, so collected and protected again.
   private static let first = 5101
