@@ -48,7 +48,8 @@ internal import SystemPackage
     }
     let tried = "Tried \(refusals.joined(separator: "; "))."
     if last == .tooManyOpenFiles || last == .tooManyOpenFilesInSystem {
-      throw .kernel(Int(-last.rawValue), "userfaultfd", advice: "\(tried) Raise the limit on open files (`ulimit -n`, `fs.file-max`).")
+      throw .kernel(
+        Int(-last.rawValue), "userfaultfd", advice: "\(tried) Raise the limit on open files (`ulimit -n`, `fs.file-max`).")
     }
     throw PinError(
       last == .noFunction ? .unsupported : .permissionDenied, operation: "userfaultfd", errno: last,

@@ -31,7 +31,8 @@ import Testing
     }
   }
 
-  @Test("Asked for by name, a forbidden mechanism is refused with every way that was tried", arguments: Mechanisms.onUserfaultfd)
+  @Test(
+    "Asked for by name, a forbidden mechanism is refused with every way that was tried", arguments: Mechanisms.onUserfaultfd)
   func explicit(_ mechanism: WriteTracking.Mechanism) async {
     await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
       ct_deadline(60)
@@ -58,7 +59,9 @@ import Testing
     }
   }
 
-  @Test("Without a privilege, tracking works in user mode only, and says so", .enabled(if: getuid() == 0, "needs root to give it up"))
+  @Test(
+    "Without a privilege, tracking works in user mode only, and says so",
+    .enabled(if: getuid() == 0, "needs root to give it up"))
   func unprivileged() async {
     await #expect(processExitsWith: .success) {
       ct_deadline(60)

@@ -40,7 +40,10 @@ import Testing
       let tracked = try Tracked(example.mechanism, backing: example.backing)
       let address = tracked.address(of: 3)
       check(Self.child { CInt(ct_load(address)) }, is: 1000 + SIGSEGV)
-      check(Self.child { ct_store(address, 1); return 0 }, is: 1000 + SIGSEGV)
+      check(
+        Self.child {
+          ct_store(address, 1); return 0
+        }, is: 1000 + SIGSEGV)
       try tracked.expectExact()
       try tracked.close()
     }

@@ -42,7 +42,8 @@ import Testing
     #expect(text.contains("A thread that serves faults ended."))
   }
 
-  @Test("With .failRegion waiting writers go on, collections throw, and everything can be closed", arguments: Moment.allCases)
+  @Test(
+    "With .failRegion waiting writers go on, collections throw, and everything can be closed", arguments: Moment.allCases)
   func failsRegion(_ moment: Moment) async {
     await #expect(processExitsWith: .success) { [moment = moment as Moment] in
       ct_deadline(60)
@@ -156,7 +157,9 @@ import Testing
 
   // MARK: Closed descriptors
 
-  @Test("One userfaultfd number closed behind PinKit's back: the spare takes over", arguments: Mechanisms.onUserfaultfd, [false, true])
+  @Test(
+    "One userfaultfd number closed behind PinKit's back: the spare takes over", arguments: Mechanisms.onUserfaultfd,
+    [false, true])
   func oneDescriptorClosed(_ mechanism: WriteTracking.Mechanism, isSpare: Bool) async {
     await #expect(processExitsWith: .success) {
       [mechanism = mechanism as WriteTracking.Mechanism, isSpare = isSpare as Bool] in

@@ -104,7 +104,6 @@ extension Mechanisms {
   static let onUserfaultfd: [WriteTracking.Mechanism] = [.handlerThread, .inPlace, .asynchronous]
 }
 
-
 /// A tracked region beside a copy that is refreshed from what collections report: a page that changed without being reported
 /// differs in the end.
 final class ShadowedRegion: Sendable {
@@ -166,7 +165,9 @@ final class ShadowedRegion: Sendable {
   func profiledWrites() -> UInt64 {
     var sum: UInt64 = 0
     for page in 0..<tracked.region.pageCount {
-      for byte in 0..<4 { sum += UInt64(ct_load(tracked.address(of: page) + UInt64(pageSize - 4 + byte))) << UInt64(8 * byte) }
+      for byte in 0..<4 {
+        sum += UInt64(ct_load(tracked.address(of: page) + UInt64(pageSize - 4 + byte))) << UInt64(8 * byte)
+      }
     }
     return sum
   }

@@ -12,7 +12,8 @@ import Testing
     /// Whether the host has a handler of its own over PinKit's, which chains.
     var hasLaterHandler = false
     var description: String { ".\(mechanism)\(hasLaterHandler ? " beneath a later handler" : "")" }
-    static let all = Mechanisms.all.map { Storm(mechanism: $0) }
+    static let all =
+      Mechanisms.all.map { Storm(mechanism: $0) }
       + Mechanisms.inSignalHandlers.map { Storm(mechanism: $0, hasLaterHandler: true) }
   }
 

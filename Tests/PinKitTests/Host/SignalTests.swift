@@ -21,7 +21,8 @@ import Testing
     }
   }
 
-  @Test("A handler from before PinKit gets the faults outside managed memory, as the kernel would call it", arguments: Host.all)
+  @Test(
+    "A handler from before PinKit gets the faults outside managed memory, as the kernel would call it", arguments: Host.all)
   func earlierHandler(_ host: Host) async {
     await #expect(processExitsWith: .success) { [host = host as Host] in
       ct_deadline(60)

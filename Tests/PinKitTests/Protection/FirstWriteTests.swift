@@ -85,7 +85,8 @@ import Testing
     }
   }
 
-  @Test("A thread that loses every race for a page is not taken for one with bad memory", arguments: Mechanisms.inSignalHandlers)
+  @Test(
+    "A thread that loses every race for a page is not taken for one with bad memory", arguments: Mechanisms.inSignalHandlers)
   func loser(_ mechanism: WriteTracking.Mechanism) async {
     await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
       ct_deadline(60)

@@ -41,7 +41,9 @@ import Testing
 
     func write() {
       lock.withExclusive(rearm: { self.rearmed.add(1, ordering: .relaxed) }) {
-        if self.writers.add(1, ordering: .sequentiallyConsistent).oldValue != 0 { self.violations.add(1, ordering: .relaxed) }
+        if self.writers.add(1, ordering: .sequentiallyConsistent).oldValue != 0 {
+          self.violations.add(1, ordering: .relaxed)
+        }
         if self.readers.load(ordering: .sequentiallyConsistent) != 0 { self.violations.add(1, ordering: .relaxed) }
         Kernel.relax()
         if self.readers.load(ordering: .sequentiallyConsistent) != 0 { self.violations.add(1, ordering: .relaxed) }
@@ -56,7 +58,8 @@ import Testing
   @Test("W1: readers share, writers are alone")
   func exclusion() {
     let guarded = Guarded()
-    let threads = (0..<4).map { _ in HostThread { for _ in 0..<20_000 { guarded.read() } } }
+    let threads =
+      (0..<4).map { _ in HostThread { for _ in 0..<20_000 { guarded.read() } } }
       + (0..<2).map { _ in HostThread { for _ in 0..<10_000 { guarded.write() } } }
     for thread in threads { thread.join() }
     #expect(guarded.violations.load(ordering: .relaxed) == 0)
