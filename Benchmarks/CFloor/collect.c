@@ -55,15 +55,17 @@ static size_t scan(struct cfloor_watch *watch) {
 static size_t protect_runs(struct cfloor_watch *watch) {
   size_t dirty = 0, pages = watch->length / FLOOR_PAGE;
   for (size_t page = 0; page < pages;) {
-    uint64_t rest = watch->written[page / 64] >> (page % 64);
+    uint64_t rest = floor_load(&watch->written[page / 64]) >> (page % 64);
     if (!rest) {
       page = (page / 64 + 1) * 64;
       continue;
     }
     page += (size_t)__builtin_ctzll(rest);
     size_t first = page;
-    while (page < pages && (watch->written[page / 64] >> (page % 64) & 1)) {
-      watch->written[page / 64] &= ~((uint64_t)1 << (page % 64));
+    while (page < pages) {
+      uint64_t word = floor_load(&watch->written[page / 64]), bit = (uint64_t)1 << (page % 64);
+      if (!(word & bit)) break;
+      floor_store(&watch->written[page / 64], word & ~bit);
       page++;
     }
     floor_check(

@@ -2,9 +2,18 @@
 #ifndef FLOOR_H
 #define FLOOR_H
 
+#include <stdatomic.h>
+
 #include "CFloor.h"
 
 #define FLOOR_PAGE ((uint64_t)4096)
+
+static inline uint64_t floor_load(const _Atomic uint64_t *word) {
+  return atomic_load_explicit(word, memory_order_relaxed);
+}
+static inline void floor_store(_Atomic uint64_t *word, uint64_t value) {
+  atomic_store_explicit(word, value, memory_order_relaxed);
+}
 
 // Ends the process with errno's reason.
 void floor_check(int good, const char *what);
@@ -14,7 +23,9 @@ struct cfloor_watch {
   int mechanism;
   int uffd;      // -1 for mprotect
   int pagemap;  // async only, else -1
-  uint64_t *written;  // thread only: a bit for each page, one writer
+  // Thread only: a bit for each page. One writer, whom the kernel orders before who collects: plain loads and stores,
+  // declared atomic only for the thread sanitizer, which does not see that order.
+  _Atomic uint64_t *written;
 };
 
 // Write-protects what of the range is populated, by PAGEMAP_SCAN.

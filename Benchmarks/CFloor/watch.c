@@ -19,6 +19,8 @@
 
 static struct cfloor_watch watch;
 static pthread_t reader;
+// A write to it ends the reader, who otherwise would need a second system call for each fault to see that it should.
+static uint64_t stop_page;
 static struct sigaction previous;
 
 int floor_writeprotect(int uffd, uint64_t start, uint64_t length, uint64_t mode) {
@@ -32,10 +34,14 @@ static void *reader_main(void *unused) {
   for (;;) {
     struct uffd_msg message;
     if (read(watch.uffd, &message, sizeof message) != sizeof message) continue;
+    if (message.arg.pagefault.address == stop_page) {
+      floor_check(floor_writeprotect(watch.uffd, stop_page, FLOOR_PAGE, 0), "unprotect");
+      return NULL;
+    }
     uint64_t start = message.arg.pagefault.address & ~(watch.fault_length - 1);
     uint64_t page = (start - watch.base) / FLOOR_PAGE;
     for (uint64_t i = 0; i < watch.fault_length / FLOOR_PAGE; i++, page++)
-      watch.written[page / 64] |= (uint64_t)1 << (page % 64);
+      floor_store(&watch.written[page / 64], floor_load(&watch.written[page / 64]) | (uint64_t)1 << (page % 64));
     floor_check(floor_writeprotect(watch.uffd, start, watch.fault_length, 0), "unprotect");
   }
 }
@@ -76,17 +82,24 @@ static int open_uffd(uint64_t features) {
   return fd;
 }
 
+static void protect(uint64_t start, uint64_t length) {
+  floor_check(floor_writeprotect(watch.uffd, start, length, UFFDIO_WRITEPROTECT_MODE_WP), "UFFDIO_WRITEPROTECT");
+}
+
+static void add_range(uint64_t start, uint64_t length) {
+  struct uffdio_register arg = {.range = {start, length}, .mode = UFFDIO_REGISTER_MODE_WP};
+  floor_check(!ioctl(watch.uffd, UFFDIO_REGISTER, &arg), "UFFDIO_REGISTER");
+}
+
 // The floor of arming: one registration and one protection of the whole range.
 static void arm(void) {
   if (watch.uffd < 0) {
     floor_check(!mprotect((void *)(uintptr_t)watch.base, watch.length, PROT_READ), "mprotect");
     return;
   }
-  struct uffdio_register arg = {.range = {watch.base, watch.length}, .mode = UFFDIO_REGISTER_MODE_WP};
-  floor_check(!ioctl(watch.uffd, UFFDIO_REGISTER, &arg), "UFFDIO_REGISTER");
+  add_range(watch.base, watch.length);
   if (watch.mechanism == cfloor_async_scan) floor_scan_protect(&watch);
-  else floor_check(
-    floor_writeprotect(watch.uffd, watch.base, watch.length, UFFDIO_WRITEPROTECT_MODE_WP), "UFFDIO_WRITEPROTECT");
+  else protect(watch.base, watch.length);
 }
 
 struct cfloor_watch *cfloor_watch_start(
@@ -97,6 +110,9 @@ struct cfloor_watch *cfloor_watch_start(
       watch.uffd = open_uffd(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_UNPOPULATED);
       watch.written = calloc((pages + 63) / 64, 8);
       floor_check(watch.written != NULL, "calloc");
+      stop_page = cfloor_map(1, 0, 1);
+      add_range(stop_page, FLOOR_PAGE);
+      protect(stop_page, FLOOR_PAGE);
       floor_check(!pthread_create(&reader, NULL, reader_main, NULL), "pthread_create");
       break;
     case cfloor_in_place:
@@ -125,8 +141,9 @@ void cfloor_watch_stop(struct cfloor_watch *stopped) {
   }
   switch (stopped->mechanism) {
     case cfloor_thread:
-      pthread_cancel(reader);  // read(2) is where it can be
+      *(volatile uint64_t *)(uintptr_t)stop_page = 0;
       pthread_join(reader, NULL);
+      cfloor_unmap(stop_page, 1);
       break;
     case cfloor_in_place:
       sigaction(SIGBUS, &previous, NULL);
@@ -136,7 +153,7 @@ void cfloor_watch_stop(struct cfloor_watch *stopped) {
       sigaction(SIGSEGV, &previous, NULL);
       break;
   }
-  free(stopped->written);
+  free((void *)stopped->written);
   if (stopped->pagemap >= 0) close(stopped->pagemap);
   if (stopped->uffd >= 0) close(stopped->uffd);
 }

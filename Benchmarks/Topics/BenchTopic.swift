@@ -6,6 +6,13 @@ public protocol BenchTopic {
   static var name: String { get }
   /// Every row of the topic, in the order in which they are printed. Measures nothing yet.
   static var rows: [BenchRow] { get }
+  /// Throws, saying why, where this machine cannot run the topic. A floor that cannot be reached ends the process.
+  static func check() throws
+}
+
+/// Why a figure cannot be had, or would lie.
+struct BenchFault: Error, CustomStringConvertible {
+  let description: String
 }
 
 /// All topics, in the order in which `pinctl bench` runs them.

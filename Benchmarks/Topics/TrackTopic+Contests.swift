@@ -1,10 +1,5 @@
 import PinKit
 
-/// A figure that would lie was measured.
-struct BenchFault: Error, CustomStringConvertible {
-  let description: String
-}
-
 extension TrackTopic {
   /// The time of the first write to each page after arming.
   static func firstWrite(

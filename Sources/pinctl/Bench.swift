@@ -45,6 +45,7 @@ struct Bench: ParsableCommand {
     let plan = BenchPlan(rounds: rounds, quick: quick)
     var report = BenchReport()
     for topic in BenchTopics.all where topics.isEmpty || topics.contains(topic.name) {
+      try topic.check()
       for row in topic.rows where only.map(row.name.contains) ?? true {
         if !json { FileHandle.standardError.write(Data("\(row.name) …\n".utf8)) }
         report.entries.append((row.goal, try row.run(plan)))

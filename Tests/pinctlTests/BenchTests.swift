@@ -1,12 +1,13 @@
 import ArgumentParser
 import Foundation
 import FoundationXML
+import PinKit
 import Testing
 import Topics
 
 @testable import pinctl
 
-@Suite("pinctl bench")
+@Suite("pinctl bench", .serialized)
 struct BenchTests {
   @Test("Options reach the command, and an unknown topic is refused by name")
   func parsing() throws {
@@ -27,6 +28,19 @@ struct BenchTests {
     for topic in BenchTopics.all { #expect(!topic.rows.isEmpty, "\(topic.name)") }
     let names = BenchTopics.all.flatMap { $0.rows.map(\.name) }
     #expect(Set(names).count == names.count)
+  }
+
+  @Test(
+    "A row measures both sides, and collects exactly what was written",
+    .enabled(
+      if: (try? Userfaultfd.availableFeatures().contains(.wpAsync)) == true,
+      "needs a userfaultfd with WP_ASYNC (Linux 6.7)"),
+    arguments: ["first-write/async", "collect/sync-one-percent", "arm/4k"])
+  func measuring(name: String) throws {
+    let row = try #require(BenchTopics.all.flatMap { $0.rows }.first { $0.name == name })
+    let result = try row.run(BenchPlan(rounds: 2, quick: true))
+    #expect(result.pinkit > 0 && result.floor > 0)
+    #expect(result.name == name && result.rounds == 2 && result.floorName == row.floorName)
   }
 
   static var sample: BenchReport {
