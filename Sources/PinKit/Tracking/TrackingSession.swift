@@ -123,11 +123,13 @@ final class TrackingSession: RegionAttachment {
     {
       do throws(PinError) {
         let mechanism = try start(candidate, of: region)
+        if candidate == .mprotect, let refusal = refusals.last(where: { $0.code == .permissionDenied }) {
+          Degradation.warnOnce(logger, refusal)
+        }
         logger.info("tracking \(addresses) by .\(candidate): \(reason)")
         return mechanism
       } catch {
         refusals.append(error)
-        if error.code == .permissionDenied { Degradation.warnOnce(logger, error) }
       }
     }
     throw refusals.last
