@@ -125,6 +125,7 @@ enum FaultPath {
   static func wake(_ pages: Range<Int>, in domain: borrowing FaultDomain) {
     guard domain.delivery.load(ordering: .relaxed) == .handlerThread else { return }
     domain.counters.add(.wakes)
-    Uffd.wake(domain.descriptor.load(ordering: .acquiring), domain.addresses(of: pages))
+    let result = Uffd.wake(domain.descriptor.load(ordering: .acquiring), domain.addresses(of: pages))
+    if result == .refused(errno: UffdResult.badDescriptor), domain.useSpareDescriptor() { wake(pages, in: domain) }
   }
 }
