@@ -125,9 +125,9 @@ internal import Synchronization
     }
     markAgain(discarded)
     if dirty.isEmpty { dirty = found } else { dirty.formUnion(found) }
-    if let failure { throw failure }
-    // A registration that is gone would look like a clean region.
+    // A registration that is gone would look like a clean region, or be refused for a reason that says less.
     try protection.throwIfFailed("collect")
+    if let failure { throw failure }
   }
 
   /// Marks what was discarded of memory whose absent entries no scan looks at (hugetlb): a read would map it without a mark, as if it

@@ -200,7 +200,13 @@ final class SynchronousMechanism: TrackingMechanism {
     let begun = Kernel.now()
     while true {
       try protection.throwIfFailed("protect pages")
-      if try protection.exclusive(body) { return }
+      let isDone: Bool
+      do throws(PinError) { isDone = try protection.exclusive(body) } catch {
+        try protection.throwIfFailed("protect pages")
+        throw error
+      }
+      // An event that was read before the lock was free has been handled by now: memory that went is not clean.
+      if isDone { return try protection.throwIfFailed("protect pages") }
       if unsafe Kernel.now() - begun > protection.domain.pointee.patience {
         throw PinError(
           .timedOut, operation: "protect pages", range: protection.addresses,
