@@ -71,10 +71,10 @@ import Testing
   }
 
   @Test("a hole is refused, wherever it is", arguments: [0, 2, 3]) func holes(_ page: Int) throws {
-    try withPages(4) { range in
-      unsafe munmap(UnsafeMutableRawPointer(bitPattern: range.start + UInt(page * 4096)), 4096)
-      try expect(.invalidArgument, refusal(range))
-    }
+    let memory = try ForeignMemory(.adoptedAnonymous, pages: 4)
+    defer { memory.unmap(except: page) }
+    unsafe munmap(UnsafeMutableRawPointer(bitPattern: memory.range.start + UInt(page * 4096)), 4096)
+    try expect(.invalidArgument, refusal(memory.range))
   }
 
   @Test("memory that cannot be read and written is refused", arguments: [PROT_READ, PROT_NONE, PROT_WRITE])
