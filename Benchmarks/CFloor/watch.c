@@ -104,6 +104,7 @@ static void arm(void) {
 
 struct cfloor_watch *cfloor_watch_start(
   uint64_t base, size_t pages, int mechanism, size_t fault_pages, double *ns) {
+  uint64_t opening = cfloor_now();
   watch = (struct cfloor_watch){base, pages * FLOOR_PAGE, fault_pages * FLOOR_PAGE, mechanism, -1, -1, NULL};
   switch (mechanism) {
     case cfloor_thread:

@@ -18,8 +18,20 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-void ct_store(uint64_t address, uint8_t value) { *(volatile uint8_t *)(uintptr_t)address = value; }
-uint8_t ct_load(uint64_t address) { return *(volatile uint8_t *)(uintptr_t)address; }
+// Atomic, as tests race on bytes on purpose.
+void ct_store(uint64_t address, uint8_t value) {
+  __atomic_store_n((uint8_t *)(uintptr_t)address, value, __ATOMIC_RELAXED);
+}
+uint8_t ct_load(uint64_t address) { return __atomic_load_n((uint8_t *)(uintptr_t)address, __ATOMIC_RELAXED); }
+
+int ct_has_thread_sanitizer(void) {
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+  return 1;
+#endif
+#endif
+  return 0;
+}
 
 int ct_store_keeps_errno(uint64_t address, uint8_t value) {
   errno = 1234;

@@ -57,6 +57,14 @@ internal import Synchronization
     Entry(rawValue: unsafe entries[page].bitwiseAnd(~flags.rawValue, ordering: .acquiringAndReleasing).oldValue)
   }
 
+  /// The same for whoever holds the wrprotect lock exclusively: nobody else changes entries then, so no locked instruction is
+  /// needed. Returns the entry before.
+  @inline(__always) func removeExclusively(_ flags: Entry, at page: Int) -> Entry {
+    let before = unsafe entries[page].load(ordering: .relaxed)
+    unsafe entries[page].store(before & ~flags.rawValue, ordering: .relaxed)
+    return Entry(rawValue: before)
+  }
+
   // MARK: Claims
 
   /// Claims a page for this thread if nobody has it; returns the entry before, which holds `.claimed` if somebody did.

@@ -243,10 +243,17 @@ internal import SystemPackage
     let begun = Kernel.now()
     while true {
       try throwIfFailed("protect pages")
-      let isDone = try exclusive { domain throws(PinError) in
-        // The reader that this thread has waited for may have ended.
+      let isDone: Bool
+      do throws(PinError) {
+        isDone = try exclusive { domain throws(PinError) in
+          // The reader that this thread has waited for may have ended.
+          try throwIfFailed("protect pages")
+          return try body(domain)
+        }
+      } catch {
+        // The cause, where there is one, says more than the refusal that it led to.
         try throwIfFailed("protect pages")
-        return try body(domain)
+        throw error
       }
       if isDone { return }
       if unsafe Kernel.now() - begun > domain.pointee.patience {

@@ -87,7 +87,7 @@ final class SynchronousMechanism: TrackingMechanism {
     var start = run.lowerBound
     var isAround = false
     for page in run {
-      let before = table.remove([.open, .faultAround], at: page)
+      let before = table.removeExclusively([.open, .faultAround], at: page)
       let around = before.contains(.faultAround)
       guard around != isAround else { continue }
       dirty.append(start..<page, isFaultAround: isAround)
@@ -97,7 +97,7 @@ final class SynchronousMechanism: TrackingMechanism {
   }
 
   private static func forget(_ run: Range<Int>, _ table: PageTable) {
-    for page in run { table.remove([.open, .faultAround], at: page) }
+    for page in run { _ = table.removeExclusively([.open, .faultAround], at: page) }
   }
 
   private static func putBack(_ rest: DirtySet, _ table: PageTable) {

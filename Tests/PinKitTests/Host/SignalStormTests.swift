@@ -17,7 +17,10 @@ import Testing
       + Mechanisms.inSignalHandlers.map { Storm(mechanism: $0, hasLaterHandler: true) }
   }
 
-  @Test("W5: writers, a profiler and a collector finish a fixed amount of work, and no write is lost", arguments: Storm.all)
+  @Test(
+    "W5: writers, a profiler and a collector finish a fixed amount of work, and no write is lost",
+    .enabled(if: ct_has_thread_sanitizer() == 0, "the thread sanitizer delays signals and has no child of fork()"),
+    arguments: Storm.all)
   func everyThreadIsInterrupted(_ storm: Storm) async {
     await #expect(processExitsWith: .success) { [storm = storm as Storm] in
       ct_deadline(120)
@@ -48,7 +51,10 @@ import Testing
     }
   }
 
-  @Test("setitimer(ITIMER_PROF) at 1 kHz, as a profiler sets it", arguments: Mechanisms.all)
+  @Test(
+    "setitimer(ITIMER_PROF) at 1 kHz, as a profiler sets it",
+    .enabled(if: ct_has_thread_sanitizer() == 0, "the thread sanitizer delays signals and has no child of fork()"),
+    arguments: Mechanisms.all)
   func processProfiler(_ mechanism: WriteTracking.Mechanism) async {
     await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
       ct_deadline(120)

@@ -207,7 +207,9 @@ import Testing
     }
   }
 
-  @Test("A fault whose resolution fails is tried again, or fails the region; its writer goes on", arguments: Mechanisms.synchronous)
+  @Test(
+    "A fault whose resolution fails is tried again, or fails the region; its writer goes on",
+    arguments: Mechanisms.synchronous)
   func fault(_ mechanism: WriteTracking.Mechanism) async {
     await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
       ct_deadline(120)
@@ -251,7 +253,9 @@ import Testing
     }
   }
 
-  @Test("EAGAIN for longer than the patience: a typed error for who collects, the policy for who writes", arguments: [true, false])
+  @Test(
+    "EAGAIN for longer than the patience: a typed error for who collects, the policy for who writes",
+    arguments: [true, false])
   func patience(_ isCollecting: Bool) async {
     await #expect(processExitsWith: .success) { [isCollecting = isCollecting as Bool] in
       ct_deadline(60)

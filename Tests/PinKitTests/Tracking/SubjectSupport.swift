@@ -95,7 +95,19 @@ struct ForeignMemory: Sendable {
     return descriptor
   }
 
-  func unmap() { unsafe munmap(UnsafeMutableRawPointer(bitPattern: range.start), range.count) }
+  func unmap() { Self.unmap(range) }
+
+  /// Leaves out a page that is gone: by now it may be somebody else's.
+  func unmap(except page: Int) {
+    let hole = range.start + UInt(page * 4096)
+    Self.unmap(AddressRange(start: range.start, end: hole))
+    Self.unmap(AddressRange(start: hole + 4096, end: range.end))
+  }
+
+  private static func unmap(_ range: AddressRange) {
+    guard !range.isEmpty else { return }
+    unsafe munmap(UnsafeMutableRawPointer(bitPattern: range.start), range.count)
+  }
 
   /// Whether files under /tmp live on a file system that writes back, as ext4 does.
   static let isTemporaryDirectoryOnDisk: Bool = !ProcessMaps.isTmpfs("/tmp")
