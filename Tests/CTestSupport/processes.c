@@ -135,21 +135,59 @@ static char **strings(char *text, size_t length, const char *extra) {
   return list;
 }
 
-int ct_execute_again(const char *assignment) {
+int ct_run_with_backtraces(int choice, const char *expected) {
+  char settings[256];
+  // The choice travels as a limit on the frames that are printed.
+  snprintf(settings, sizeof settings,
+    "SWIFT_BACKTRACE=enable=yes,color=no,interactive=no,output-to=stderr,threads=crashed,images=none,symbolicate=off,limit=%d",
+    100 + choice);
   size_t arguments_length, environment_length;
-  char *arguments = read_all("/proc/self/cmdline", &arguments_length);
-  char *environment = read_all("/proc/self/environ", &environment_length);
-  // Descriptors that the harness talks through were made close-on-exec when it took them over.
-  for (int fd = 3; fd < 64; fd++)
-    if (fcntl(fd, F_GETFD) == FD_CLOEXEC) fcntl(fd, F_SETFD, 0);
-  execve("/proc/self/exe", strings(arguments, arguments_length, NULL), strings(environment, environment_length, assignment));
-  return -errno;
+  char **arguments = strings(read_all("/proc/self/cmdline", &arguments_length), arguments_length, NULL);
+  char **environment = strings(read_all("/proc/self/environ", &environment_length), environment_length, settings);
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC)) return -errno;
+  pid_t child = fork();
+  if (child == 0) {
+    dup2(ends[1], STDERR_FILENO);
+    // Whatever numbers the environment tells the harness to talk through: there is nobody to talk to.
+    int null = open("/dev/null", O_RDWR);
+    for (int fd = 3; fd < 64; fd++)
+      if (fd != null) dup2(null, fd);
+    execve("/proc/self/exe", arguments, environment);
+    _exit(96);
+  }
+  close(ends[1]);
+  char *text = malloc(1 << 20);
+  size_t length = 0;
+  for (ssize_t got; length < (1 << 20) - 1; length += (size_t)got) {
+    got = read(ends[0], text + length, (1 << 20) - 1 - length);
+    if (got < 0 && errno == EINTR) got = 0;
+    else if (got <= 0) break;
+  }
+  text[length] = 0;
+  close(ends[0]);
+  int status = ct_wait(child), found = strstr(text, expected) != NULL;
+  free(text);
+  return found ? status : -1;
 }
 
-int ct_has_environment(const char *assignment) {
-  const char *equals = strchr(assignment, '=');
-  char name[128] = {0};
-  memcpy(name, assignment, (size_t)(equals - assignment));
-  const char *value = getenv(name);
-  return value && strcmp(value, equals + 1) == 0;
+int ct_backtrace_choice(void) {
+  const char *value = getenv("SWIFT_BACKTRACE"), *limit = value ? strstr(value, ",limit=") : NULL;
+  return limit ? atoi(limit + 7) - 100 : -1;
+}
+
+int ct_has_backtracer(void) {
+  size_t length;
+  char *maps = read_all("/proc/self/maps", &length), *found = strstr(maps, "/lib/swift/linux/libswiftCore.so");
+  int result = 0;
+  if (found) {
+    *found = 0;
+    char *start = strrchr(maps, ' '), path[4096];
+    if (start) {
+      snprintf(path, sizeof path, "%s/libexec/swift/linux/swift-backtrace", start + 1);
+      result = access(path, X_OK) == 0;
+    }
+  }
+  free(maps);
+  return result;
 }

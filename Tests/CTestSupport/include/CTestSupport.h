@@ -81,9 +81,12 @@ void ct_alarm(int seconds);
 // Runs a program with arguments separated by `separator`; its standard output (at most `capacity` - 1 bytes) goes to `output`.
 // Returns as ct_wait does, or -errno.
 int ct_spawn(const char *_Nonnull path, const char *_Nonnull arguments, char separator, char *_Nonnull output, int capacity);
-// Executes this very program again with the environment it was started with and `assignment` added.
-int ct_execute_again(const char *_Nonnull assignment);
-int ct_has_environment(const char *_Nonnull assignment);
+// Runs this very process image again, with the crash backtracer on, and compares what it writes to standard error with `expected`.
+// Returns as ct_wait does, or -1 if `expected` is not in it. `choice` is what ct_backtrace_choice returns there; -1 elsewhere.
+int ct_run_with_backtraces(int choice, const char *_Nonnull expected);
+int ct_backtrace_choice(void);
+// Whether the runtime that runs here can start its backtracer: swift-backtrace lies in libexec of the toolchain.
+int ct_has_backtracer(void);
 
 // ---- descriptors and limits ----
 
