@@ -108,7 +108,7 @@ import Testing
         case .refused(let expected), .failed(let expected): check(code, is: expected, row.name)
         }
         // A number that was only said to be closed is open still, and nobody's.
-        if row.errno != .badFileDescriptor { check(ct_descriptor_count(), is: before, "left by \(row.name)") }
+        if row.errno != .badFileDescriptor { check(ct_descriptor_count() <= before, "left by \(row.name)") }
         try region.fill(with: 2)
         if case .failed(let expected) = row.outcome {
           check(Self.code { _ = try region.trackWrites(mechanism) }, is: expected, row.name)
@@ -337,7 +337,7 @@ import Testing
         check(Self.code { _ = try space.map(backing, pages: 1024) }, is: code, "\(call) \(errno) skip \(skip) \(backing)")
         check(Injection.count, is: 1, "\(call) \(errno) skip \(skip)")
         Injection.disarm()
-        check(ct_descriptor_count(), is: descriptors, "descriptors after \(call) \(errno) skip \(skip)")
+        check(ct_descriptor_count() <= descriptors, "descriptors after \(call) \(errno) skip \(skip)")
         check(ct_mapping_count() <= mappings + 1, "mappings after \(call) \(errno) skip \(skip)")
       }
       check(space.mappedRegions.count, is: 0)
