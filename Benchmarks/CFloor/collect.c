@@ -18,6 +18,7 @@ struct scan_arg {
 #define IS_PRESENT ((uint64_t)1 << 3)
 #define IS_SWAPPED ((uint64_t)1 << 4)
 #define IS_PFNZERO ((uint64_t)1 << 5)
+#define IS_HUGE ((uint64_t)1 << 6)
 // Holes count as written; asking for an entry keeps the kernel from filling them with page tables full of marks.
 #define HAS_ENTRY (IS_PRESENT | IS_SWAPPED)
 #define RUNS 4096
@@ -29,6 +30,23 @@ void floor_scan_protect(const struct cfloor_watch *watch) {
       .size = sizeof arg, .flags = SCAN_WP_MATCHING | SCAN_CHECK_WPASYNC, .start = at, .end = end,
       .category_mask = IS_WRITTEN, .category_anyof_mask = HAS_ENTRY, .return_mask = IS_WRITTEN};
     floor_check(ioctl(watch->pagemap, SCAN, &arg) >= 0, "PAGEMAP_SCAN");
+    at = arg.walk_end;
+  }
+}
+
+void floor_protect_huge(const struct cfloor_watch *watch) {
+  static struct scan_run runs[RUNS];
+  uint64_t end = watch->base + watch->length;
+  for (uint64_t at = watch->base; at < end;) {
+    struct scan_arg arg = {
+      .size = sizeof arg, .start = at, .end = end, .vec = (uint64_t)(uintptr_t)runs, .vec_len = RUNS,
+      .category_mask = IS_HUGE, .return_mask = IS_HUGE};
+    int count = ioctl(watch->pagemap, SCAN, &arg);
+    floor_check(count >= 0, "PAGEMAP_SCAN");
+    for (int i = 0; i < count; i++)
+      floor_check(
+        floor_writeprotect(watch->uffd, runs[i].start, runs[i].end - runs[i].start, UFFDIO_WRITEPROTECT_MODE_WP),
+        "UFFDIO_WRITEPROTECT");
     at = arg.walk_end;
   }
 }

@@ -30,6 +30,7 @@ struct cfloor_watch {
 
 // Write-protects what of the range is populated, by PAGEMAP_SCAN.
 void floor_scan_protect(const struct cfloor_watch *watch);
+void floor_protect_huge(const struct cfloor_watch *watch);
 
 // UFFDIO_WRITEPROTECT; 1 = done, 0 = errno says why not. Async-signal-safe.
 int floor_writeprotect(int uffd, uint64_t start, uint64_t length, uint64_t mode);

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "floor.h"
 
@@ -32,6 +33,10 @@ uint64_t cfloor_map(size_t pages, int huge, int populate) {
   floor_check(!madvise((void *)(uintptr_t)base, length, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE), "madvise");
   for (size_t page = 0; populate && page < pages; page++) *(volatile uint64_t *)(uintptr_t)(base + page * FLOOR_PAGE) = page;
   return base;
+}
+
+size_t cfloor_free_pages(void) {
+  return (size_t)sysconf(_SC_AVPHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / FLOOR_PAGE;
 }
 
 void cfloor_unmap(uint64_t base, size_t pages) { munmap((void *)(uintptr_t)base, pages * FLOOR_PAGE); }

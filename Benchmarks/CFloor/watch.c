@@ -91,6 +91,21 @@ static void add_range(uint64_t start, uint64_t length) {
   floor_check(!ioctl(watch.uffd, UFFDIO_REGISTER, &arg), "UFFDIO_REGISTER");
 }
 
+// What a mechanism needs before anything can be armed.
+static void open_descriptors(void) {
+  uint64_t features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_UNPOPULATED;
+  switch (watch.mechanism) {
+    case cfloor_mprotect: return;
+    case cfloor_thread: break;
+    case cfloor_in_place: features |= UFFD_FEATURE_SIGBUS; break;
+    default:
+      features |= UFFD_FEATURE_WP_ASYNC;
+      watch.pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+      floor_check(watch.pagemap >= 0, "pagemap");
+  }
+  watch.uffd = open_uffd(features);
+}
+
 // The floor of arming: one registration and one protection of the whole range.
 static void arm(void) {
   if (watch.uffd < 0) {
@@ -99,16 +114,18 @@ static void arm(void) {
   }
   add_range(watch.base, watch.length);
   if (watch.mechanism == cfloor_async_scan) floor_scan_protect(&watch);
+  else if (watch.mechanism == cfloor_async_huge) floor_protect_huge(&watch);
   else protect(watch.base, watch.length);
 }
 
 struct cfloor_watch *cfloor_watch_start(
   uint64_t base, size_t pages, int mechanism, size_t fault_pages, double *ns) {
-  uint64_t opening = cfloor_now();
   watch = (struct cfloor_watch){base, pages * FLOOR_PAGE, fault_pages * FLOOR_PAGE, mechanism, -1, -1, NULL};
+  uint64_t opening = cfloor_now();
+  open_descriptors();
+  opening = cfloor_now() - opening;
   switch (mechanism) {
     case cfloor_thread:
-      watch.uffd = open_uffd(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_UNPOPULATED);
       watch.written = calloc((pages + 63) / 64, 8);
       floor_check(watch.written != NULL, "calloc");
       stop_page = cfloor_map(1, 0, 1);
@@ -117,21 +134,15 @@ struct cfloor_watch *cfloor_watch_start(
       floor_check(!pthread_create(&reader, NULL, reader_main, NULL), "pthread_create");
       break;
     case cfloor_in_place:
-      watch.uffd = open_uffd(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_SIGBUS);
       take_signal(SIGBUS, on_sigbus);
       break;
-    case cfloor_async:
-    case cfloor_async_scan:
-      watch.uffd = open_uffd(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC);
-      watch.pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-      floor_check(watch.pagemap >= 0, "pagemap");
-      break;
-    default:
+    case cfloor_mprotect:
       take_signal(SIGSEGV, on_sigsegv);
+      break;
   }
   uint64_t start = cfloor_now();
   arm();
-  *ns = (double)(cfloor_now() - start) / (double)pages;
+  *ns = (double)(opening + cfloor_now() - start) / (double)pages;
   return &watch;
 }
 

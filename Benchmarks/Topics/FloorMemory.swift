@@ -13,6 +13,9 @@ final class FloorMemory: Sendable {
 
   deinit { cfloor_unmap(base, pages) }
 
+  /// How many pages the machine could give now.
+  static var freePages: Int { cfloor_free_pages() }
+
   /// Writes each page of `order` once; wall ns a page.
   func write(_ order: [UInt32], writers: Int = 1) -> Double {
     // The kernel keeps the array's bytes only during the call.
@@ -24,7 +27,7 @@ final class FloorMemory: Sendable {
 /// The floor's own write tracking. One at a time in a process.
 @safe struct FloorWatch: ~Copyable {
   enum Mechanism {
-    case handlerThread, inPlace, asynchronous, asynchronousByScan, mprotect
+    case handlerThread, inPlace, asynchronous, asynchronousByScan, asynchronousHuge, mprotect
 
     var number: CInt {
       let value =
@@ -33,13 +36,14 @@ final class FloorMemory: Sendable {
         case .inPlace: cfloor_in_place
         case .asynchronous: cfloor_async
         case .asynchronousByScan: cfloor_async_scan
+        case .asynchronousHuge: cfloor_async_huge
         case .mprotect: cfloor_mprotect
         }
       return CInt(value.rawValue)
     }
   }
 
-  /// What the registration and the protection took, ns a page.
+  /// What opening, registering and protecting took, ns a page.
   let armingTime: Double
   private let watch: OpaquePointer
   private let memory: FloorMemory

@@ -9,6 +9,8 @@
 
 // Private anonymous memory on a 2 MiB boundary. huge: 1 = MADV_HUGEPAGE, 0 = MADV_NOHUGEPAGE. populate: write every page once.
 uint64_t cfloor_map(size_t pages, int huge, int populate);
+// How many 4 KiB pages are free now.
+size_t cfloor_free_pages(void);
 void cfloor_unmap(uint64_t base, size_t pages);
 
 // The writer of both sides. One write to each page of `order`; ns a page.
@@ -31,14 +33,16 @@ enum cfloor_mechanism {
   cfloor_async = 2,
   // The same, armed by PAGEMAP_SCAN without a vector, the fastest way on 4 KiB pages.
   cfloor_async_scan = 3,
+  // The same, armed by UFFDIO_WRITEPROTECT where PAGEMAP_SCAN finds huge pages: holes stay holes.
+  cfloor_async_huge = 5,
   // mprotect(2): a SIGSEGV handler makes the page writable.
   cfloor_mprotect = 4,
 };
 
 struct cfloor_watch;
 
-// Protects the range. fault_pages: pages made writable per fault, a power of two, aligned. *ns is the time of the registration
-// and the protection, ns a page; opening the descriptor and starting the thread are not in it. One watch in a process at a time.
+// Protects the range. fault_pages: pages made writable per fault, a power of two, aligned. *ns is the time to open
+// the descriptors, register and protect, ns a page; starting the thread is not in it. One watch in a process at a time.
 struct cfloor_watch *_Nonnull cfloor_watch_start(
   uint64_t base, size_t pages, int mechanism, size_t fault_pages, double *_Nonnull ns);
 void cfloor_watch_stop(struct cfloor_watch *_Nonnull watch);

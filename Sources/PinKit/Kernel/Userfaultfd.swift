@@ -57,6 +57,13 @@ internal import SystemPackage
         + "`.mprotect` tracking works without.")
   }
 
+  /// Gives the descriptor away, open.
+  consuming func release() -> CInt {
+    let descriptor = descriptor
+    discard self
+    return descriptor
+  }
+
   deinit { cuffd_close(descriptor) }
 }
 

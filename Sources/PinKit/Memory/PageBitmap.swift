@@ -7,41 +7,42 @@ internal import Synchronization
 ///
 /// Setting is safe from any thread and in signal handlers. Draining needs setters kept out (the wrprotect lock, exclusive).
 @safe struct PageBitmap: @unchecked Sendable {  // words are touched through atomics only
-  private let words: UnsafeMutablePointer<Atomic<UInt64>>
-  /// Where each level begins, in words; the top level has one word.
-  private let starts: InlineArray<8, Int>
+  typealias Words = UnsafeMutablePointer<Atomic<UInt64>>
+  /// Where each level begins; the top level has one word.
+  private let bases: InlineArray<8, Words>
   private let levels: Int
   let pageCount: Int
 
-  /// In bytes, for so many pages.
-  static func size(pageCount: Int) -> Int { layout(pageCount: pageCount).words * 8 }
-
-  private static func layout(pageCount: Int) -> (starts: InlineArray<8, Int>, levels: Int, words: Int) {
-    var starts = InlineArray<8, Int>(repeating: 0)
-    var level = 0
-    var total = 0
-    var count = pageCount
-    repeat {
+  /// In bytes, for so many pages; the top level is not in it.
+  static func size(pageCount: Int) -> Int {
+    var words = 0
+    var count = (pageCount + 63) / 64
+    while count > 1 {
+      words += count
       count = (count + 63) / 64
-      starts[level] = total
-      total += count
-      level += 1
-    } while count > 1
-    return (starts, level, total)
+    }
+    return words * 8
   }
 
-  /// `memory` must be zeroed, hold ``size(pageCount:)`` bytes and outlive the value.
-  init(memory: UnsafeMutableRawPointer, pageCount: Int) {
-    let layout = Self.layout(pageCount: pageCount)
-    unsafe words = memory.bindMemory(to: Atomic<UInt64>.self, capacity: layout.words)
-    starts = layout.starts
-    levels = layout.levels
+  /// `memory` must be zeroed, hold ``size(pageCount:)`` bytes and outlive the value; so must `top`, one zeroed word. The top is apart
+  /// so that asking several bitmaps whether they are empty touches one page of memory.
+  init(memory: UnsafeMutableRawPointer, top: Words, pageCount: Int) {
+    var bases = unsafe InlineArray<8, Words>(repeating: top)
+    var level = 0
+    var offset = 0
+    var count = (pageCount + 63) / 64
+    while count > 1 {
+      unsafe bases[level] = (memory + offset).bindMemory(to: Atomic<UInt64>.self, capacity: count)
+      offset += count * 8
+      count = (count + 63) / 64
+      level += 1
+    }
+    unsafe self.bases = bases
+    levels = level + 1
     self.pageCount = pageCount
   }
 
-  @inline(__always) private func word(_ level: Int, _ index: Int) -> UnsafeMutablePointer<Atomic<UInt64>> {
-    unsafe words + (starts[level] + index)
-  }
+  @inline(__always) private func word(_ level: Int, _ index: Int) -> Words { unsafe bases[level] + index }
 
   func contains(_ page: Int) -> Bool {
     unsafe word(0, page >> 6).pointee.load(ordering: .relaxed) & (1 << UInt64(page & 63)) != 0
@@ -73,6 +74,8 @@ internal import Synchronization
 
   /// Clears every bit, calling `body` with each maximal run that was set, in order.
   func drain(_ body: (Range<Int>) -> Void) {
+    // Reading an untouched word costs no memory, exchanging it does.
+    if unsafe word(levels - 1, 0).pointee.load(ordering: .relaxed) == 0 { return }
     var run = 0..<0
     drain(level: levels - 1, index: 0) { found in
       if run.upperBound == found.lowerBound, !run.isEmpty {

@@ -27,17 +27,21 @@ internal import Synchronization
     static let readDenied = Entry(rawValue: 1 << 5)
   }
 
+  /// The words before the entries: the summary, and the tops of the bitmaps.
+  private static let headerSize = 64
+
   /// In bytes, for so many pages.
-  static func size(pageCount: Int) -> Int { pageCount * 8 + 2 * PageBitmap.size(pageCount: pageCount) + 8 }
+  static func size(pageCount: Int) -> Int { headerSize + pageCount * 8 + 2 * PageBitmap.size(pageCount: pageCount) }
 
   /// `memory` must be zeroed, hold ``size(pageCount:)`` bytes and outlive the value.
   init(memory: UnsafeMutableRawPointer, pageCount: Int) {
     self.pageCount = pageCount
-    unsafe entries = memory.bindMemory(to: Atomic<UInt64>.self, capacity: pageCount)
-    open = unsafe PageBitmap(memory: memory + pageCount * 8, pageCount: pageCount)
+    unsafe summary = memory.bindMemory(to: Atomic<UInt64>.self, capacity: 8)
+    unsafe entries = (memory + Self.headerSize).bindMemory(to: Atomic<UInt64>.self, capacity: pageCount)
+    let bitmaps = unsafe memory + Self.headerSize + pageCount * 8
+    open = unsafe PageBitmap(memory: bitmaps, top: summary + 1, pageCount: pageCount)
     discarded = unsafe PageBitmap(
-      memory: memory + pageCount * 8 + PageBitmap.size(pageCount: pageCount), pageCount: pageCount)
-    unsafe summary = (memory + Self.size(pageCount: pageCount) - 8).bindMemory(to: Atomic<UInt64>.self, capacity: 1)
+      memory: bitmaps + PageBitmap.size(pageCount: pageCount), top: summary + 2, pageCount: pageCount)
   }
 
   /// Whether the user took rights away from any page since the region was made.

@@ -90,16 +90,16 @@ internal import SystemPackage
   private func open(_ features: Userfaultfd.Features, slot: Int) throws(PinError) -> Userfaultfd.Access {
     let made = try Userfaultfd(features: features)
     try made.register(addresses, for: .writeProtect)
-    // High numbers: out of the way of code that closes and reuses low ones.
+    // A high number: out of the way of code that closes and reuses low ones.
     let descriptor = try Uffd.duplicate(made.descriptor)
-    var spare: CInt = -1
+    let access = made.access
+    let spare = made.release()
     do throws(PinError) {
-      spare = try Uffd.duplicate(made.descriptor)
       try Uffd.closeInChild(descriptor)
       try Uffd.closeInChild(spare)
       try handler.listen(descriptor, slot: slot)
     } catch {
-      try? made.unregister(addresses)
+      _ = Uffd.unregister(descriptor, addresses)
       Self.close([descriptor, spare])
       throw error
     }
@@ -107,7 +107,7 @@ internal import SystemPackage
       unsafe domain.pointee.descriptor.store(descriptor, ordering: .sequentiallyConsistent)
       unsafe domain.pointee.spareDescriptor.store(spare, ordering: .sequentiallyConsistent)
     }
-    return made.access
+    return access
   }
 
   private func closeDescriptors() {

@@ -1,12 +1,13 @@
 import Glibc
+import Synchronization
 import Testing
 
 @testable import PinKit
 
 @Suite("Page bitmap") struct PageBitmapTests {
   private func with(_ pageCount: Int, _ body: (PageBitmap) throws -> Void) throws {
-    let memory = try Mapping(count: max(4096, PageBitmap.size(pageCount: pageCount)))
-    try body(unsafe PageBitmap(memory: UnsafeMutableRawPointer(bitPattern: memory.range.start)!, pageCount: pageCount))
+    let memory = try Mapping(count: max(4096, PageBitmap.size(pageCount: pageCount) + 8))
+    try body(PageBitmap(in: memory, pageCount: pageCount))
     _ = consume memory
   }
 
@@ -61,8 +62,8 @@ import Testing
 
   @Test("a terabyte's bitmap costs what is set in it") func sparse() throws {
     let pageCount = 1 << 28
-    let memory = try Mapping(count: PageBitmap.size(pageCount: pageCount))
-    let bitmap = unsafe PageBitmap(memory: UnsafeMutableRawPointer(bitPattern: memory.range.start)!, pageCount: pageCount)
+    let memory = try Mapping(count: PageBitmap.size(pageCount: pageCount) + 8)
+    let bitmap = PageBitmap(in: memory, pageCount: pageCount)
     let pages = [0, 12_345_678, 200_000_001, pageCount - 1]
     for page in pages { bitmap.insert(page..<page + 1) }
     #expect(drain(bitmap) == pages.map { $0..<$0 + 1 })
@@ -75,8 +76,8 @@ import Testing
 
   @Test("what several threads insert at once is all there") func threads() throws {
     let pageCount = 64 * 64 * 4
-    let memory = try Mapping(count: PageBitmap.size(pageCount: pageCount))
-    let bitmap = unsafe PageBitmap(memory: UnsafeMutableRawPointer(bitPattern: memory.range.start)!, pageCount: pageCount)
+    let memory = try Mapping(count: PageBitmap.size(pageCount: pageCount) + 8)
+    let bitmap = PageBitmap(in: memory, pageCount: pageCount)
     for _ in 0..<20 {
       try onThreads(4) { thread in
         for page in stride(from: thread, to: pageCount, by: 4) { bitmap.insert(page..<page + 1) }
@@ -84,5 +85,15 @@ import Testing
       #expect(drain(bitmap) == [0..<pageCount])
     }
     _ = consume memory
+  }
+}
+
+extension PageBitmap {
+  /// With its top in the last word of `memory`.
+  init(in memory: borrowing Mapping, pageCount: Int) {
+    let top = unsafe UnsafeMutableRawPointer(bitPattern: memory.range.end - 8)!
+    unsafe self.init(
+      memory: UnsafeMutableRawPointer(bitPattern: memory.range.start)!,
+      top: top.assumingMemoryBound(to: Atomic<UInt64>.self), pageCount: pageCount)
   }
 }
