@@ -39,6 +39,8 @@ int ct_store_keeps_errno(uint64_t address, uint8_t value) {
   return errno == 1234;
 }
 
+void ct_spoil_errno(void) { errno = 77; }
+
 int ct_store_keeps_registers(uint64_t address, uint8_t value) {
 #if defined(__x86_64__)
   uint64_t before[2] = {0x1122334455667788u, 0x99aabbccddeeff00u}, after[2] = {0, 0};

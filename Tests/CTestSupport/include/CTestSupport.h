@@ -13,6 +13,7 @@ void ct_store(uint64_t address, uint8_t value);
 uint8_t ct_load(uint64_t address);
 // Stores with errno set to a value of its own; whether errno still has it afterwards.
 int ct_store_keeps_errno(uint64_t address, uint8_t value);
+void ct_spoil_errno(void);
 // Stores; returns 0, or the signal that a handler of ct_handle got instead.
 int ct_try_store(uint64_t address, uint8_t value);
 // Overwrites 64 bytes of every xmm register around a store; whether they still hold their values.

@@ -208,7 +208,12 @@ import Testing
       for page in 0..<32 { check(ct_store_keeps_errno(tracked.address(of: page), 2), is: 1) }
       for page in 32..<64 { check(ct_store_keeps_registers(tracked.address(of: page), 2), is: 1) }
       try check(tracked.tracker.collect().runs, is: [0..<64])
-      // Also where the fault path fails once inside the handler.
+      // Also where something fails inside the handler.
+      if Mechanisms.inSignalHandlers.contains(mechanism) {
+        let spoiled = try Tracked(mechanism, onFirstWrite: { _ in ct_spoil_errno() })
+        for page in 0..<32 { check(ct_store_keeps_errno(spoiled.address(of: page), 2), is: 1) }
+        try spoiled.close()
+      }
       if mechanism == .inPlace {
         Injection.arm(.unprotect, .resourceTemporarilyUnavailable)
         check(ct_store_keeps_errno(tracked.address(of: 5), 3), is: 1)
