@@ -33,6 +33,15 @@ int ct_has_thread_sanitizer(void) {
   return 0;
 }
 
+int ct_has_sanitizer(void) {
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+  return 1;
+#endif
+#endif
+  return ct_has_thread_sanitizer();
+}
+
 int ct_store_keeps_errno(uint64_t address, uint8_t value) {
   errno = 1234;
   ct_store(address, value);

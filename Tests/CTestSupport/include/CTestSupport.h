@@ -9,6 +9,8 @@
 
 // Whether the thread sanitizer is in: it delays signals, runs their handlers with all signals blocked, and has no child of fork().
 int ct_has_thread_sanitizer(void);
+// Whether any sanitizer is in.
+int ct_has_sanitizer(void);
 void ct_store(uint64_t address, uint8_t value);
 uint8_t ct_load(uint64_t address);
 // Stores with errno set to a value of its own; whether errno still has it afterwards.
