@@ -25,6 +25,7 @@ internal import SystemPackage
   /// - Parameters:
   ///   - name: What `/proc/self/maps` shows behind `memfd:`; need not be unique.
   ///   - size: In bytes; only what is mapped or written needs memory.
+  ///   - options: Huge pages or not.
   /// - Throws: `.unsupported` where the kernel lacks memfd or its huge pages, `.limitReached` for descriptors.
   public init(name: String, size: Int, options: Options = []) throws(PinError) {
     guard size >= 0 else { throw PinError(.invalidArgument, operation: "memfd_create with \(size) bytes") }

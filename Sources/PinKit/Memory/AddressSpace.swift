@@ -21,7 +21,8 @@ public final class AddressSpace: Sendable {
     /// How many threads serve faults; they are shared by all regions.
     public var readerCount = 2
     public var failurePolicy = FailurePolicy.terminate
-    /// Whether a child of `fork()` gets a private copy of the memory, unprotected and untracked.
+    /// Whether a child of `fork()` gets the memory, unprotected and untracked: a copy of its own where the memory is private, the
+    /// very same frames where it is shared (`.pool`, `.hugetlb`).
     public var inheritsAcrossFork = false
     /// How long the kernel may keep asking to retry, or a reader may work on one batch, before it counts as lost, in seconds.
     public var patience = 10.0
