@@ -1,8 +1,10 @@
+#include <linux/userfaultfd.h>
 #include <malloc.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
@@ -10,6 +12,11 @@
 #include "floor.h"
 
 #define HUGE_PAGE ((uint64_t)2 << 20)
+
+int floor_writeprotect(int uffd, uint64_t start, uint64_t length, uint64_t mode) {
+  struct uffdio_writeprotect arg = {.range = {start, length}, .mode = mode};
+  return ioctl(uffd, UFFDIO_WRITEPROTECT, &arg) == 0;
+}
 
 void floor_check(int good, const char *what) {
   if (good) return;

@@ -23,11 +23,6 @@ static pthread_t reader;
 static uint64_t stop_page;
 static struct sigaction previous;
 
-int floor_writeprotect(int uffd, uint64_t start, uint64_t length, uint64_t mode) {
-  struct uffdio_writeprotect arg = {.range = {start, length}, .mode = mode};
-  return ioctl(uffd, UFFDIO_WRITEPROTECT, &arg) == 0;
-}
-
 // The floor of handler-thread delivery: one read, one ioctl that also wakes. The bitmap costs a store.
 static void *reader_main(void *unused) {
   (void)unused;
