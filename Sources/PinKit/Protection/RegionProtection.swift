@@ -308,6 +308,8 @@ internal import SystemPackage
   func repairDescriptors() {
     let isRepaired = Uffd.withoutForks { state.withLock { _ in unsafe repair(domain.pointee) } }
     guard isRepaired else { return }
+    // Whoever had it reported again under the closed number was refused.
+    if let slot = slotIndex { unsafe handler.rearm(domain.pointee.listening, slot: slot) }
     handler.logger.error(
       "a userfaultfd of \(addresses) was closed by other code in this process; its spare took over. Find the code that closes descriptors it does not own."
     )

@@ -204,6 +204,30 @@ import Testing
     }
   }
 
+  @Test("A number closed while a reader waits to be called back: its writer goes on")
+  func descriptorClosedBeforeRearming() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(60)
+      let tracked = try Tracked(.handlerThread)
+      let (space, address) = (tracked.space, tracked.address(of: 3))
+      let writer = HostThreads()
+      let deferred = space.statistics.deferredBatches
+      TestHooks.set(.exclusiveHeld) { _ in
+        guard writer.isEmpty else { return }
+        writer.start { ct_store(address, 2) }
+        while space.statistics.deferredBatches == deferred { Kernel.relax() }
+        check(ct_close_userfaultfds(1, 0), is: 1)
+      }
+      // Nothing is dirty, so nothing but the reader would notice.
+      try check(tracked.tracker.collect().isEmpty, "a page that waits was reported")
+      TestHooks.set(.exclusiveHeld, nil)
+      writer.join()
+      try check(tracked.tracker.collect().runs, is: [3..<4])
+      try tracked.expectExact()
+      try tracked.close()
+    }
+  }
+
   @Test("All userfaultfds closed: the process aborts and says why", arguments: Mechanisms.onUserfaultfd)
   func allDescriptorsClosed(_ mechanism: WriteTracking.Mechanism) async {
     let result = await #expect(processExitsWith: .signal(SIGABRT), observing: [\.standardErrorContent]) {

@@ -34,6 +34,14 @@ struct HostThread {
   func join() { ct_thread_join(handle) }
 }
 
+/// Threads that are started from anywhere.
+final class HostThreads: Sendable {
+  private let threads = Mutex<[HostThread]>([])
+  var isEmpty: Bool { threads.withLock { $0.isEmpty } }
+  func start(_ run: @escaping @Sendable () -> Void) { threads.withLock { $0.append(HostThread(run)) } }
+  func join() { for thread in threads.withLock({ $0 }) { thread.join() } }
+}
+
 /// Keeps what is logged at `info` and above.
 final class LogCapture: Sendable {
   private let lines = Mutex<[(level: Logger.Level, text: String)]>([])
