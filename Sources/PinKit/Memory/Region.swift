@@ -90,8 +90,8 @@ public final class Region: Sendable {
     for attachment in attachments.all(as: (any RegionAttachment).self) { attachment.regionWillUnmap() }
     attachments.removeAll()
     ManagedRanges.release(id: id)
-    space.withdraw(id)
     owned.withLock { $0 = nil }
+    space.withdraw(id)
   }
 
   /// Whether the program mapped the memory itself.
