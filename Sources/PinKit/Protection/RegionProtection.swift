@@ -15,6 +15,9 @@ internal import SystemPackage
   /// Discarding holds it shared, collecting exclusively; outside the wrprotect lock. A page that is dropped loses its protection:
   /// a write to it before the drop is on record would be in the next collection instead of this one.
   private let discarding = FutexLock()
+  /// Held while the protection ends, outside the wrprotect lock: a tracker's stop() and unmap() may come at the same moment. The
+  /// slot and the descriptors are somebody else's as soon as they have been let go.
+  private let ending = Mutex(())
 
   private struct State {
     var slot: Int?
@@ -133,6 +136,10 @@ internal import SystemPackage
   /// The signal path stays until the region goes: a signal may be on its way to a thread whose page has just been opened.
   func end() {
     guard forkGeneration == Kernel.forkGeneration else { return }
+    ending.withLock { _ in endConnection() }
+  }
+
+  private func endConnection() {
     guard let slot = state.withLock({ $0.slot }) else { return }
     // A reader that died may have taken the lock with it.
     if failure == nil { exclusive { lift($0) } } else { unsafe lift(domain.pointee) }
