@@ -19,6 +19,8 @@ enum FaultDelivery: UInt8, Sendable, AtomicRepresentable {
 ///
 /// Made when a region is first protected, freed after the region is unmapped.
 struct FaultDomain: ~Copyable, Sendable {
+  /// The region's id.
+  let region: UInt64
   let addresses: AddressRange
   let pageSize: Int
   let table: PageTable
@@ -54,6 +56,7 @@ struct FaultDomain: ~Copyable, Sendable {
   }
 
   init(region: Region, counters: FaultCounters, patience: Double, alarm: CInt) {
+    self.region = region.id
     addresses = region.addresses
     pageSize = region.pageSize
     table = region.table
