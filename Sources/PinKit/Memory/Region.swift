@@ -89,6 +89,8 @@ public final class Region: Sendable {
   private func tearDown() {
     for attachment in attachments.all(as: (any RegionAttachment).self) { attachment.regionWillUnmap() }
     attachments.removeAll()
+    // As it was when it was adopted: readable and writable.
+    if isAdopted, table.hasDeniedPages { _ = Memory.protect(addresses, [.read, .write]) }
     ManagedRanges.release(id: id)
     owned.withLock { $0 = nil }
     space.withdraw(id)
