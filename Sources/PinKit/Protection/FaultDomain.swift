@@ -62,7 +62,7 @@ struct FaultDomain: ~Copyable, Sendable {
     table = region.table
     isPrivateAnonymous = region.backing.isPrivateAnonymous
     self.counters = counters
-    self.patience = UInt64(patience * 1e9)
+    self.patience = Kernel.nanoseconds(patience)
     self.alarm = alarm
     lock = WriteProtectLock(counters: counters)
   }
