@@ -167,7 +167,13 @@ internal import Synchronization
         handleEvent(message, domain)
         continue
       }
-      guard domain.addresses.contains(address) else { continue }
+      guard domain.addresses.contains(address) else {
+        // The number names another region's userfaultfd now, until the watchdog sees it. Let that thread fault again.
+        let page = address / UInt(domain.pageSize) * UInt(domain.pageSize)
+        Uffd.wake(
+          domain.descriptor.load(ordering: .acquiring), AddressRange(start: page, count: domain.pageSize))
+        continue
+      }
       insertSorted(domain.page(at: address), count: &faults)
     }
     for index in 0..<faults {

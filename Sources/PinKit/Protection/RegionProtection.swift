@@ -24,6 +24,8 @@ internal import SystemPackage
     var signalToken: Int64?
     var isReported = false
     var faultAround = FaultAroundPolicy.exact
+    /// Of the userfaultfd, to know its descriptors from numbers that have gone to another one.
+    var identity: UInt64 = 0
   }
 
   init(region: Region, handler: FaultHandler) {
@@ -106,7 +108,8 @@ internal import SystemPackage
       Self.close([descriptor, spare])
       throw error
     }
-    state.withLock { _ in
+    state.withLock { state in
+      state.identity = Uffd.identity(made.descriptor)
       unsafe domain.pointee.descriptor.store(descriptor, ordering: .sequentiallyConsistent)
       unsafe domain.pointee.spareDescriptor.store(spare, ordering: .sequentiallyConsistent)
     }
@@ -313,20 +316,30 @@ internal import SystemPackage
 
   /// Puts a new spare in the place of a descriptor that other code has closed.
   func repairDescriptors() {
-    let isRepaired = Uffd.withoutForks { state.withLock { _ in unsafe repair(domain.pointee) } }
+    let isRepaired = Uffd.withoutForks { state.withLock { state in unsafe repair(domain.pointee, state.identity) } }
     guard isRepaired else { return }
+    // A reader that went by the old number may have set another region's place in the epoll set, and left its own unset.
+    for protection in handler.protections { protection.listenAgain() }
     handler.logger.error(
       "a userfaultfd of \(addresses) was closed by other code in this process; its spare took over. Find the code that closes descriptors it does not own."
     )
   }
 
-  private func repair(_ domain: borrowing FaultDomain) -> Bool {
+  private func listenAgain() {
+    state.withLock { state in
+      let descriptor = unsafe domain.pointee.descriptor.load(ordering: .acquiring)
+      if let slot = state.slot, descriptor >= 0 { handler.rearm(descriptor, slot: slot) }
+    }
+  }
+
+  private func repair(_ domain: borrowing FaultDomain, _ identity: UInt64) -> Bool {
     let descriptor = domain.descriptor.load(ordering: .acquiring)
     let spare = domain.spareDescriptor.load(ordering: .acquiring)
     guard descriptor >= 0 else { return false }
-    if spare >= 0, Uffd.isSame(descriptor, spare) { return false }
-    if !Uffd.isUserfaultfd(descriptor) {
-      guard spare >= 0, Uffd.isUserfaultfd(spare), domain.useSpareDescriptor() else {
+    let isOurs = { (number: CInt) in number >= 0 && Uffd.identity(number) == identity && Uffd.isUserfaultfd(number) }
+    if isOurs(descriptor), isOurs(spare) { return false }
+    if !isOurs(descriptor) {
+      guard isOurs(spare), domain.useSpareDescriptor() else {
         domain.fail(.descriptorClosed, errno: UffdResult.badDescriptor)
         return false
       }
