@@ -83,7 +83,12 @@ internal import SystemPackage
     var features: Userfaultfd.Features = [.pagefaultFlagWP, .wpUnpopulated, .eventRemove, .eventUnmap, .eventRemap]
     if delivery == .inPlace { features.insert(.sigbus) }
     if delivery == .asynchronous { features.insert(.wpAsync) }
-    if unsafe !domain.pointee.isPrivateAnonymous { features.insert(.wpHugetlbfsShmem) }
+    if unsafe domain.pointee.isPrivateAnonymous {
+      // Merging replaces the page-table entry without its protection. Refused where the kernel cannot merge.
+      try? Memory.advise(addresses, .unmergeable)
+    } else {
+      features.insert(.wpHugetlbfsShmem)
+    }
     let access = try Uffd.withoutForks { () throws(PinError) in try open(features, slot: slot) }
     if access == .userModeOnly {
       handler.logger.warning(
