@@ -14,6 +14,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <time.h>
@@ -261,6 +262,11 @@ int cuffd_is_userfaultfd(int fd) {
   if (length < 0) return errno != ENOENT && fcntl(fd, F_GETFD) >= 0;  // without /proc: open is all that can be known
   target[length] = 0;
   return strcmp(target, "anon_inode:[userfaultfd]") == 0;
+}
+
+uint64_t cuffd_inode(int fd) {
+  struct stat info;
+  return fstat(fd, &info) < 0 ? 0 : info.st_ino;
 }
 
 int cuffd_futex_wait(const uint32_t *word, uint32_t expected) {

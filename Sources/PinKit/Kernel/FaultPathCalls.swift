@@ -60,6 +60,8 @@ enum Uffd {
 
   /// Whether the number names a userfaultfd at all.
   static func isUserfaultfd(_ descriptor: CInt) -> Bool { cuffd_is_userfaultfd(descriptor) != 0 }
+  /// Which userfaultfd it is: its duplicates have the same, no other that is open has.
+  static func identity(_ descriptor: CInt) -> UInt64 { cuffd_inode(descriptor) }
 
   static func duplicate(_ descriptor: CInt) throws(PinError) -> CInt {
     CInt(try PinError.check(cuffd_dup(descriptor), "dup of a userfaultfd"))

@@ -72,6 +72,7 @@ enum Memory {
     case hugePages = 14
     case noHugePages = 15
     case dontDump = 16
+    case unmergeable = 13
     case pageOut = 21
     case remove = 9
   }

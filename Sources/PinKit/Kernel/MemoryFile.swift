@@ -54,7 +54,7 @@ internal import SystemPackage
 
   /// Gives the memory of `range` (bytes) back: it reads as zeros, in every mapping, and costs nothing. `FALLOC_FL_PUNCH_HOLE`.
   ///
-  /// Whole pages are freed, parts of pages are zeroed. A userfaultfd that watches a mapping of it is told before.
+  /// Whole pages are freed, parts of pages are zeroed. Trackers of a mapping of it do not hear of it.
   public func punchHole(_ range: Range<Int>) throws(PinError) {
     try check(range, "fallocate(PUNCH_HOLE)")
     guard !range.isEmpty else { return }

@@ -51,6 +51,7 @@ internal import SystemPackage
   public init() throws(PinError) {
     descriptor = try PinError.opened(unsafe cuffd_open_file("/proc/self/pagemap", 0), "/proc/self/pagemap")
     unsafe buffer = .allocate(capacity: Self.capacity)
+    unsafe buffer.initialize(repeating: cuffd_page_region(), count: Self.capacity)
   }
 
   deinit {
@@ -61,7 +62,7 @@ internal import SystemPackage
   /// Calls `body` with every maximal run of matching pages, in order of address.
   ///
   /// Loops until the kernel has walked the whole range (`walk_end`), however often its buffer fills. With
-  /// ``Query/writeProtects``, runs already handed to `body` are protected when the next one is read, also if a later step throws.
+  /// ``Query/writeProtects``, what is protected has been handed to `body`, also if a later step throws.
   public func scan(
     _ range: AddressRange, _ query: Query, _ body: (AddressRange, Categories) -> Void
   ) throws(PinError) {
@@ -80,12 +81,17 @@ internal import SystemPackage
       argument.return_mask = query.returned.rawValue
       let count = unsafe cuffd_pagemap_scan(descriptor, &argument)
       if count == -CLong(Errno.interrupted.rawValue) { continue }
-      try PinError.check(count, "PAGEMAP_SCAN", range)
-      for index in 0..<Int(count) {
+      // When it fails half-way the kernel has protected pages and reported them, and does not say how many: up to the first entry
+      // that is still zero. So entries are cleared as they are read.
+      let limit = count < 0 ? Self.capacity : Int(count)
+      for index in 0..<limit {
         let found = unsafe buffer[index]
+        if found.end == 0 { break }
+        unsafe buffer[index] = cuffd_page_region()
         body(
           AddressRange(start: UInt(found.start), end: UInt(found.end)), Categories(rawValue: found.categories))
       }
+      try PinError.check(count, "PAGEMAP_SCAN", range)
       guard argument.walk_end > at else { break }
       at = argument.walk_end
     }

@@ -4,6 +4,8 @@ internal import CUffd
 enum Kernel {
   /// CLOCK_MONOTONIC in nanoseconds.
   @inline(__always) static func now() -> UInt64 { cuffd_now_ns() }
+  /// At most 30 years, so that a sum with ``now()`` never overflows. Negative or not a number: 0.
+  static func nanoseconds(_ seconds: Double) -> UInt64 { seconds > 0 ? UInt64(min(seconds, 1e9) * 1e9) : 0 }
   static func pause(nanoseconds: UInt64) { cuffd_pause(nanoseconds) }
   @inline(__always) static func relax() { cuffd_relax() }
   static var threadID: CInt { cuffd_tid() }

@@ -78,6 +78,8 @@ public final class AddressSpace: Sendable {
   func enroll(_ region: Region) { regions.withLock { $0[region.id] = WeakRegion(region: region) } }
   func withdraw(_ id: UInt64) { _ = regions.withLock { $0.removeValue(forKey: id) } }
 
+  private func isEnrolled(_ id: UInt64) -> Bool { regions.withLock { $0[id] != nil } }
+
   /// The regions that are mapped now.
   public var mappedRegions: [Region] { regions.withLock { $0.values.compactMap(\.region) } }
 
@@ -91,7 +93,10 @@ public final class AddressSpace: Sendable {
     for region in mappedRegions { try region.requireOutside("close") }
     guard !isClosed.exchange(true, ordering: .acquiringAndReleasing) else { return }
     for region in mappedRegions {
-      do throws(PinError) { try region.unmap() } catch  where error.code == .unmapped { continue }
+      do throws(PinError) { try region.unmap() } catch  where error.code == .unmapped {
+        // Another thread is at it, and may wait for an access whose faults need the threads that stop below.
+        while isEnrolled(region.id) { Kernel.pause(nanoseconds: 50_000) }
+      }
     }
     for service in services.all(as: (any AddressSpaceService).self) { service.shutDown() }
     services.removeAll()

@@ -89,9 +89,11 @@ public final class Region: Sendable {
   private func tearDown() {
     for attachment in attachments.all(as: (any RegionAttachment).self) { attachment.regionWillUnmap() }
     attachments.removeAll()
+    // As it was when it was adopted: readable and writable.
+    if isAdopted, table.hasDeniedPages { _ = Memory.protect(addresses, [.read, .write]) }
     ManagedRanges.release(id: id)
-    space.withdraw(id)
     owned.withLock { $0 = nil }
+    space.withdraw(id)
   }
 
   /// Whether the program mapped the memory itself.
@@ -150,6 +152,8 @@ enum ManagedRanges {
   private static let ranges = Mutex(Ranges())
 
   static func claim(_ range: AddressRange, id: UInt64) throws(PinError) {
+    // A child that was forked in the middle could never map anything.
+    try Uffd.withoutForks { () throws(PinError) in
     try ranges.withLock { ranges throws(PinError) in
       // A child of fork() has other memory where its parent has regions.
       if ranges.generation != Kernel.forkGeneration { ranges = Ranges() }
@@ -158,7 +162,10 @@ enum ManagedRanges {
       }
       ranges.claimed[id] = range
     }
+    }
   }
 
-  static func release(id: UInt64) { _ = ranges.withLock { $0.claimed.removeValue(forKey: id) } }
+  static func release(id: UInt64) {
+    Uffd.withoutForks { _ = ranges.withLock { $0.claimed.removeValue(forKey: id) } }
+  }
 }

@@ -19,6 +19,8 @@ enum FaultDelivery: UInt8, Sendable, AtomicRepresentable {
 ///
 /// Made when a region is first protected, freed after the region is unmapped.
 struct FaultDomain: ~Copyable, Sendable {
+  /// The region's id.
+  let region: UInt64
   let addresses: AddressRange
   let pageSize: Int
   let table: PageTable
@@ -54,12 +56,13 @@ struct FaultDomain: ~Copyable, Sendable {
   }
 
   init(region: Region, counters: FaultCounters, patience: Double, alarm: CInt) {
+    self.region = region.id
     addresses = region.addresses
     pageSize = region.pageSize
     table = region.table
     isPrivateAnonymous = region.backing.isPrivateAnonymous
     self.counters = counters
-    self.patience = UInt64(patience * 1e9)
+    self.patience = Kernel.nanoseconds(patience)
     self.alarm = alarm
     lock = WriteProtectLock(counters: counters)
   }

@@ -72,10 +72,10 @@ internal import Synchronization
       }
       unsafe slot.pointee.leave()
     }
-    for index in unvisited where ready[index] < UInt64(FaultHandler.capacity) { giveBack(Int(ready[index]), page: nil) }
+    for index in unvisited where ready[index] < UInt64(FaultHandler.capacity) { giveBack(Int(ready[index])) }
     while !parked.isEmpty {
       let fault = parked.removeFirst()
-      giveBack(fault.slot, page: fault.page)
+      giveBack(fault.slot, page: fault.page, of: fault.region)
     }
   }
 
@@ -90,10 +90,10 @@ internal import Synchronization
     domain.lock.abandonShared()
   }
 
-  private func giveBack(_ index: Int, page: Int?) {
+  private func giveBack(_ index: Int, page: Int = 0, of region: UInt64? = nil) {
     let slot = unsafe handler.slot(index)
     guard let domain = unsafe slot.pointee.enter() else { return }
-    if let page { unsafe FaultPath.wake(page..<page + 1, in: domain.pointee) }
+    if unsafe domain.pointee.region == region { unsafe FaultPath.wake(page..<page + 1, in: domain.pointee) }
     unsafe handler.rearm(domain.pointee.listening, slot: index)
     unsafe slot.pointee.leave()
   }
@@ -167,7 +167,13 @@ internal import Synchronization
         handleEvent(message, domain)
         continue
       }
-      guard domain.addresses.contains(address) else { continue }
+      guard domain.addresses.contains(address) else {
+        // The number names another region's userfaultfd now, until the watchdog sees it. Let that thread fault again.
+        let page = address / UInt(domain.pageSize) * UInt(domain.pageSize)
+        Uffd.wake(
+          domain.descriptor.load(ordering: .acquiring), AddressRange(start: page, count: domain.pageSize))
+        continue
+      }
       insertSorted(domain.page(at: address), count: &faults)
     }
     for index in 0..<faults {
@@ -200,7 +206,7 @@ internal import Synchronization
     case .gone, .denied: FaultPath.wake(page..<page + 1, in: domain)
     case .retry:
       let fault = ParkedFaults.Fault(
-        slot: slot, page: page, generation: domain.generation.load(ordering: .relaxed),
+        slot: slot, region: domain.region, page: page, generation: domain.generation.load(ordering: .relaxed),
         deadline: Kernel.now() + domain.patience)
       // With no room the thread is woken: it faults again and queues a new message.
       if !parked.append(fault) { FaultPath.wake(page..<page + 1, in: domain) }
@@ -239,6 +245,8 @@ internal import Synchronization
   }
 
   private func retry(_ fault: ParkedFaults.Fault, _ domain: borrowing FaultDomain) {
+    // The slot may have gone to another region, which need not even have that page; ending the old one woke the thread.
+    guard domain.region == fault.region else { return }
     guard let hold = domain.lock.trySharedOrDefer() else {
       _ = parked.append(fault)
       return
@@ -268,11 +276,12 @@ internal import Synchronization
 struct ParkedFaults {
   struct Fault {
     var slot: Int
+    var region: UInt64
     var page: Int
     var generation: UInt64
     var deadline: UInt64
   }
-  private var ring = InlineArray<256, Fault>(repeating: Fault(slot: 0, page: 0, generation: 0, deadline: 0))
+  private var ring = InlineArray<256, Fault>(repeating: Fault(slot: 0, region: 0, page: 0, generation: 0, deadline: 0))
   private var first = 0
   private(set) var count = 0
 

@@ -23,13 +23,18 @@ extension Region {
         .accessDenied, operation: "discard", range: addressesUnchecked(of: page..<page + 1),
         advice: "protect(_:to:) took the right to write away from page \(page).")
     }
-    guard let protection = attachments.find(RegionProtection.self) else { return try drop(range) }
+    guard let protection = attachments.find(RegionProtection.self) else {
+      // A tracker may begin while the pages are dropped, and whatever it did to them is gone with them.
+      defer { attachments.find(RegionProtection.self)?.recordDiscard(pages) }
+      return try drop(range)
+    }
     // The kernel may announce the removal through the userfaultfd and wait until a reader has read that, so the wrprotect lock may
     // not be held while pages are dropped.
     try protection.withoutCollections { () throws(PinError) in
+      // After the fact: whoever collects from now on protects the fresh pages again and reports them. Also if it fails: the kernel
+      // drops what lies before the piece that it refuses.
+      defer { protection.recordDiscard(pages) }
       try drop(range)
-      // After the fact: whoever collects from now on protects the fresh pages again and reports them.
-      protection.recordDiscard(pages)
     }
   }
 

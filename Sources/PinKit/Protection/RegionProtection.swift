@@ -15,12 +15,17 @@ internal import SystemPackage
   /// Discarding holds it shared, collecting exclusively; outside the wrprotect lock. A page that is dropped loses its protection:
   /// a write to it before the drop is on record would be in the next collection instead of this one.
   private let discarding = FutexLock()
+  /// Held while the protection ends, outside the wrprotect lock: a tracker's stop() and unmap() may come at the same moment. The
+  /// slot and the descriptors are somebody else's as soon as they have been let go.
+  private let ending = Mutex(())
 
   private struct State {
     var slot: Int?
     var signalToken: Int64?
     var isReported = false
     var faultAround = FaultAroundPolicy.exact
+    /// Of the userfaultfd, to know its descriptors from numbers that have gone to another one.
+    var identity: UInt64 = 0
   }
 
   init(region: Region, handler: FaultHandler) {
@@ -78,7 +83,12 @@ internal import SystemPackage
     var features: Userfaultfd.Features = [.pagefaultFlagWP, .wpUnpopulated, .eventRemove, .eventUnmap, .eventRemap]
     if delivery == .inPlace { features.insert(.sigbus) }
     if delivery == .asynchronous { features.insert(.wpAsync) }
-    if unsafe !domain.pointee.isPrivateAnonymous { features.insert(.wpHugetlbfsShmem) }
+    if unsafe domain.pointee.isPrivateAnonymous {
+      // Merging replaces the page-table entry without its protection. Refused where the kernel cannot merge.
+      try? Memory.advise(addresses, .unmergeable)
+    } else {
+      features.insert(.wpHugetlbfsShmem)
+    }
     let access = try Uffd.withoutForks { () throws(PinError) in try open(features, slot: slot) }
     if access == .userModeOnly {
       handler.logger.warning(
@@ -103,7 +113,8 @@ internal import SystemPackage
       Self.close([descriptor, spare])
       throw error
     }
-    state.withLock { _ in
+    state.withLock { state in
+      state.identity = Uffd.identity(made.descriptor)
       unsafe domain.pointee.descriptor.store(descriptor, ordering: .sequentiallyConsistent)
       unsafe domain.pointee.spareDescriptor.store(spare, ordering: .sequentiallyConsistent)
     }
@@ -133,6 +144,10 @@ internal import SystemPackage
   /// The signal path stays until the region goes: a signal may be on its way to a thread whose page has just been opened.
   func end() {
     guard forkGeneration == Kernel.forkGeneration else { return }
+    ending.withLock { _ in endConnection() }
+  }
+
+  private func endConnection() {
     guard let slot = state.withLock({ $0.slot }) else { return }
     // A reader that died may have taken the lock with it.
     if failure == nil { exclusive { lift($0) } } else { unsafe lift(domain.pointee) }
@@ -306,22 +321,30 @@ internal import SystemPackage
 
   /// Puts a new spare in the place of a descriptor that other code has closed.
   func repairDescriptors() {
-    let isRepaired = Uffd.withoutForks { state.withLock { _ in unsafe repair(domain.pointee) } }
+    let isRepaired = Uffd.withoutForks { state.withLock { state in unsafe repair(domain.pointee, state.identity) } }
     guard isRepaired else { return }
-    // Whoever had it reported again under the closed number was refused.
-    if let slot = slotIndex { unsafe handler.rearm(domain.pointee.listening, slot: slot) }
+    // A reader that went by the old number may have set another region's place in the epoll set, and left its own unset.
+    for protection in handler.protections { protection.listenAgain() }
     handler.logger.error(
       "a userfaultfd of \(addresses) was closed by other code in this process; its spare took over. Find the code that closes descriptors it does not own."
     )
   }
 
-  private func repair(_ domain: borrowing FaultDomain) -> Bool {
+  private func listenAgain() {
+    state.withLock { state in
+      let descriptor = unsafe domain.pointee.descriptor.load(ordering: .acquiring)
+      if let slot = state.slot, descriptor >= 0 { handler.rearm(descriptor, slot: slot) }
+    }
+  }
+
+  private func repair(_ domain: borrowing FaultDomain, _ identity: UInt64) -> Bool {
     let descriptor = domain.descriptor.load(ordering: .acquiring)
     let spare = domain.spareDescriptor.load(ordering: .acquiring)
     guard descriptor >= 0 else { return false }
-    if spare >= 0, Uffd.isSame(descriptor, spare) { return false }
-    if !Uffd.isUserfaultfd(descriptor) {
-      guard spare >= 0, Uffd.isUserfaultfd(spare), domain.useSpareDescriptor() else {
+    let isOurs = { (number: CInt) in number >= 0 && Uffd.identity(number) == identity && Uffd.isUserfaultfd(number) }
+    if isOurs(descriptor), isOurs(spare) { return false }
+    if !isOurs(descriptor) {
+      guard isOurs(spare), domain.useSpareDescriptor() else {
         domain.fail(.descriptorClosed, errno: UffdResult.badDescriptor)
         return false
       }

@@ -40,7 +40,7 @@ internal import Synchronization
 
   private func checkReaders(_ stuck: inout Set<ObjectIdentifier>) {
     let readers = handler.readers
-    let patience = UInt64(handler.patience * 1e9)
+    let patience = Kernel.nanoseconds(handler.patience)
     for reader in readers {
       if reader.hasEnded.load(ordering: .acquiring) {
         let slot = reader.busySlot.exchange(-1, ordering: .relaxed)

@@ -32,7 +32,10 @@ internal import Synchronization
   /// operation's end reports the descriptor again, so that the messages are not forgotten.
   @inline(__always) func trySharedOrDefer() -> SharedHold? {
     if futex.tryLockShared() { return SharedHold(futex) }
-    deferred.store(true, ordering: .sequentiallyConsistent)
+    deferred.store(true, ordering: .relaxed)
+    // Two fences, one between store and load on each side: without them both may miss the other's store (it is seen on arm64), and
+    // the messages would wait for ever.
+    atomicMemoryFence(ordering: .sequentiallyConsistent)
     // The operation may have ended in between, before it could see the flag.
     if futex.tryLockShared() { return SharedHold(futex) }
     counters.add(.deferredBatches)
@@ -53,7 +56,8 @@ internal import Synchronization
       TestHooks.exclusiveHeld()
       defer {
         futex.unlockExclusive()
-        if deferred.exchange(false, ordering: .sequentiallyConsistent) { rearm() }
+        atomicMemoryFence(ordering: .sequentiallyConsistent)
+        if deferred.exchange(false, ordering: .relaxed) { rearm() }
       }
       return try body()
     }

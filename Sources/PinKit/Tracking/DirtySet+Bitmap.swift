@@ -22,10 +22,10 @@ extension DirtySet {
   /// - Throws: ``PinError`` `.invalidArgument` if the length does not fit or a bit behind the last page is set.
   public init(pageCount: Int, bitmap: some Collection<UInt8>) throws(PinError) {
     self.init(pageCount: pageCount)
-    guard pageCount >= 0, bitmap.count == (pageCount + 63) / 64 * 8 else {
+    guard pageCount >= 0, pageCount <= Int.max - 63, bitmap.count == (pageCount + 63) / 64 * 8 else {
       throw PinError(
         .invalidArgument, operation: "read a dirty bitmap",
-        advice: "\(pageCount) pages need \((pageCount + 63) / 64 * 8) bytes; there are \(bitmap.count).")
+        advice: "There are \(bitmap.count) bytes for \(pageCount) pages, instead of 8 for every 64 begun.")
     }
     for (index, byte) in bitmap.enumerated() where byte != 0 {
       for bit in 0..<8 where byte & (1 << UInt8(bit)) != 0 { append(index * 8 + bit..<index * 8 + bit + 1) }

@@ -212,16 +212,25 @@ final class TrackingSession: RegionAttachment {
       guard state.trackers[id]?.isPaused != paused else { return }
       // Up to here the pages go to whoever was tracking.
       try harvest(&state)
-      state.trackers[id]?.isPaused = paused
-      if state.trackers[id]?.callback != nil { updateCallbacks(state) }
+      setPaused(id, paused, &state)
       let allPaused = state.trackers.values.allSatisfy(\.isPaused)
       if allPaused, !state.isSuspended {
-        try state.mechanism?.suspend()
+        // Half of the protection may be lifted when it fails: only resuming makes the region whole again.
         state.isSuspended = true
+        try state.mechanism?.suspend()
       } else if !allPaused, state.isSuspended {
-        try resume(&state)
+        do throws(PinError) { try resume(&state) } catch {
+          // Or the next call would find nothing to do, and every set would be empty.
+          setPaused(id, true, &state)
+          throw error
+        }
       }
     }
+  }
+
+  private func setPaused(_ id: UInt64, _ paused: Bool, _ state: inout State) {
+    state.trackers[id]?.isPaused = paused
+    if state.trackers[id]?.callback != nil { updateCallbacks(state) }
   }
 
   private func resume(_ state: inout State) throws(PinError) {

@@ -18,7 +18,10 @@ public final class WriteTracker: Sendable {
     self.mechanism = mechanism
   }
 
-  deinit { session.remove(id) }
+  deinit {
+    // A child of fork() has nothing to stop, and a thread that it does not have may hold the session's lock.
+    if region.space.isOfThisProcess { session.remove(id) }
+  }
 
   /// Returns the pages that were written since the tracker was made or last collected, and protects them again in one step.
   ///
@@ -32,7 +35,9 @@ public final class WriteTracker: Sendable {
   ///   `.timedOut`, `.wouldDeadlock` from a fault callback. What was found before an error is in the next set.
   public func collect() throws(PinError) -> DirtySet {
     try region.requireOutsideFaultPath("collect")
-    guard region.space.isOfThisProcess else { throw .notInherited("collect") }
+    // Protecting what unmap() has just given back would take it from whoever has it now.
+    try region.enter("collect")
+    defer { region.leave() }
     return try session.collect(id)
   }
 
@@ -40,14 +45,18 @@ public final class WriteTracker: Sendable {
   /// written meanwhile are not in any set of this tracker. Once every tracker of the region is paused, writes cost nothing.
   public func pause() throws(PinError) {
     try region.requireOutsideFaultPath("pause")
-    guard region.space.isOfThisProcess else { throw .notInherited("pause") }
+    // Protecting what unmap() has just given back would take it from whoever has it now.
+    try region.enter("pause")
+    defer { region.leave() }
     try session.setPaused(id, true)
   }
 
   /// Notices writes again, from the moment it returns at the latest.
   public func resume() throws(PinError) {
     try region.requireOutsideFaultPath("resume")
-    guard region.space.isOfThisProcess else { throw .notInherited("resume") }
+    // Protecting what unmap() has just given back would take it from whoever has it now.
+    try region.enter("resume")
+    defer { region.leave() }
     try session.setPaused(id, false)
   }
 
