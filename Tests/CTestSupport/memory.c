@@ -124,6 +124,7 @@ int ct_close_userfaultfds(int count, int highest_first) {
 
 int ct_occupy(int fd) {
   int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+  if (null == fd) return fd;
   int result = dup2(null, fd);
   close(null);
   return result;
