@@ -152,15 +152,20 @@ enum ManagedRanges {
   private static let ranges = Mutex(Ranges())
 
   static func claim(_ range: AddressRange, id: UInt64) throws(PinError) {
-    try ranges.withLock { ranges throws(PinError) in
-      // A child of fork() has other memory where its parent has regions.
-      if ranges.generation != Kernel.forkGeneration { ranges = Ranges() }
-      if let other = ranges.claimed.values.first(where: { $0.overlaps(range) }) {
-        throw PinError(.inUse, operation: "adopt", range: range, advice: "A region manages \(other) already.")
+    // A child that was forked in the middle could never map anything.
+    try Uffd.withoutForks { () throws(PinError) in
+      try ranges.withLock { ranges throws(PinError) in
+        // A child of fork() has other memory where its parent has regions.
+        if ranges.generation != Kernel.forkGeneration { ranges = Ranges() }
+        if let other = ranges.claimed.values.first(where: { $0.overlaps(range) }) {
+          throw PinError(.inUse, operation: "adopt", range: range, advice: "A region manages \(other) already.")
+        }
+        ranges.claimed[id] = range
       }
-      ranges.claimed[id] = range
     }
   }
 
-  static func release(id: UInt64) { _ = ranges.withLock { $0.claimed.removeValue(forKey: id) } }
+  static func release(id: UInt64) {
+    Uffd.withoutForks { _ = ranges.withLock { $0.claimed.removeValue(forKey: id) } }
+  }
 }

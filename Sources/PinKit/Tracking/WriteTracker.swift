@@ -18,7 +18,10 @@ public final class WriteTracker: Sendable {
     self.mechanism = mechanism
   }
 
-  deinit { session.remove(id) }
+  deinit {
+    // A child of fork() has nothing to stop, and a thread that it does not have may hold the session's lock.
+    if region.space.isOfThisProcess { session.remove(id) }
+  }
 
   /// Returns the pages that were written since the tracker was made or last collected, and protects them again in one step.
   ///
