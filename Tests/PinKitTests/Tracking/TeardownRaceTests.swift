@@ -59,7 +59,10 @@ import Testing
       let stopper = TestThread { try tracked.tracker.stop() }
       while !stopper.isAsleep { Kernel.relax() }
       turnstile.release()
-      while !handler.protections.isEmpty || !(unmapper.isAsleep || stopper.hasEnded) { Kernel.relax() }
+      // The second to come is whichever of the two still ends something.
+      while turnstile.arrived < 2 || !handler.protections.isEmpty || !(unmapper.isAsleep || stopper.hasEnded) {
+        Kernel.relax()
+      }
       let tracker = try second.trackWrites(.handlerThread)
       turnstile.release()
       for thread in [unmapper, stopper] { try thread.join() }
