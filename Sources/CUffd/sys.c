@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
-#include <linux/kcmp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -245,15 +244,6 @@ int cuffd_dup(int fd) {
 }
 
 long cuffd_page_size(void) { return sysconf(_SC_PAGESIZE); }
-
-int cuffd_same_file(int a, int b) {
-  pid_t self = getpid();
-  long order = syscall(SYS_kcmp, self, self, KCMP_FILE, a, b);
-  if (order >= 0) return order == 0;
-  if (errno == EBADF) return 0;
-  // kcmp(2) may be filtered: then a descriptor that is open counts as the same.
-  return fcntl(a, F_GETFD) >= 0 && fcntl(b, F_GETFD) >= 0;
-}
 
 int cuffd_is_userfaultfd(int fd) {
   char link[64], target[64];

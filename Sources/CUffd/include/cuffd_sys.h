@@ -82,8 +82,6 @@ int64_t cuffd_filesystem(const char *_Nonnull path);
 void cuffd_close(int fd);
 int cuffd_dup(int fd);
 long cuffd_page_size(void);
-// Bytes, 0 at the end of the file; true where the descriptors name the same open file description.
-int cuffd_same_file(int a, int b);
 int cuffd_is_userfaultfd(int fd);
 // Every userfaultfd has an inode of its own (Linux 5.12); 0 if the number is not open.
 uint64_t cuffd_inode(int fd);

@@ -67,7 +67,6 @@ enum Uffd {
     CInt(try PinError.check(cuffd_dup(descriptor), "dup of a userfaultfd"))
   }
   static func close(_ descriptor: CInt) { cuffd_close(descriptor) }
-  static func isSame(_ a: CInt, _ b: CInt) -> Bool { cuffd_same_file(a, b) != 0 }
 
   /// A child of `fork()` closes them, so that it does not keep the parent's memory registered.
   static func closeInChild(_ descriptor: CInt) throws(PinError) {

@@ -1,3 +1,4 @@
+internal import Synchronization
 internal import SystemPackage
 
 extension Region {
@@ -31,10 +32,16 @@ extension Region {
     // The kernel may announce the removal through the userfaultfd and wait until a reader has read that, so the wrprotect lock may
     // not be held while pages are dropped.
     try protection.withoutCollections { () throws(PinError) in
-      // After the fact: whoever collects from now on protects the fresh pages again and reports them. Also if it fails: the kernel
-      // drops what lies before the piece that it refuses.
-      defer { protection.recordDiscard(pages) }
-      try drop(range)
+      do throws(PinError) { try drop(range) } catch {
+        // The kernel drops what lies before the piece that it refuses. A userfaultfd has been told exactly what that is; where there
+        // is none, all of it may have changed.
+        if unsafe protection.domain.pointee.delivery.load(ordering: .acquiring) == .mprotect {
+          protection.recordDiscard(pages)
+        }
+        throw error
+      }
+      // After the fact: whoever collects from now on protects the fresh pages again and reports them.
+      protection.recordDiscard(pages)
     }
   }
 
