@@ -154,14 +154,14 @@ enum ManagedRanges {
   static func claim(_ range: AddressRange, id: UInt64) throws(PinError) {
     // A child that was forked in the middle could never map anything.
     try Uffd.withoutForks { () throws(PinError) in
-    try ranges.withLock { ranges throws(PinError) in
-      // A child of fork() has other memory where its parent has regions.
-      if ranges.generation != Kernel.forkGeneration { ranges = Ranges() }
-      if let other = ranges.claimed.values.first(where: { $0.overlaps(range) }) {
-        throw PinError(.inUse, operation: "adopt", range: range, advice: "A region manages \(other) already.")
+      try ranges.withLock { ranges throws(PinError) in
+        // A child of fork() has other memory where its parent has regions.
+        if ranges.generation != Kernel.forkGeneration { ranges = Ranges() }
+        if let other = ranges.claimed.values.first(where: { $0.overlaps(range) }) {
+          throw PinError(.inUse, operation: "adopt", range: range, advice: "A region manages \(other) already.")
+        }
+        ranges.claimed[id] = range
       }
-      ranges.claimed[id] = range
-    }
     }
   }
 

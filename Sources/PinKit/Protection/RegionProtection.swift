@@ -114,7 +114,7 @@ internal import SystemPackage
       throw error
     }
     state.withLock { state in
-      state.identity = Uffd.identity(made.descriptor)
+      state.identity = Uffd.identity(descriptor)
       unsafe domain.pointee.descriptor.store(descriptor, ordering: .sequentiallyConsistent)
       unsafe domain.pointee.spareDescriptor.store(spare, ordering: .sequentiallyConsistent)
     }
