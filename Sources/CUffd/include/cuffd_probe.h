@@ -38,6 +38,7 @@ int cuffd_punch_hole(int fd, int64_t offset, int64_t length);
 
 // MFD_*
 static const unsigned cuffd_memfd_close_on_exec = 0x1;
-static const unsigned cuffd_memfd_hugetlb = 0x4;
+// MFD_HUGETLB | MFD_HUGE_2MB
+static const unsigned cuffd_memfd_hugetlb = 0x4u | 21u << 26;
 
 #endif

@@ -25,3 +25,17 @@ public struct AddressRange: Sendable, Hashable, Codable, CustomStringConvertible
 
   public var description: String { "0x\(String(start, radix: 16))..<0x\(String(end, radix: 16))" }
 }
+
+extension AddressRange {
+  private enum CodingKeys: CodingKey { case start, end }
+
+  public init(from decoder: any Decoder) throws {
+    let fields = try decoder.container(keyedBy: CodingKeys.self)
+    let start = try fields.decode(UInt.self, forKey: .start)
+    let end = try fields.decode(UInt.self, forKey: .end)
+    guard start <= end else {
+      throw DecodingError.dataCorruptedError(forKey: .end, in: fields, debugDescription: "the range ends before it starts")
+    }
+    self.init(start: start, end: end)
+  }
+}

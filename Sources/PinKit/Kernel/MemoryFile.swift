@@ -15,7 +15,7 @@ internal import SystemPackage
   public struct Options: OptionSet, Sendable, Hashable {
     public let rawValue: UInt32
     public init(rawValue: UInt32) { self.rawValue = rawValue }
-    /// Huge pages of the default size. The size and every range must be multiples of it, ``write(_:at:)`` is not supported
+    /// Huge pages of 2 MiB. The size and every range must be multiples of it, ``write(_:at:)`` is not supported
     /// (write through a mapping), and pages come out of `vm.nr_hugepages`.
     public static let hugetlb = Options(rawValue: cuffd_memfd_hugetlb)
   }

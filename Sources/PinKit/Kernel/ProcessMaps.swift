@@ -6,6 +6,7 @@ public struct ProcessMapping: Sendable, Hashable, Codable {
   public var range: AddressRange
   public var isReadable: Bool
   public var isWritable: Bool
+  public var isExecutable: Bool
   public var isShared: Bool
   /// Of the file, 0 for anonymous memory.
   public var inode: UInt64
@@ -89,6 +90,7 @@ extension ProcessMapping {
     let rights = Array(fields[1])
     self.init(
       range: AddressRange(start: start, end: end), isReadable: rights[0] == "r", isWritable: rights[1] == "w",
+      isExecutable: rights[2] == "x",
       isShared: rights[3] == "s", inode: inode, offset: offset,
       path: fields.count > 5 ? String(fields[5].drop { $0 == " " }) : "")
   }

@@ -94,6 +94,9 @@ enum Adoption {
       guard mapping.isReadable, mapping.isWritable else {
         throw refuse("\(mapping.range) is not readable and writable.")
       }
+      guard !mapping.isExecutable else {
+        throw refuse("\(mapping.range) is executable, a right that protecting and unprotecting it would take away.")
+      }
       guard mapping.isShared == first.isShared, (mapping.inode == 0) == (first.inode == 0), mapping.path == first.path
       else { throw refuse("It spans memory of different kinds: \(first.path) and \(mapping.path) at \(mapping.range).") }
     }

@@ -21,6 +21,8 @@ internal import Synchronization
     static let open = Entry(rawValue: 1 << 2)
     /// It was opened for a neighbour's sake, without a fault of its own.
     static let faultAround = Entry(rawValue: 1 << 3)
+    /// First-write callbacks were told of the page, and it could not be opened yet.
+    static let told = Entry(rawValue: 1 << 6)
     /// The user took the right to write away.
     static let writeDenied = Entry(rawValue: 1 << 4)
     /// The user took the right to read away.

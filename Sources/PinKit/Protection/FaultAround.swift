@@ -34,6 +34,11 @@ struct FaultAround: ~Copyable, Sendable {
   init() { slots = InlineArray { _ in AtomicSlot() } }
 
   func set(_ policy: FaultAroundPolicy) {
+    if case .fixed(let pages) = policy {
+      lastWindow.store(UInt32(min(max(pages, 1), 32768)), ordering: .relaxed)
+    } else {
+      lastWindow.store(1, ordering: .relaxed)
+    }
     switch policy {
     case .exact: mode.store(0, ordering: .relaxed)
     case .fixed(let pages): mode.store(UInt32(min(max(pages, 1), 32768)), ordering: .relaxed)

@@ -24,6 +24,7 @@ internal import Synchronization
   private let slots: UnsafeMutablePointer<DomainSlot>
   private let slotOwners = Mutex<[Int: WeakProtection]>([:])
   private let threads = Mutex<Threads>(Threads())
+  private let errands = Mutex<[@Sendable () -> Void]>([])
 
   private struct Threads {
     var readers: [(thread: KernelThread, reader: FaultReader)] = []
@@ -79,6 +80,21 @@ internal import Synchronization
   }
 
   var readers: [FaultReader] { threads.withLock { $0.readers.map(\.reader) } }
+
+  // MARK: The watchdog's errands
+
+  func later(_ body: @escaping @Sendable () -> Void) {
+    errands.withLock { $0.append(body) }
+    alarm.signal()
+  }
+
+  func runErrands() {
+    let list = errands.withLock { list in
+      defer { list = [] }
+      return list
+    }
+    for errand in list { errand() }
+  }
 
   // MARK: Domains
 

@@ -55,13 +55,19 @@ enum FaultPath {
       return resolution == .opened ? .alreadyOpen : resolution
     }
 
-    let pages = page..<claimNeighbours(behind: page, in: domain)
+    // A fault that is tried again has told its callbacks before.
+    let isTold = before.contains(.told)
+    let pages = page..<(isTold ? page + 1 : claimNeighbours(behind: page, in: domain))
     defer { for neighbour in pages.dropFirst() { table.releaseClaim(neighbour) } }
 
-    FirstWriteCallbacks.call(domain, page: page, opening: pages)
+    if !isTold { FirstWriteCallbacks.call(domain, page: page, opening: pages) }
 
     let resolution = open(pages, in: domain, delivery)
-    guard resolution == .opened else { return resolution }
+    guard resolution == .opened else {
+      if resolution == .retry { for page in pages { table.insert(.told, at: page) } }
+      return resolution
+    }
+    if isTold { table.remove(.told, at: page) }
     TestHooks.reach(.unprotected, page: page)
     record(pages, faulted: page, in: domain)
     return .opened

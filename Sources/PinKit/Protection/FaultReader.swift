@@ -34,7 +34,16 @@ internal import Synchronization
 
   func start() throws(PinError) -> KernelThread {
     let context = unsafe Unmanaged.passRetained(self).toOpaque()
-    return try unsafe KernelThread(
+    do throws(PinError) {
+      return unsafe try begin(context)
+    } catch {
+      unsafe Unmanaged<FaultReader>.fromOpaque(context).release()
+      throw error
+    }
+  }
+
+  private func begin(_ context: UnsafeMutableRawPointer) throws(PinError) -> KernelThread {
+    try unsafe KernelThread(
       name: "pinkit-faults", context: context,
       body: { unsafe Unmanaged<FaultReader>.fromOpaque($0!).takeUnretainedValue().run() },
       onExit: {

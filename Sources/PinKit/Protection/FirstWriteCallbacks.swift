@@ -2,9 +2,9 @@ internal import Synchronization
 
 /// The first write to a page since it was last protected.
 public struct FirstWrite: Sendable, Hashable {
-  /// The page that was written.
+  /// The page that was written; where `vm.max_map_count` forces more pages open than that, the first of ``opened``.
   public let page: Int
-  /// All pages that this fault opens; more than `page` only with fault-around.
+  /// All pages that this call is about; more than `page` only with fault-around, or at that limit.
   public let opened: Range<Int>
 }
 

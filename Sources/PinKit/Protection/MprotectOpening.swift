@@ -14,20 +14,25 @@ enum MprotectOpening {
     return .failed
   }
 
+  /// `pages` are claimed by this thread, and their callbacks told.
   private static func widen(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> FaultResolution {
+    let table = domain.table
     var reach = 64
     while true {
-      let low = allowed(from: pages.lowerBound, down: max(0, pages.lowerBound - reach), in: domain)
-      let high = allowed(from: pages.upperBound, up: min(domain.table.pageCount, pages.upperBound + reach), in: domain)
-      let wide = low..<high
-      FirstWriteCallbacks.call(domain, page: pages.lowerBound, opening: wide)
-      if Memory.protect(domain.addresses(of: wide), [.read, .write]) == 0 {
+      let low = claim(from: pages.lowerBound, to: max(0, pages.lowerBound - reach), by: -1, table)
+      let high = claim(from: pages.upperBound, to: min(table.pageCount, pages.upperBound + reach), by: 1, table)
+      tell(low.end..<pages.lowerBound, domain)
+      tell(pages.upperBound..<high.end, domain)
+      let isOpen = Memory.protect(domain.addresses(of: low.end..<high.end), [.read, .write]) == 0
+      settle(low.end..<pages.lowerBound, isOpen: isOpen, domain)
+      settle(pages.upperBound..<high.end, isOpen: isOpen, domain)
+      if isOpen {
         domain.counters.add(.widenedOpenings)
-        recordNeighbours(low..<pages.lowerBound, in: domain)
-        recordNeighbours(pages.upperBound..<high, in: domain)
         return .opened
       }
-      if reach >= domain.table.pageCount {
+      // Whoever has the page that stopped this thread will let go of it.
+      if low.isBlocked || high.isBlocked { return .retry }
+      if reach >= table.pageCount {
         domain.fail(.refused, errno: noMemory)
         return .failed
       }
@@ -35,25 +40,50 @@ enum MprotectOpening {
     }
   }
 
-  /// Neighbours that somebody else has claimed are recorded all the same: both mark them open, and both are right.
-  private static func recordNeighbours(_ pages: Range<Int>, in domain: borrowing FaultDomain) {
-    for page in pages where !domain.table[page].contains(.open) {
-      domain.table.insert([.open, .faultAround], at: page)
-      domain.table.open.insert(page..<page + 1)
-      domain.counters.add(.openedPages)
-      domain.counters.add(.faultAroundPages)
+  /// Claims pages one after the other, up to one that is denied, or that somebody else is deciding on. Open pages are passed over
+  /// without a claim: so of what was passed, the pages that are not open are this thread's. Never waits.
+  private static func claim(
+    from start: Int, to limit: Int, by step: Int, _ table: PageTable
+  ) -> (end: Int, isBlocked: Bool) {
+    var boundary = start
+    while boundary != limit {
+      let page = step > 0 ? boundary : boundary - 1
+      let before = table.tryClaim(page)
+      if before.contains(.claimed) {
+        if !before.contains(.open) { return (boundary, true) }
+      } else if !before.isDisjoint(with: [.open, .writeDenied, .readDenied]) {
+        table.releaseClaim(page)
+        if !before.contains(.open) { return (boundary, false) }
+      }
+      boundary += step
+    }
+    return (boundary, false)
+  }
+
+  /// Tells the callbacks of the runs among `pages` that are this thread's and that they have not heard of.
+  private static func tell(_ pages: Range<Int>, _ domain: borrowing FaultDomain) {
+    var start = pages.lowerBound
+    for page in pages.lowerBound...pages.upperBound {
+      let isNew = page < pages.upperBound && domain.table[page].isDisjoint(with: [.open, .told])
+      if isNew { continue }
+      if start < page { FirstWriteCallbacks.call(domain, page: start, opening: start..<page) }
+      start = page + 1
     }
   }
 
-  private static func allowed(from start: Int, down end: Int, in domain: borrowing FaultDomain) -> Int {
-    var page = start
-    while page > end, domain.table[page - 1].isDisjoint(with: [.writeDenied, .readDenied]) { page -= 1 }
-    return page
-  }
-
-  private static func allowed(from start: Int, up end: Int, in domain: borrowing FaultDomain) -> Int {
-    var page = start
-    while page < end, domain.table[page].isDisjoint(with: [.writeDenied, .readDenied]) { page += 1 }
-    return page
+  private static func settle(_ pages: Range<Int>, isOpen: Bool, _ domain: borrowing FaultDomain) {
+    let table = domain.table
+    for page in pages where !table[page].contains(.open) {
+      if isOpen {
+        table.remove(.told, at: page)
+        table.insert([.open, .faultAround], at: page)
+        table.open.insert(page..<page + 1)
+        domain.counters.add(.openedPages)
+        domain.counters.add(.faultAroundPages)
+      } else {
+        table.insert(.told, at: page)
+      }
+      table.releaseClaim(page)
+    }
   }
 }

@@ -38,6 +38,32 @@ extension Region {
   }
 
   private func apply(_ access: PageAccess, to pages: Range<Int>, armed: Bool) throws(PinError) {
+    do throws(PinError) { try set(access, to: pages, armed: armed) } catch {
+      // The kernel changes what lies before the mapping that it could not split.
+      restore(pages, armed: armed)
+      throw error
+    }
+  }
+
+  /// Gives every page the rights that the page table says it has.
+  private func restore(_ pages: Range<Int>, armed: Bool) {
+    var start = pages.lowerBound
+    while start < pages.upperBound {
+      let rights = rights(of: start, armed: armed)
+      var end = start + 1
+      while end < pages.upperBound, self.rights(of: end, armed: armed) == rights { end += 1 }
+      _ = Memory.protect(addressesUnchecked(of: start..<end), rights)
+      start = end
+    }
+  }
+
+  private func rights(of page: Int, armed: Bool) -> Mapping.Protection {
+    let entry = table[page]
+    if entry.contains(.readDenied) { return [] }
+    return entry.contains(.writeDenied) || (armed && !entry.contains(.open)) ? .read : [.read, .write]
+  }
+
+  private func set(_ access: PageAccess, to pages: Range<Int>, armed: Bool) throws(PinError) {
     if access != .readWrite { table.noteDeniedPages() }
     let range = addressesUnchecked(of: pages)
     switch access {

@@ -280,6 +280,9 @@ internal import SystemPackage
     }
   }
 
+  /// Runs `body` soon, on the watchdog's thread.
+  func later(_ body: @escaping @Sendable () -> Void) { handler.later(body) }
+
   // MARK: Fault-around
 
   var faultAround: FaultAroundPolicy { state.withLock { $0.faultAround } }

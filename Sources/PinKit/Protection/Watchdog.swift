@@ -13,8 +13,18 @@ internal import Synchronization
 
   static func start(for handler: FaultHandler) throws(PinError) -> KernelThread {
     let watchdog = Watchdog(handler)
-    return try unsafe KernelThread(
-      name: "pinkit-watchdog", context: Unmanaged.passRetained(watchdog).toOpaque(),
+    let retained = unsafe Unmanaged.passRetained(watchdog)
+    do throws(PinError) {
+      return try unsafe begin(retained.toOpaque())
+    } catch {
+      unsafe retained.release()
+      throw error
+    }
+  }
+
+  private static func begin(_ context: UnsafeMutableRawPointer) throws(PinError) -> KernelThread {
+    try unsafe KernelThread(
+      name: "pinkit-watchdog", context: context,
       body: { unsafe Unmanaged<Watchdog>.fromOpaque($0!).takeUnretainedValue().run() },
       onExit: { unsafe Unmanaged<Watchdog>.fromOpaque($0!).release() })
   }
@@ -26,6 +36,7 @@ internal import Synchronization
     while !handler.isStopping.load(ordering: .acquiring) {
       if handler.alarm.wait(milliseconds: Self.interval) { handler.alarm.drain() }
       if handler.isStopping.load(ordering: .acquiring) { return }
+      handler.runErrands()
       checkReaders(&stuck)
       if handler.metricsInterval > 0, Double(Kernel.now() - published) > handler.metricsInterval * 1e9 {
         published = Kernel.now()

@@ -1,7 +1,7 @@
 /// A set of pages, kept as sorted runs: what a tracker collected.
 ///
 /// A value: it costs 16 bytes a run, whatever the region's size.
-public struct DirtySet: Sendable, Hashable, Codable {
+public struct DirtySet: Sendable, Hashable {
   /// The pages of the region it belongs to are `0 ..< pageCount`.
   public let pageCount: Int
   /// Maximal runs in ascending order: disjoint, and never adjacent.
@@ -68,7 +68,8 @@ public struct DirtySet: Sendable, Hashable, Codable {
     }
   }
 
-  mutating func reserve(runs count: Int) { runs.reserveCapacity(count) }
+  /// `runs` are pages of the set, maximal and in order.
+  mutating func setFaultAround(_ runs: [Range<Int>]) { faultAroundRuns = runs }
 }
 
 extension DirtySet: Sequence {

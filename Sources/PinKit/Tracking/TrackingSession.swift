@@ -125,6 +125,8 @@ final class TrackingSession: RegionAttachment {
         let mechanism = try start(candidate, of: region)
         if candidate == .mprotect, let refusal = refusals.first(where: { $0.code == .permissionDenied }) {
           Degradation.warnOnce(logger, refusal)
+        } else if candidate == .mprotect, let refusal = refusals.first(where: { $0.code == .limitReached }) {
+          logger.warning("tracking \(addresses) by mprotect: \(refusal)")
         }
         logger.info("tracking \(addresses) by .\(candidate): \(reason)")
         return mechanism
@@ -169,6 +171,14 @@ final class TrackingSession: RegionAttachment {
       guard let share = state.trackers.removeValue(forKey: id) else { return }
       if share.callback != nil { updateCallbacks(state) }
       if state.trackers.isEmpty { end(&state) }
+    }
+  }
+
+  /// The same on the watchdog's thread, which also gives the region up.
+  func removeLater(_ id: UInt64, keeping region: Region) {
+    protection.later {
+      self.remove(id)
+      _ = region
     }
   }
 

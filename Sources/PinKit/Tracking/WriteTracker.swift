@@ -20,7 +20,9 @@ public final class WriteTracker: Sendable {
 
   deinit {
     // A child of fork() has nothing to stop, and a thread that it does not have may hold the session's lock.
-    if region.space.isOfThisProcess { session.remove(id) }
+    guard region.space.isOfThisProcess else { return }
+    // The last reference may go inside a first-write callback: stopping would wait for the callback to end.
+    if Kernel.isInFaultPath { session.removeLater(id, keeping: region) } else { session.remove(id) }
   }
 
   /// Returns the pages that were written since the tracker was made or last collected, and protects them again in one step.
