@@ -32,8 +32,8 @@ struct CapabilitiesProbeTests {
       _ = Capabilities.probe()
       let before = try descriptors()
       for _ in 0..<8 { _ = Capabilities.probe() }
-      // The process that runs the test may close some of its own meanwhile.
-      #expect(try descriptors() <= before)
+      // The process opens and closes some of its own meanwhile; a leak of the probe's shows each time.
+      #expect(try descriptors() < before + 8)
       #expect(try !ProcessMaps.readFile("/proc/self/maps").contains("memfd:probe"))
       #expect(waitpid(-1, nil, 0) == -1)
     }
