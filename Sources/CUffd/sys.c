@@ -289,6 +289,20 @@ void cuffd_relax(void) {
 
 int cuffd_tid(void) { return (int)syscall(SYS_gettid); }
 
+int cuffd_stack(uint64_t *start, uint64_t *end) {
+  pthread_attr_t attributes;
+  int error = pthread_getattr_np(pthread_self(), &attributes);
+  if (error) return -error;
+  void *base;
+  size_t size;
+  error = pthread_attr_getstack(&attributes, &base, &size);
+  pthread_attr_destroy(&attributes);
+  if (error) return -error;
+  *start = (uint64_t)(uintptr_t)base;
+  *end = *start + size;
+  return 0;
+}
+
 int cuffd_epoll_create(void) {
   int fd = epoll_create1(EPOLL_CLOEXEC);
   return fd < 0 ? -errno : fd;

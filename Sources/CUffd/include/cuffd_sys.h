@@ -92,6 +92,8 @@ uint64_t cuffd_now_ns(void);
 void cuffd_pause(uint64_t ns);
 void cuffd_relax(void);
 int cuffd_tid(void);
+// The calling thread's stack, [start, end); 0 or -errno.
+int cuffd_stack(uint64_t *_Nonnull start, uint64_t *_Nonnull end);
 
 // An epoll set; `data` comes back with each event. A one-shot descriptor is reported once, to one thread, until it is set again
 // (`modify`), which reports it at once if it is readable then.

@@ -9,6 +9,13 @@ enum Kernel {
   static func pause(nanoseconds: UInt64) { cuffd_pause(nanoseconds) }
   @inline(__always) static func relax() { cuffd_relax() }
   static var threadID: CInt { cuffd_tid() }
+  /// The calling thread's stack; `nil` where it cannot be told.
+  static var stack: AddressRange? {
+    var start: UInt64 = 0
+    var end: UInt64 = 0
+    guard unsafe cuffd_stack(&start, &end) == 0 else { return nil }
+    return AddressRange(start: UInt(start), end: UInt(end))
+  }
 
   /// How often this process image came out of `fork()` as the child since the library was loaded.
   @inline(__always) static var forkGeneration: UInt32 { cuffd_fork_generation() }

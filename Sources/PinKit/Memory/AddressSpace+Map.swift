@@ -100,8 +100,9 @@ enum Adoption {
       guard mapping.isShared == first.isShared, (mapping.inode == 0) == (first.inode == 0), mapping.path == first.path
       else { throw refuse("It spans memory of different kinds: \(first.path) and \(mapping.path) at \(mapping.range).") }
     }
-    let stack = withUnsafeLocalAddress()
-    if addresses.contains(stack) { throw refuse("It holds the stack of the calling thread.") }
+    if let stack = Kernel.stack, addresses.overlaps(stack) {
+      throw refuse("It holds the stack of the calling thread.")
+    }
     let details = try ProcessMaps.details(at: addresses.start)
     let pageSize = details.pageSize
     guard addresses.start % UInt(pageSize) == 0, addresses.count % pageSize == 0 else {
@@ -119,10 +120,5 @@ enum Adoption {
       || path.hasPrefix("/SYSV") || path.isEmpty || ProcessMaps.isTmpfs(path)
     if isMemory && first.isShared { return (.sharedMemory, pageSize) }
     return (.file(path: path, isShared: first.isShared), pageSize)
-  }
-
-  @inline(never) private static func withUnsafeLocalAddress() -> UInt {
-    var local = 0
-    return unsafe withUnsafePointer(to: &local) { UInt(bitPattern: $0) }
   }
 }

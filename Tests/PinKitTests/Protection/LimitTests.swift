@@ -47,7 +47,9 @@ import Testing
     }
   }
 
-  @Test("No room for the stacks of the fault threads: a typed error, and it works later")
+  @Test(
+    "No room for the stacks of the fault threads: a typed error, and it works later",
+    .enabled(if: ct_has_sanitizer() == 0, "a sanitizer needs room of its own"))
   func threads() async {
     await #expect(processExitsWith: .success) {
       ct_deadline(60)
