@@ -56,7 +56,9 @@ enum InPlaceDelivery {
   /// Another thread was faster, or the protection was lifted while the signal was on its way: then the next try succeeds, or somebody
   /// has protected the page again meanwhile. A fault that comes again and again without that is not ours.
   private static func tryAgain(_ domain: borrowing FaultDomain, _ address: UInt64, generation: UInt64) -> CInt {
-    if SignalFaults.repeated(address, generation: generation) <= patienceForUnexplained { return 1 }
+    let times = SignalFaults.repeated(address, generation: generation)
+    if times > 8 { Kernel.pause(nanoseconds: 1_000_000) }
+    if times <= patienceForUnexplained { return 1 }
     domain.counters.add(.unexplained)
     return 0
   }

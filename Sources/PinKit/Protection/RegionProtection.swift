@@ -158,12 +158,13 @@ internal import SystemPackage
   }
 
   private func lift(_ domain: borrowing FaultDomain) {
-    let delivery = domain.delivery.exchange(.none, ordering: .sequentiallyConsistent)
-    switch delivery {
+    // Unprotected first: a signal handler that saw nothing to resolve while its page is still protected would give up on it.
+    switch domain.delivery.load(ordering: .sequentiallyConsistent) {
     case .none: break
     case .mprotect: liftMprotect(domain)
     case .handlerThread, .inPlace, .asynchronous: unregister(domain)
     }
+    domain.delivery.store(.none, ordering: .sequentiallyConsistent)
     let table = domain.table
     table.open.drain { pages in for page in pages { table.remove([.open, .faultAround], at: page) } }
   }
