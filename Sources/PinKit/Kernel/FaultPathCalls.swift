@@ -50,6 +50,24 @@ enum Uffd {
     }
   }
 
+  /// Maps the first pages of `range` that are there and not mapped, without waking anybody; returns how many bytes are mapped now. A page
+  /// that is mapped already counts. `UFFDIO_CONTINUE`.
+  static func mapExisting(_ descriptor: CInt, _ range: AddressRange, protected: Bool) -> (UffdResult, bytes: Int) {
+    var done: Int64 = 0
+    let mode = cuffd_mode_dontwake | (protected ? cuffd_mode_wp : 0)
+    let result = unsafe cuffd_continue(descriptor, UInt64(range.start), UInt64(range.count), mode, &done)
+    if done > 0 { return (.done, Int(done)) }
+    if result == -Errno.fileExists.rawValue { return (.done, Memory.pageSize) }
+    if result == -Errno.interrupted.rawValue { return (.done, 0) }
+    return (UffdResult(result), result == 0 ? range.count : 0)
+  }
+
+  /// Registers a range again, parts of which may be registered already.
+  static func register(_ descriptor: CInt, _ range: AddressRange, _ mode: Userfaultfd.RegisterMode) -> UffdResult {
+    var ioctls: UInt64 = 0
+    return UffdResult(unsafe cuffd_register(descriptor, UInt64(range.start), UInt64(range.count), mode.rawValue, &ioctls))
+  }
+
   @discardableResult static func wake(_ descriptor: CInt, _ range: AddressRange) -> UffdResult {
     UffdResult(cuffd_wake(descriptor, UInt64(range.start), UInt64(range.count)))
   }

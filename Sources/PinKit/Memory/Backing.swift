@@ -2,7 +2,7 @@
 public struct Backing: Sendable, Hashable, CustomStringConvertible {
   enum Kind: Sendable, Hashable {
     case anonymous(HugePages)
-    case pool
+    case pool(HugePages)
     case hugetlb(pageSize: Int)
     case adopted(Adopted)
   }
@@ -33,8 +33,11 @@ public struct Backing: Sendable, Hashable, CustomStringConvertible {
   /// Private memory of the process: the cheapest to protect.
   public static let anonymous = Backing(kind: .anonymous(.systemDefault))
   public static func anonymous(hugePages: HugePages = .systemDefault) -> Backing { Backing(kind: .anonymous(hugePages)) }
-  /// Shared frames of a memfd.
-  public static let pool = Backing(kind: .pool)
+  /// Frames of the address space's pool: they can be shared with clones.
+  public static let pool = Backing(kind: .pool(.never))
+  /// The same with transparent huge pages where the kernel gives them to memfds, which needs
+  /// `/sys/kernel/mm/transparent_hugepage/shmem_enabled` at `advise` or better; it is `never` by default.
+  public static func pool(hugePages: HugePages) -> Backing { Backing(kind: .pool(hugePages)) }
   /// Huge pages of the hugetlb pool, reserved when the region is made. A page of the region is one of them.
   public static let hugetlb = Backing(kind: .hugetlb(pageSize: 2 << 20))
 
@@ -50,14 +53,19 @@ public struct Backing: Sendable, Hashable, CustomStringConvertible {
     public static let mprotectTracking = Support(rawValue: 1 << 2)
     /// `Region.discard(_:)` gives pages back that then read as zeros.
     public static let discard = Support(rawValue: 1 << 3)
+    /// ``Region/clone(reuse:)`` shares the frames with another region.
+    public static let clone = Support(rawValue: 1 << 4)
+    /// ``Region/snapshot(_:)`` keeps the bytes of a moment.
+    public static let snapshot = Support(rawValue: 1 << 5)
   }
 
   /// What this backing supports, provided that the kernel and its configuration do.
   public var support: Support {
     switch kind {
-    case .anonymous, .pool, .hugetlb, .adopted(.anonymous), .adopted(.sharedMemory), .adopted(.hugetlb):
-      [.synchronousFaults, .asynchronousTracking, .mprotectTracking, .discard]
-    case .adopted(.file): [.asynchronousTracking, .mprotectTracking]
+    case .pool: [.synchronousFaults, .asynchronousTracking, .mprotectTracking, .discard, .snapshot, .clone]
+    case .anonymous, .hugetlb, .adopted(.anonymous), .adopted(.sharedMemory), .adopted(.hugetlb):
+      [.synchronousFaults, .asynchronousTracking, .mprotectTracking, .discard, .snapshot]
+    case .adopted(.file): [.asynchronousTracking, .mprotectTracking, .snapshot]
     }
   }
 
@@ -67,6 +75,18 @@ public struct Backing: Sendable, Hashable, CustomStringConvertible {
     case .anonymous(let preference), .adopted(.anonymous(let preference)): preference
     default: nil
     }
+  }
+
+  /// Whether its pages are frames of a pool.
+  var isPool: Bool {
+    if case .pool = kind { return true }
+    return false
+  }
+
+  /// Whether its frames may be huge pages.
+  var mayHaveHugeFrames: Bool {
+    if case .pool(let preference) = kind { return preference != .never }
+    return false
   }
 
   /// Whether a page that nobody has touched has no page-table entry of its own that a protection could sit in, and reads of
@@ -91,7 +111,8 @@ public struct Backing: Sendable, Hashable, CustomStringConvertible {
     case .anonymous(.systemDefault): "anonymous"
     case .anonymous(.prefer): "anonymous, huge pages preferred"
     case .anonymous(.never): "anonymous, no huge pages"
-    case .pool: "pool"
+    case .pool(.never): "pool"
+    case .pool: "pool, huge pages preferred"
     case .hugetlb(let pageSize): "hugetlb, \(pageSize >> 20) MiB pages"
     case .adopted(.anonymous): "adopted anonymous memory"
     case .adopted(.sharedMemory): "adopted shared memory"

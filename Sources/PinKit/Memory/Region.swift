@@ -24,6 +24,9 @@ public final class Region: Sendable {
   let checkedAccesses = FutexLock()
   /// Held while the way that pages are protected changes as a whole.
   let layout = LayoutLock()
+  /// Discarding holds it shared, collecting exclusively; outside the wrprotect lock. A page that is dropped loses its protection:
+  /// a write to it before the drop is on record would be in the next collection instead of this one.
+  let discarding = FutexLock()
   private let metadata: Mapping
   private let owned: Mutex<Mapping?>
 
@@ -52,6 +55,7 @@ public final class Region: Sendable {
     // Nobody is inside: accesses hold the region.
     if gate.close() { tearDown() }
     checkedAccesses.deallocate()
+    discarding.deallocate()
   }
 
   /// Gives the memory up: owned memory is unmapped, adopted memory is left to the program, unprotected.

@@ -12,12 +12,15 @@ internal import Synchronization
     case removeEvents, unmapEvents, remapEvents, unknownEvents
     case widenedOpenings
     case readerErrors
+    case minorFaults
+    case reuses, copies, spuriousCopies
+    case capturedPages, heldWrites
   }
 
   /// Latencies are counted in buckets of a quarter of a power of two of nanoseconds.
   static let bucketCount = 160
   private static let shards = 4
-  private static let stride = 192  // words a shard: counters, then buckets
+  private static let stride = 208  // words a shard: counters, then buckets
 
   private let words: UnsafeMutablePointer<Atomic<UInt64>>
 
@@ -73,5 +76,5 @@ internal import Synchronization
 }
 
 extension FaultCounters.Counter {
-  @inline(__always) static var allCasesCount: Int { 24 }
+  @inline(__always) static var allCasesCount: Int { 32 }
 }

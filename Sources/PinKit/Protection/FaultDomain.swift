@@ -46,6 +46,18 @@ struct FaultDomain: ~Copyable, Sendable {
   let failure = Atomic<UInt64>(0)
   /// The callback of the first write to a page: an unretained `FirstWriteCallbacks`, or 0.
   let callbacks = Atomic<UInt>(0)
+  /// What bytes are owed to snapshots: an unretained `OwedBytes`, or 0.
+  let owed = Atomic<UInt>(0)
+  /// Whose frames its pages are: an unretained `FrameSharing`, or 0.
+  let sharing = Atomic<UInt>(0)
+  /// Whether pages may be opened along with a neighbour where that saves a copy of its own: nobody asked for exact sets.
+  let opensChunks = Atomic<Bool>(true)
+  let density: WriteDensity
+  /// Pages went to other frames, and their new mapping is not registered with the userfaultfd yet. It must be before they
+  /// are protected again.
+  let needsRegistration = Atomic<Bool>(false)
+  /// Whether the region is registered for minor faults: pages on huge frames, which are protected by not being mapped.
+  let hasMinorFaults = Atomic<Bool>(false)
 
   enum Failure: UInt32, Sendable {
     case descriptorClosed = 1
@@ -65,6 +77,22 @@ struct FaultDomain: ~Copyable, Sendable {
     self.patience = Kernel.nanoseconds(patience)
     self.alarm = alarm
     lock = WriteProtectLock(counters: counters)
+    density = WriteDensity(pageCount: region.pageCount)
+  }
+
+  /// Runs `body` with what is owed to snapshots, if anything is. The object lives as long as the shared lock is held.
+  @inline(__always) func withOwedBytes<Result>(_ body: (OwedBytes) -> Result) -> Result? {
+    let raw = owed.load(ordering: .acquiring)
+    guard raw != 0 else { return nil }
+    return unsafe Unmanaged<OwedBytes>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)._withUnsafeGuaranteedRef { body($0) }
+  }
+
+  @inline(__always) func withSharing<Result>(_ body: (FrameSharing) -> Result) -> Result? {
+    let raw = sharing.load(ordering: .acquiring)
+    guard raw != 0 else { return nil }
+    return unsafe Unmanaged<FrameSharing>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)._withUnsafeGuaranteedRef {
+      body($0)
+    }
   }
 
   @inline(__always) func page(at address: UInt) -> Int { Int(address - addresses.start) / pageSize }
@@ -80,7 +108,9 @@ struct FaultDomain: ~Copyable, Sendable {
   func recordDiscard(_ range: AddressRange) {
     let inside = range.clamped(to: addresses)
     guard !inside.isEmpty else { return }
-    table.discarded.insert(page(at: inside.start)..<page(at: inside.end - 1) + 1)
+    let pages = page(at: inside.start)..<page(at: inside.end - 1) + 1
+    table.discarded.insert(pages)
+    withOwedBytes { $0.lose(pages) }
   }
 
   /// Takes the spare in the place of a descriptor that turned out closed; false if there is none. Async-signal-safe.

@@ -12,6 +12,8 @@ enum FaultResolution: Sendable, Hashable {
   case gone
   /// The user took the right to write away: the fault is the program's own.
   case denied
+  /// There is no room for what the page holds now: the writer waits until there is.
+  case held
   /// It can never be resolved; the domain has been marked as failed.
   case failed
 }
@@ -20,8 +22,10 @@ enum FaultResolution: Sendable, Hashable {
 ///
 ///     fault ─► wrprotect lock, shared         (the caller's: a reader takes it once for a batch, before it reads)
 ///           ─► claim the page                 (one claimant; losers sleep, then find the page open)
-///           ─► decide                         (open already? denied? how many neighbours?)
+///           ─► decide                         (open already? denied? frame shared? how many neighbours?)
 ///           ─► tell first-write callbacks     (the page still holds the old bytes, and nobody can write it)
+///           ─► keep what snapshots are owed   (or hold the writer)
+///           ─► act: reuse the frame, or copy  (a copy maps other frames in the pages' place)
 ///           ─► unprotect, wake
 ///           ─► record the pages as open
 ///           ─► release the claims
@@ -36,35 +40,49 @@ enum FaultResolution: Sendable, Hashable {
 /// Nothing here allocates, blocks on managed memory, or takes a lock that user code can hold (K2). First-write callbacks are
 /// user code; their documentation forbids both.
 enum FaultPath {
+  /// `isWrite` is false only for pages that are protected by not being mapped (minor faults): those may be read at any time.
   static func resolve(
-    page: Int, in domain: borrowing FaultDomain, holding: borrowing WriteProtectLock.SharedHold
+    page: Int, isWrite: Bool = true, in domain: borrowing FaultDomain, holding: borrowing WriteProtectLock.SharedHold
   ) -> FaultResolution {
     let table = domain.table
     let before = table.claim(page)
     TestHooks.reach(.deciding, page: page)
     defer { table.releaseClaim(page) }
 
-    if !before.isDisjoint(with: [.writeDenied, .readDenied]) { return .denied }
+    if before.contains(.readDenied) || (isWrite && before.contains(.writeDenied)) { return .denied }
     let delivery = domain.delivery.load(ordering: .acquiring)
     if delivery == .none || delivery == .asynchronous { return .gone }
+    if !isWrite { return domain.withSharing { $0.mapForReading(page, in: domain) } ?? .gone }
     if before.contains(.open) {
       // Somebody was faster. Unprotecting once more costs little, wakes whoever waits, and mends a page that could not be
       // protected again when it was collected.
       domain.counters.add(.alreadyOpen)
-      let resolution = open(page..<page + 1, in: domain, delivery)
+      let resolution = openAgain(page, in: domain, delivery)
       return resolution == .opened ? .alreadyOpen : resolution
     }
 
     // A fault that is tried again has told its callbacks before.
     let isTold = before.contains(.told)
-    let pages = page..<(isTold ? page + 1 : claimNeighbours(behind: page, in: domain))
-    defer { for neighbour in pages.dropFirst() { table.releaseClaim(neighbour) } }
+    let claimed = isTold ? page..<page + 1 : claimAround(page, in: domain)
+    var pages = claimed
+    defer { for neighbour in pages where neighbour != page { table.releaseClaim(neighbour) } }
+
+    let (decision, alike) = domain.withSharing { $0.decide(page, among: claimed) } ?? (ReuseDecision.reuse, claimed)
+    for other in claimed where !alike.contains(other) { table.releaseClaim(other) }
+    pages = alike
+    if decision == .retry { return .retry }
 
     if !isTold { FirstWriteCallbacks.call(domain, page: page, opening: pages) }
 
-    let resolution = open(pages, in: domain, delivery)
+    var resolution = FaultResolution.opened
+    if domain.withOwedBytes({ $0.keep(alike, in: domain) }) == .held {
+      resolution = .held
+    } else {
+      TestHooks.reach(.kept, page: page)
+      resolution = decision == .copy ? copy(pages, in: domain, delivery) : open(pages, in: domain, delivery)
+    }
     guard resolution == .opened else {
-      if resolution == .retry { for page in pages { table.insert(.told, at: page) } }
+      if resolution == .retry || resolution == .held { for page in pages { table.insert(.told, at: page) } }
       return resolution
     }
     if isTold { table.remove(.told, at: page) }
@@ -73,23 +91,56 @@ enum FaultPath {
     return .opened
   }
 
-  /// Claims the pages behind `page` that the fault-around window covers, up to the first that is open, denied or somebody
-  /// else's. Returns where they end.
-  @inline(__always) private static func claimNeighbours(behind page: Int, in domain: borrowing FaultDomain) -> Int {
-    let wanted = domain.faultAround.window(at: page)
-    if wanted == 1 { return page + 1 }
-    let end = min(page + wanted, domain.table.pageCount)
-    var next = page + 1
-    while next < end {
-      let before = domain.table.tryClaim(next)
-      if before.contains(.claimed) { break }
-      if !before.isDisjoint(with: [.open, .writeDenied, .readDenied]) {
-        domain.table.releaseClaim(next)
-        break
-      }
-      next += 1
+  /// Claims pages around `page` that this fault may open along with it. Returns the run of pages claimed.
+  @inline(__always) private static func claimAround(_ page: Int, in domain: borrowing FaultDomain) -> Range<Int> {
+    let copies = domain.owed.load(ordering: .relaxed) != 0 || domain.sharing.load(ordering: .relaxed) != 0
+    guard copies, domain.opensChunks.load(ordering: .relaxed), domain.pageSize == Memory.pageSize else {
+      return page..<claimNeighbours(from: page + 1, to: page + domain.faultAround.window(at: page), in: domain)
     }
+    let window = domain.density.window(at: page)
+    let start = page & ~(window - 1)
+    var first = page
+    while first > start, tryClaim(first - 1, in: domain) { first -= 1 }
+    return first..<claimNeighbours(from: page + 1, to: start + window, in: domain)
+  }
+
+  /// Claims pages up to the first that is open, denied or somebody else's. Returns where they end.
+  @inline(__always) private static func claimNeighbours(from start: Int, to limit: Int, in domain: borrowing FaultDomain)
+    -> Int
+  {
+    let end = min(limit, domain.table.pageCount)
+    var next = start
+    while next < end, tryClaim(next, in: domain) { next += 1 }
     return next
+  }
+
+  @inline(__always) private static func tryClaim(_ page: Int, in domain: borrowing FaultDomain) -> Bool {
+    let before = domain.table.tryClaim(page)
+    if before.contains(.claimed) { return false }
+    if before.isDisjoint(with: [.open, .writeDenied, .readDenied, .told]) { return true }
+    domain.table.releaseClaim(page)
+    return false
+  }
+
+  private static func copy(
+    _ pages: Range<Int>, in domain: borrowing FaultDomain, _ delivery: FaultDelivery
+  ) -> FaultResolution {
+    let resolution = domain.withSharing { $0.copy(pages, in: domain) } ?? .failed
+    if resolution == .opened { wake(pages, in: domain) }
+    return resolution
+  }
+
+  /// A page that went to another frame is not registered with the userfaultfd: there is nothing to unprotect, only to wake.
+  private static func openAgain(
+    _ page: Int, in domain: borrowing FaultDomain, _ delivery: FaultDelivery
+  ) -> FaultResolution {
+    if delivery != .mprotect, domain.needsRegistration.load(ordering: .relaxed) {
+      wake(page..<page + 1, in: domain)
+      let range = domain.addresses(of: page..<page + 1)
+      _ = Uffd.unprotect(domain.descriptor.load(ordering: .acquiring), range, wake: true)
+      return .opened
+    }
+    return open(page..<page + 1, in: domain, delivery)
   }
 
   /// Marks `pages` as open. The claims and the shared lock are held.
@@ -108,6 +159,7 @@ enum FaultPath {
   ) -> FaultResolution {
     let range = domain.addresses(of: pages)
     if delivery == .mprotect { return MprotectOpening.open(pages, in: domain) }
+    if domain.hasMinorFaults.load(ordering: .relaxed), let refusal = mapForWriting(range, in: domain) { return refusal }
     let result = Uffd.unprotect(
       domain.descriptor.load(ordering: .acquiring), range, wake: delivery == .handlerThread)
     switch result {
@@ -125,6 +177,22 @@ enum FaultPath {
       domain.fail(errno == UffdResult.badDescriptor ? .descriptorClosed : .refused, errno: errno)
     }
     return .failed
+  }
+
+  /// Maps what is not mapped, so that there is an entry to unprotect. `nil` if all went well.
+  private static func mapForWriting(_ range: AddressRange, in domain: borrowing FaultDomain) -> FaultResolution? {
+    var rest = range
+    while !rest.isEmpty {
+      let (result, bytes) = Uffd.mapExisting(domain.descriptor.load(ordering: .acquiring), rest, protected: true)
+      switch result {
+      case .done: rest = AddressRange(start: rest.start + UInt(bytes), end: rest.end)
+      case .again:
+        domain.counters.add(.retries)
+        return .retry
+      default: return nil  // whatever is wrong, unprotecting finds it too
+      }
+    }
+    return nil
   }
 
   /// Lets the threads that wait for `pages` try their access again.

@@ -91,7 +91,12 @@ internal import Synchronization
   private func abandon(_ domain: borrowing FaultDomain) {
     domain.fail(.readerDied, errno: 0)
     guard isHolding else { return }
-    var page = resolving
+    var page = resolving - 1
+    while page >= 0, domain.table[page].contains(.claimed) {
+      domain.table.releaseClaim(page)
+      page -= 1
+    }
+    page = resolving
     while page >= 0, page < domain.table.pageCount, domain.table[page].contains(.claimed) {
       domain.table.releaseClaim(page)
       page += 1
@@ -172,7 +177,7 @@ internal import Synchronization
     var faults = 0
     for index in 0..<batch.count {
       let message = batch[index]
-      guard case .pageFault(let address, _, _) = message else {
+      guard case .pageFault(let address, let flags, _) = message else {
         handleEvent(message, domain)
         continue
       }
@@ -183,19 +188,22 @@ internal import Synchronization
           domain.descriptor.load(ordering: .acquiring), AddressRange(start: page, count: domain.pageSize))
         continue
       }
-      insertSorted(domain.page(at: address), count: &faults)
+      let isWrite = flags.contains(.write) || !flags.contains(.minor)
+      insertSorted(domain.page(at: address) << 1 | (isWrite ? 1 : 0), count: &faults)
     }
     for index in 0..<faults {
-      let page = pages[index]
+      let page = pages[index] >> 1
       resolving = page
-      let resolution = FaultPath.resolve(page: page, in: domain, holding: hold)
+      let isWrite = pages[index] & 1 != 0
+      let resolution = FaultPath.resolve(page: page, isWrite: isWrite, in: domain, holding: hold)
+      if !isWrite { domain.counters.add(.minorFaults) }
       settle(resolution, page: page, domain, slot: slot)
       domain.counters.add(.handlerThreadFaults)
       domain.counters.addLatency(Kernel.now() - begun)
     }
   }
 
-  /// Keeps the pages of a batch in order and each of them once.
+  /// Keeps the faults of a batch (page << 1 | is a write) in order and each of them once.
   @inline(__always) private func insertSorted(_ page: Int, count: inout Int) {
     var at = count
     while at > 0, pages[at - 1] > page { at -= 1 }
@@ -213,10 +221,10 @@ internal import Synchronization
     switch resolution {
     case .opened, .alreadyOpen, .failed: return
     case .gone, .denied: FaultPath.wake(page..<page + 1, in: domain)
-    case .retry:
+    case .retry, .held:
       let fault = ParkedFaults.Fault(
         slot: slot, region: domain.region, page: page, generation: domain.generation.load(ordering: .relaxed),
-        deadline: Kernel.now() + domain.patience)
+        deadline: resolution == .held ? .max : Kernel.now() + domain.patience)
       // With no room the thread is woken: it faults again and queues a new message.
       if !parked.append(fault) { FaultPath.wake(page..<page + 1, in: domain) }
     }
@@ -273,7 +281,7 @@ internal import Synchronization
       return
     }
     let resolution = FaultPath.resolve(page: fault.page, in: domain, holding: hold)
-    if resolution == .retry {
+    if resolution == .retry || resolution == .held {
       _ = parked.append(fault)
     } else {
       settle(resolution, page: fault.page, domain, slot: fault.slot)

@@ -15,7 +15,7 @@ enum InPlaceDelivery {
 
   /// 1: try the access again. 0: the fault is the program's own.
   private static func resolve(_ domain: borrowing FaultDomain, _ address: UInt64, isWrite: Bool) -> CInt {
-    guard isWrite else { return 0 }
+    guard isWrite || domain.hasMinorFaults.load(ordering: .relaxed) else { return 0 }
     let delivery = domain.delivery.load(ordering: .acquiring)
     let begun = Kernel.now()
     let page = domain.page(at: UInt(address))
@@ -27,7 +27,7 @@ enum InPlaceDelivery {
     while true {
       let hold = domain.lock.lockShared()
       let generation = domain.generation.load(ordering: .relaxed)
-      let resolution = FaultPath.resolve(page: page, in: domain, holding: hold)
+      let resolution = FaultPath.resolve(page: page, isWrite: isWrite, in: domain, holding: hold)
       _ = consume hold
       switch resolution {
       case .opened:
@@ -45,6 +45,7 @@ enum InPlaceDelivery {
           domain.fail(.timedOut, errno: UffdResult.again.errno)
         }
         Kernel.pause(nanoseconds: retryPause)
+      case .held: Kernel.pause(nanoseconds: 4 * retryPause)
       case .failed:
         // The watchdog ends the process or lifts the protection; until then the access is tried again.
         Kernel.pause(nanoseconds: 1_000_000)

@@ -12,9 +12,10 @@ internal import SystemPackage
   private let inheritsAcrossFork: Bool
   private let state = Mutex(State())
   private let forkGeneration = Kernel.forkGeneration
-  /// Discarding holds it shared, collecting exclusively; outside the wrprotect lock. A page that is dropped loses its protection:
-  /// a write to it before the drop is on record would be in the next collection instead of this one.
-  private let discarding = FutexLock()
+  private let discarding: FutexLock
+  /// Shared pages on huge frames are protected by not being mapped.
+  private let hasHugeFrames: Bool
+  private let isPool: Bool
   /// Held while the protection ends, outside the wrprotect lock: a tracker's stop() and unmap() may come at the same moment. The
   /// slot and the descriptors are somebody else's as soon as they have been let go.
   private let ending = Mutex(())
@@ -30,6 +31,9 @@ internal import SystemPackage
 
   init(region: Region, handler: FaultHandler) {
     addresses = region.addresses
+    discarding = region.discarding
+    hasHugeFrames = region.backing.mayHaveHugeFrames
+    isPool = region.backing.isPool
     self.handler = handler
     inheritsAcrossFork = region.space.configuration.inheritsAcrossFork || region.isAdopted
     unsafe domain = .allocate(capacity: 1)
@@ -39,7 +43,6 @@ internal import SystemPackage
   }
 
   deinit {
-    discarding.deallocate()
     unsafe domain.deinitialize(count: 1)
     unsafe domain.deallocate()
   }
@@ -80,7 +83,11 @@ internal import SystemPackage
   }
 
   private func openDescriptor(_ delivery: FaultDelivery, slot: Int) throws(PinError) {
-    var features: Userfaultfd.Features = [.pagefaultFlagWP, .wpUnpopulated, .eventRemove, .eventUnmap, .eventRemap]
+    var features: Userfaultfd.Features = [.pagefaultFlagWP, .wpUnpopulated, .eventRemap]
+    // Pages of a pool go to other frames in the middle of a fault, which must not wait until somebody has read of it.
+    if !isPool { features.insert(.eventUnmap) }
+    if !(hasHugeFrames && delivery != .asynchronous) { features.insert(.eventRemove) }
+    if hasHugeFrames, delivery != .asynchronous { features.insert(.minorShmem) }
     if delivery == .inPlace { features.insert(.sigbus) }
     if delivery == .asynchronous { features.insert(.wpAsync) }
     if unsafe domain.pointee.isPrivateAnonymous {
@@ -251,6 +258,17 @@ internal import SystemPackage
     if old != 0 { unsafe Unmanaged<FirstWriteCallbacks>.fromOpaque(UnsafeRawPointer(bitPattern: old)!).release() }
   }
 
+  /// Registers what went to other frames since the last time. Under the exclusive lock; false if the kernel asked to try again.
+  static func registerAgain(_ domain: borrowing FaultDomain) throws(PinError) -> Bool {
+    guard domain.needsRegistration.load(ordering: .relaxed) else { return true }
+    let mode: Userfaultfd.RegisterMode =
+      domain.hasMinorFaults.load(ordering: .relaxed) ? [.writeProtect, .minor] : .writeProtect
+    let result = Uffd.register(domain.descriptor.load(ordering: .acquiring), domain.addresses, mode)
+    guard try domain.settle(result, "UFFDIO_REGISTER", domain.addresses) else { return false }
+    domain.needsRegistration.store(false, ordering: .relaxed)
+    return true
+  }
+
   /// Calls `body` under the exclusive lock until it returns true. Between tries the lock is free, as what the kernel waits for (an
   /// event to be read, its originator to run) may need the readers.
   ///
@@ -291,6 +309,8 @@ internal import SystemPackage
     state.withLock { $0.faultAround = policy }
     unsafe domain.pointee.faultAround.set(policy)
   }
+  /// Whether faults may open neighbours where that saves copying them one by one.
+  func setOpensChunks(_ allowed: Bool) { unsafe domain.pointee.opensChunks.store(allowed, ordering: .relaxed) }
   var faultAroundWindow: Int { unsafe domain.pointee.faultAround.currentWindow }
 
   // MARK: Failure

@@ -13,6 +13,10 @@ enum TestHooks {
     case deciding
     /// The page was unprotected, and is not yet recorded.
     case unprotected
+    /// What snapshots are owed was kept, and the page is still protected.
+    case kept
+    /// The bytes were copied to another frame, which is not mapped yet.
+    case copied
     /// A reader thread is about to wait.
     case readerIdle
   }

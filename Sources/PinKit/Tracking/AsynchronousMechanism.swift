@@ -44,7 +44,8 @@ internal import Synchronization
   private static let reclaimed = PageMap.Query(
     required: [.present, .swapped], inverted: [.present, .swapped], writeProtects: true)
 
-  func start() throws(PinError) {
+  /// Nobody can act at a fault that the kernel resolves, so nobody asks for the moment when all is armed.
+  func start(armed: (borrowing FaultDomain) -> Void) throws(PinError) {
     try protection.begin(.asynchronous)
     do throws(PinError) {
       try keepPagesSmall()
@@ -89,7 +90,7 @@ internal import Synchronization
     hugePagesToRestore = preference == .prefer || ProcessMaps.areHugePagesDefault
   }
 
-  func harvest(into dirty: inout DirtySet) throws(PinError) {
+  func harvest(into dirty: inout DirtySet, armed: (borrowing FaultDomain) -> Void) throws(PinError) {
     try protection.throwIfFailed("collect")
     var found = DirtySet(pageCount: pageCount)
     var failure: PinError?
@@ -143,7 +144,7 @@ internal import Synchronization
 
   func suspend() throws(PinError) { isSuspended = true }
 
-  func resume() throws(PinError) {
+  func resume(armed: (borrowing FaultDomain) -> Void) throws(PinError) {
     isSuspended = false
     try arm()
   }

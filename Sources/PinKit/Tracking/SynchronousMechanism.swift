@@ -16,9 +16,9 @@ final class SynchronousMechanism: TrackingMechanism {
     self.pageCount = pageCount
   }
 
-  func start() throws(PinError) {
+  func start(armed: (borrowing FaultDomain) -> Void) throws(PinError) {
     try protection.begin(kind.delivery)
-    do throws(PinError) { try protectAll() } catch {
+    do throws(PinError) { try protectAll(armed) } catch {
       protection.end()
       throw error
     }
@@ -26,14 +26,16 @@ final class SynchronousMechanism: TrackingMechanism {
 
   func stop() { protection.end() }
 
-  func resume() throws(PinError) { try protectAll() }
+  func resume(armed: (borrowing FaultDomain) -> Void) throws(PinError) { try protectAll(armed) }
 
-  private func protectAll() throws(PinError) {
-    var rest = DirtySet(pageCount: pageCount, runs: CollectionOfOne(0..<pageCount))
+  private func protectAll(_ armed: (borrowing FaultDomain) -> Void) throws(PinError) {
     try protection.untilDone { domain throws(PinError) in
       domain.table.discarded.drain { _ in }
       domain.table.open.drain { Self.forget($0, domain.table) }
-      return try Self.protect(&rest, domain, self.kind)
+      var rest = DirtySet(pageCount: self.pageCount, runs: CollectionOfOne(0..<self.pageCount))
+      let done = try Self.protect(&rest, domain, self.kind)
+      if done { armed(domain) }
+      return done
     }
   }
 
@@ -49,7 +51,7 @@ final class SynchronousMechanism: TrackingMechanism {
     }
   }
 
-  func harvest(into dirty: inout DirtySet) throws(PinError) {
+  func harvest(into dirty: inout DirtySet, armed: (borrowing FaultDomain) -> Void) throws(PinError) {
     var taken = dirty
     defer { dirty = taken }
     try protection.untilDone { domain throws(PinError) in
@@ -72,6 +74,7 @@ final class SynchronousMechanism: TrackingMechanism {
       do throws(PinError) {
         let done = try Self.protect(&rest, domain, self.kind)
         keepRest()
+        if done { armed(domain) }
         return done
       } catch {
         keepRest()
@@ -112,6 +115,7 @@ final class SynchronousMechanism: TrackingMechanism {
   private static func protect(
     _ rest: inout DirtySet, _ domain: borrowing FaultDomain, _ kind: WriteTracking.Mechanism
   ) throws(PinError) -> Bool {
+    if kind != .mprotect, try !RegionProtection.registerAgain(domain) { return false }
     let runs = rest.runs
     let mayMerge = !domain.table.hasDeniedPages
     var index = 0

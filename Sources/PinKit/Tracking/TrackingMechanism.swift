@@ -2,13 +2,16 @@
 protocol TrackingMechanism: AnyObject, Sendable {
   var kind: WriteTracking.Mechanism { get }
   /// Registers the region and protects all of it. On error everything is as before.
-  func start() throws(PinError)
+  ///
+  /// `armed` runs under the exclusive wrprotect lock at the moment when every page is protected: no page can be written until it
+  /// has returned.
+  func start(armed: (borrowing FaultDomain) -> Void) throws(PinError)
   /// Adds the pages written since the last harvest and protects them again in one step: a write that races with it is in this
-  /// harvest or in the next. On error, `dirty` holds what was taken and must be kept.
-  func harvest(into dirty: inout DirtySet) throws(PinError)
+  /// harvest or in the next. On error, `dirty` holds what was taken and must be kept. `armed` as in ``start(armed:)``.
+  func harvest(into dirty: inout DirtySet, armed: (borrowing FaultDomain) -> Void) throws(PinError)
   /// Lifts the protection for as long as nobody tracks; what was written before was harvested.
   func suspend() throws(PinError)
-  func resume() throws(PinError)
+  func resume(armed: (borrowing FaultDomain) -> Void) throws(PinError)
   /// Lifts the protection for good.
   func stop()
 }

@@ -1,9 +1,11 @@
 internal import Logging
 internal import Synchronization
 
-/// The trackers of one region: they share one protection, and each has its own view.
+/// All who need to know of a region's writes: they share one protection, and each has its own view.
 ///
-/// Whoever collects harvests the mechanism, gives what was found to every other active tracker, and takes its own share.
+/// Whoever collects harvests the mechanism, gives what was found to every other active one, and takes its own share. Beside trackers
+/// there are participants that act at the fault (snapshots, clones): they need a synchronous mechanism, and the moment when all
+/// is armed.
 final class TrackingSession: RegionAttachment {
   private let addresses: AddressRange
   private let pageCount: Int
@@ -19,13 +21,19 @@ final class TrackingSession: RegionAttachment {
     var nextID: UInt64 = 1
     var isSuspended = false
     var isEnded = false
+    /// Why there is no mechanism although somebody tracks.
+    var loss: PinError?
   }
 
-  /// What one tracker is owed.
+  /// What one of them is owed.
   private struct Share {
     var pending: DirtySet
     var isPaused = false
     var callback: FirstWriteCallbacks.Callback?
+    /// A tracker that wants to know exactly which pages were written, so that faults may not open others along.
+    var isExact = false
+    /// Nobody will ask for its pages.
+    var keepsNothing = false
   }
 
   init(region: Region, protection: RegionProtection) {
@@ -55,11 +63,13 @@ final class TrackingSession: RegionAttachment {
       }
       let id = state.nextID
       state.nextID += 1
-      state.trackers[id] = Share(pending: DirtySet(pageCount: pageCount), callback: callback)
+      state.trackers[id] = Share(
+        pending: DirtySet(pageCount: pageCount), callback: callback, isExact: options.faultAround == .exact)
       // Before anything is protected: no first write may slip by.
       if callback != nil { updateCallbacks(state) }
       do throws(PinError) {
-        let mechanism = try running(&state, wanted, options, needsFaults: needsFaults, of: region)
+        let mechanism = try running(&state, wanted, options, needsFaults: needsFaults, of: region) { _ in }
+        updateChunks(state)
         return (id, mechanism.kind)
       } catch {
         state.trackers[id] = nil
@@ -69,17 +79,25 @@ final class TrackingSession: RegionAttachment {
     }
   }
 
+  /// Whether a fault may open pages that were not faulted on, for the sake of whoever copies them.
+  private func updateChunks(_ state: State) {
+    protection.setOpensChunks(!state.trackers.values.contains(where: \.isExact))
+  }
+
+  var activeMechanism: WriteTracking.Mechanism? { state.withLock { $0.mechanism?.kind } }
+
   /// The session's mechanism, started or resumed if need be.
   private func running(
     _ state: inout State, _ wanted: WriteTracking.Mechanism, _ options: WriteTracking.Options, needsFaults: Bool,
-    of region: Region
+    of region: Region, armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) -> any TrackingMechanism {
     if let mechanism = state.mechanism {
       if state.isSuspended { try resume(&state) }
       return mechanism
     }
+    if let loss = state.loss { throw loss }
     protection.setFaultAround(options.faultAround)
-    let mechanism = try start(wanted, needsFaults: needsFaults, of: region)
+    let mechanism = try start(wanted, needsFaults: needsFaults, of: region, armed: armed)
     state.mechanism = mechanism
     return mechanism
   }
@@ -111,18 +129,18 @@ final class TrackingSession: RegionAttachment {
 
   /// Starts what was asked for, or for `.automatic` the first candidate that works here.
   private func start(
-    _ wanted: WriteTracking.Mechanism, needsFaults: Bool, of region: Region
+    _ wanted: WriteTracking.Mechanism, needsFaults: Bool, of region: Region, armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) -> any TrackingMechanism {
     guard wanted == .automatic else {
       try requireSupport(wanted, needsFaults: needsFaults)
-      return try start(wanted, of: region)
+      return try start(wanted, of: region, armed: armed)
     }
     var refusals: [PinError] = []
     for (candidate, reason) in WriteTracking.Mechanism.candidates(
       needsFaults: needsFaults, support: backing.support)
     {
       do throws(PinError) {
-        let mechanism = try start(candidate, of: region)
+        let mechanism = try start(candidate, of: region, armed: armed)
         if candidate == .mprotect, let refusal = refusals.first(where: { $0.code == .permissionDenied }) {
           Degradation.warnOnce(logger, refusal)
         } else if candidate == .mprotect, let refusal = refusals.first(where: { $0.code == .limitReached }) {
@@ -156,13 +174,13 @@ final class TrackingSession: RegionAttachment {
   }
 
   private func start(
-    _ kind: WriteTracking.Mechanism, of region: Region
+    _ kind: WriteTracking.Mechanism, of region: Region, armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) -> any TrackingMechanism {
     let mechanism: any TrackingMechanism =
       kind == .asynchronous
       ? try AsynchronousMechanism(region: region, protection: protection)
       : SynchronousMechanism(kind: kind, protection: protection, pageCount: pageCount)
-    try layout.withLock { () throws(PinError) in try mechanism.start() }
+    try layout.withLock { () throws(PinError) in try mechanism.start(armed: armed) }
     return mechanism
   }
 
@@ -170,6 +188,7 @@ final class TrackingSession: RegionAttachment {
     state.withLock { state in
       guard let share = state.trackers.removeValue(forKey: id) else { return }
       if share.callback != nil { updateCallbacks(state) }
+      updateChunks(state)
       if state.trackers.isEmpty { end(&state) }
     }
   }
@@ -185,6 +204,7 @@ final class TrackingSession: RegionAttachment {
   private func end(_ state: inout State) {
     let mechanism = state.mechanism.take()
     state.isSuspended = false
+    state.loss = nil
     layout.withLock { () in mechanism?.stop() }
     protection.setFaultAround(.exact)
   }
@@ -208,7 +228,7 @@ final class TrackingSession: RegionAttachment {
   func collect(_ id: UInt64) throws(PinError) -> DirtySet {
     try state.withLock { state throws(PinError) in
       try require(id, state, "collect")
-      try harvest(&state, for: id)
+      try harvest(&state)
       let empty = DirtySet(pageCount: pageCount)
       guard let taken = state.trackers[id]?.pending else { return empty }
       state.trackers[id]?.pending = empty
@@ -244,7 +264,7 @@ final class TrackingSession: RegionAttachment {
   }
 
   private func resume(_ state: inout State) throws(PinError) {
-    try state.mechanism?.resume()
+    try state.mechanism?.resume { _ in }
     state.isSuspended = false
   }
 
@@ -255,21 +275,120 @@ final class TrackingSession: RegionAttachment {
 
   /// Takes what was written since the last harvest and gives it to every tracker that is not paused. Nothing is lost if the
   /// mechanism fails half-way.
-  private func harvest(_ state: inout State, for collector: UInt64? = nil) throws(PinError) {
+  private func harvest(
+    _ state: inout State, armed: (borrowing FaultDomain) -> Void = { _ in }
+  ) throws(PinError) {
+    if let loss = state.loss { throw loss }
     guard let mechanism = state.mechanism, !state.isSuspended else { return }
     var found = DirtySet(pageCount: pageCount)
     var failure: PinError?
     do throws(PinError) {
-      try protection.withoutDiscards { () throws(PinError) in try mechanism.harvest(into: &found) }
+      try protection.withoutDiscards { () throws(PinError) in try mechanism.harvest(into: &found, armed: armed) }
     } catch {
       failure = error
     }
-    if !found.isEmpty {
-      for id in state.trackers.keys where state.trackers[id]?.isPaused == false {
-        state.trackers[id]?.pending.formUnion(found)
+    share(found, &state)
+    if let failure { throw failure }
+  }
+
+  /// Gives pages to everyone who is not paused.
+  private func share(_ found: DirtySet, _ state: inout State) {
+    if found.isEmpty { return }
+    for id in state.trackers.keys where state.trackers[id]?.isPaused == false && state.trackers[id]?.keepsNothing == false {
+      state.trackers[id]?.pending.formUnion(found)
+    }
+  }
+
+  // MARK: Participants that act at the fault
+
+  /// Adds a participant, and protects every page that is not.
+  ///
+  /// A region that is tracked by `.asynchronous` changes over to a synchronous mechanism. In between nobody watches: its trackers get
+  /// every populated page as one that may have been written (``DirtySet/faultAroundRuns``).
+  ///
+  /// - Parameters:
+  ///   - keepsPages: Whether it will ask which pages were written.
+  ///   - armed: See ``TrackingMechanism/start(armed:)``.
+  func join(
+    _ region: Region, _ wanted: WriteTracking.Mechanism, keepsPages: Bool, armed: (borrowing FaultDomain) -> Void
+  ) throws(PinError) -> UInt64 {
+    try state.withLock { state throws(PinError) in
+      if state.isEnded { throw PinError(.unmapped, operation: "protect a region", range: addresses) }
+      try protection.throwIfFailed("protect a region")
+      if let active = state.mechanism?.kind, active != .asynchronous, wanted != .automatic, wanted != active {
+        try requireCompatible(active, wanted, needsFaults: true, .init(), state)
+      }
+      let id = state.nextID
+      state.nextID += 1
+      state.trackers[id] = Share(pending: DirtySet(pageCount: pageCount), keepsNothing: !keepsPages)
+      do throws(PinError) {
+        if state.mechanism?.kind == .asynchronous {
+          try changeOver(&state, wanted, region, armed: armed)
+        } else if state.mechanism != nil, !state.isSuspended {
+          try harvest(&state, armed: armed)
+          state.trackers[id]?.pending = DirtySet(pageCount: pageCount)
+        } else if let mechanism = state.mechanism {
+          try mechanism.resume(armed: armed)
+          state.isSuspended = false
+        } else {
+          _ = try running(&state, wanted, .init(), needsFaults: true, of: region, armed: armed)
+        }
+        updateChunks(state)
+        return id
+      } catch {
+        state.trackers[id] = nil
+        throw error
       }
     }
-    if let failure { throw failure }
+  }
+
+  /// Protects what was written since the last time, with `armed` at the moment when all is; returns what was written since the participant
+  /// joined or last asked.
+  func arm(_ id: UInt64, armed: (borrowing FaultDomain) -> Void) throws(PinError) -> DirtySet {
+    try state.withLock { state throws(PinError) in
+      try require(id, state, "protect a region")
+      try harvest(&state, armed: armed)
+      let empty = DirtySet(pageCount: pageCount)
+      guard let taken = state.trackers[id]?.pending else { return empty }
+      state.trackers[id]?.pending = empty
+      return taken
+    }
+  }
+
+  private func changeOver(
+    _ state: inout State, _ wanted: WriteTracking.Mechanism, _ region: Region, armed: (borrowing FaultDomain) -> Void
+  ) throws(PinError) {
+    try harvest(&state)
+    let before = state.mechanism.take()
+    layout.withLock { () in before?.stop() }
+    state.isSuspended = false
+    defer { share(populatedPages(), &state) }
+    do throws(PinError) {
+      state.mechanism = try start(wanted, needsFaults: true, of: region, armed: armed)
+    } catch {
+      do throws(PinError) { state.mechanism = try start(.asynchronous, of: region) { _ in } } catch { state.loss = error }
+      throw error
+    }
+    logger.info("\(addresses) was tracked by .asynchronous, and changed over to a mechanism that can act at the fault")
+  }
+
+  /// The pages that can have been written at all, as pages that may have been.
+  private func populatedPages() -> DirtySet {
+    var populated = DirtySet(pageCount: pageCount)
+    let base = addresses.start
+    let pageSize = UInt(addresses.count / pageCount)
+    do throws(PinError) {
+      let query = PageMap.Query(anyOf: [.present, .swapped], returned: [])
+      try PageMap().scan(addresses, query) { run, _ in
+        populated.append(Int((run.start - base) / pageSize)..<Int((run.end - base + pageSize - 1) / pageSize))
+      }
+    } catch {
+      populated = DirtySet(pageCount: pageCount, runs: CollectionOfOne(0..<pageCount))
+    }
+    // A file's page can be written and gone from the mapping again.
+    if backing.isFileLike { populated = DirtySet(pageCount: pageCount, runs: CollectionOfOne(0..<pageCount)) }
+    populated.setFaultAround(populated.runs)
+    return populated
   }
 
   var faultAroundWindow: Int { protection.faultAroundWindow }

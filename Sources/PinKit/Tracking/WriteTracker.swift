@@ -6,8 +6,10 @@ internal import Synchronization
 /// each other. Dropping the last reference stops it.
 public final class WriteTracker: Sendable {
   public let region: Region
-  /// How writes are noticed; never `.automatic`.
-  public let mechanism: WriteTracking.Mechanism
+  /// How writes are noticed; never `.automatic`. A snapshot or a clone of the region changes `.asynchronous` into a mechanism that can
+  /// act at the fault.
+  public var mechanism: WriteTracking.Mechanism { session.activeMechanism ?? firstMechanism }
+  private let firstMechanism: WriteTracking.Mechanism
   private let session: TrackingSession
   private let id: UInt64
 
@@ -15,7 +17,7 @@ public final class WriteTracker: Sendable {
     self.region = region
     self.session = session
     self.id = id
-    self.mechanism = mechanism
+    firstMechanism = mechanism
   }
 
   deinit {

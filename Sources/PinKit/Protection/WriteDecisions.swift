@@ -1,0 +1,68 @@
+internal import Synchronization
+
+/// What must be kept before a page changes: the decision that snapshots plug into the fault path.
+///
+/// A fault domain has at most one; it is replaced under the exclusive wrprotect lock. Its methods run under the shared lock, on a
+/// reader thread or in a signal handler: they allocate nothing, and they read nothing that a fault would have to be served for (K2).
+class OwedBytes: @unchecked Sendable {  // subclasses hold atomics and preallocated memory only
+  enum Verdict: Sendable, Hashable {
+    /// Nothing is owed for these pages any more.
+    case kept
+    /// There is no room for the bytes now: the writer has to wait.
+    case held
+  }
+
+  /// Keeps the bytes of `pages`, which this thread has claimed and nobody can write.
+  func keep(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> Verdict { .kept }
+
+  /// The kernel drops `pages` behind PinKit's back: their bytes cannot be kept any more.
+  func lose(_ pages: Range<Int>) {}
+}
+
+/// Whether a write may reuse the frame it hits: the decision that clones plug into the fault path. The same rules apply as for
+/// ``OwedBytes``.
+class FrameSharing: @unchecked Sendable {  // subclasses hold atomics and preallocated memory only
+  /// Decides on `page`, and says for which of `pages` around it the same is true. The pages are claimed.
+  func decide(_ page: Int, among pages: Range<Int>) -> (decision: ReuseDecision, pages: Range<Int>) { (.reuse, pages) }
+
+  /// Gives `pages` frames of their own with the same bytes. They are writable then, and nobody has been woken. Where mappings are
+  /// scarce it takes more pages along, and records those itself.
+  func copy(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> FaultResolution { .failed }
+
+  /// Maps pages that are there but not mapped, protected, for whoever reads them. The first is claimed.
+  func mapForReading(_ page: Int, in domain: borrowing FaultDomain) -> FaultResolution { .gone }
+}
+
+/// How many pages to copy for a write, from how often its neighbourhood was written.
+///
+/// Whoever copies a page can copy its neighbours for a fraction of the price of a fault each, which is wasted on a writer that
+/// touches a page here and a page there. So the first faults in a block of 512 pages take few pages along, later ones many. All
+/// state is advisory.
+@safe struct WriteDensity: ~Copyable, @unchecked Sendable {  // bytes are touched through atomics only
+  private static let blockShift = 9
+  private let counts: UnsafeMutablePointer<Atomic<UInt8>>
+  private let count: Int
+  private let isTouched = Atomic<Bool>(false)
+
+  init(pageCount: Int) {
+    count = pageCount >> Self.blockShift + 1
+    unsafe counts = .allocate(capacity: count)
+    for index in 0..<count { unsafe (counts + index).initialize(to: Atomic(0)) }
+  }
+  deinit { unsafe counts.deallocate() }
+
+  /// A power of two.
+  @inline(__always) func window(at page: Int) -> Int {
+    let block = page >> Self.blockShift
+    let faults = unsafe counts[block].load(ordering: .relaxed)
+    if faults < 255 { unsafe counts[block].store(faults + 1, ordering: .relaxed) }
+    if faults == 0 { isTouched.store(true, ordering: .relaxed) }
+    return faults < 2 ? 4 : faults < 6 ? 16 : 64
+  }
+
+  /// Forgets what was written; called under the exclusive lock.
+  func reset() {
+    guard isTouched.exchange(false, ordering: .relaxed) else { return }
+    for index in 0..<count { unsafe counts[index].store(0, ordering: .relaxed) }
+  }
+}
