@@ -228,6 +228,11 @@ ssize_t cuffd_read_file(int fd, void *buffer, size_t length) {
   return done < 0 ? -errno : done;
 }
 
+int64_t cuffd_file_blocks(int fd) {
+  struct stat status;
+  return fstat(fd, &status) ? 0 : (int64_t)status.st_blocks;
+}
+
 int cuffd_resize(int fd, int64_t size) { return ftruncate(fd, size) < 0 ? -errno : 0; }
 
 int64_t cuffd_filesystem(const char *path) {

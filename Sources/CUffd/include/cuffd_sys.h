@@ -77,6 +77,8 @@ ssize_t cuffd_pread(int fd, void *_Nonnull buffer, size_t length, int64_t offset
 int cuffd_open_file(const char *_Nonnull path, int flags);
 ssize_t cuffd_read_file(int fd, void *_Nonnull buffer, size_t length);
 int cuffd_resize(int fd, int64_t size);
+// st_blocks, in units of 512 bytes; 0 if the number is not open.
+int64_t cuffd_file_blocks(int fd);
 // The magic number of the file system that holds `path`, or -errno.
 int64_t cuffd_filesystem(const char *_Nonnull path);
 void cuffd_close(int fd);

@@ -56,6 +56,15 @@ internal import SystemPackage
     range = AddressRange(start: start, count: count)
   }
 
+  /// Gives the range to the caller, who unmaps it.
+  consuming func keep() -> AddressRange {
+    let range = range
+    discard self
+    return range
+  }
+
+  static func unmap(_ range: AddressRange) { _ = cuffd_munmap(UInt64(range.start), UInt64(range.count)) }
+
   deinit {
     // A child of fork() may not have inherited it, and may have something else there.
     if forkGeneration == Kernel.forkGeneration { _ = cuffd_munmap(UInt64(range.start), UInt64(range.count)) }
@@ -75,6 +84,8 @@ enum Memory {
     case unmergeable = 13
     case pageOut = 21
     case remove = 9
+    case populateRead = 22
+    case populateWrite = 23
   }
 
   /// In bytes.
@@ -82,6 +93,41 @@ enum Memory {
 
   static func protect(_ range: AddressRange, _ protection: Mapping.Protection) -> CInt {
     cuffd_mprotect(UInt64(range.start), UInt64(range.count), protection.rawValue)
+  }
+
+  /// The same without an error object, for the fault path. 0 or a negative errno.
+  static func adviseResult(_ range: AddressRange, _ advice: Advice) -> CInt {
+    while true {
+      let result = cuffd_madvise(UInt64(range.start), UInt64(range.count), advice.rawValue)
+      if result != -Errno.interrupted.rawValue { return result }
+    }
+  }
+
+  /// Maps a part of a file in the place of what is at `range`, readable and writable. 0 or a negative errno. For the fault path.
+  static func replace(_ range: AddressRange, file: CInt, offset: Int) -> CInt {
+    var address: UInt64 = 0
+    // MAP_SHARED | MAP_FIXED
+    return unsafe cuffd_mmap(UInt64(range.start), UInt64(range.count), 3, 0x11, file, Int64(offset), &address)
+  }
+
+  /// Puts a mapping in the place of `range` that nobody can read or write.
+  static func makeInaccessible(_ range: AddressRange) {
+    var address: UInt64 = 0
+    // MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED
+    _ = unsafe cuffd_mmap(UInt64(range.start), UInt64(range.count), 0, 0x02 | 0x20 | 0x4000 | 0x10, -1, 0, &address)
+  }
+
+  /// Writes the bytes at `source` into a file: all of them, or a negative errno. For the fault path.
+  static func write(_ source: AddressRange, file: CInt, offset: Int) -> CInt {
+    var done = 0
+    while done < source.count {
+      let start = unsafe UnsafeRawPointer(bitPattern: source.start)! + done
+      let put = unsafe cuffd_pwrite(file, start, source.count - done, Int64(offset + done))
+      if put == -Int(Errno.interrupted.rawValue) { continue }
+      if put <= 0 { return put == 0 ? -Errno.noSpace.rawValue : CInt(put) }
+      done += put
+    }
+    return 0
   }
 
   static func advise(_ range: AddressRange, _ advice: Advice) throws(PinError) {

@@ -43,6 +43,9 @@ internal import SystemPackage
 
   deinit { cuffd_close(descriptor) }
 
+  /// The memory it takes now, in bytes; fstat(2)'s `st_blocks`.
+  public var residentBytes: Int { Int(cuffd_file_blocks(descriptor)) * 512 }
+
   /// Changes the size. Growing adds a hole; shrinking discards what is behind the new end, and touching it through a mapping
   /// then raises SIGBUS.
   public mutating func resize(to size: Int) throws(PinError) {

@@ -60,6 +60,12 @@ public enum ProcessMaps {
   }
 
   /// Whether `path` lies on tmpfs.
+  /// `vm.max_map_count`: how many mappings a process may have.
+  static var maximumCount: Int {
+    let text = (try? readFile("/proc/sys/vm/max_map_count")) ?? ""
+    return Int(text.prefix { $0.isNumber }) ?? 65_530
+  }
+
   static func isTmpfs(_ path: String) -> Bool { unsafe path.withCString { unsafe cuffd_filesystem($0) } == 0x0102_1994 }
 
   /// The whole text of a file of `/proc` or `/sys`.

@@ -26,11 +26,7 @@ extension AddressSpace {
       case .never: try? Memory.advise(mapping.range, .noHugePages)
       case .systemDefault: break
       }
-    case .pool:
-      let file = try MemoryFile(name: "pinkit-pool", size: bytes)
-      mapping = try Mapping(
-        count: bytes, alignment: bytes >= 2 << 20 ? 2 << 20 : 4096,
-        source: .file(file.descriptor, offset: 0, shared: true))
+    case .pool(let hugePages): return try mapPool(hugePages, backing, pages: pages)
     case .hugetlb:
       let file = try MemoryFile(name: "pinkit-hugetlb", size: bytes, options: .hugetlb)
       do throws(PinError) {
@@ -46,6 +42,31 @@ extension AddressSpace {
     }
     if !configuration.inheritsAcrossFork { try Memory.advise(mapping.range, .dontFork) }
     return try Region(space: self, backing: backing, addresses: mapping.range, pageSize: pageSize, owned: mapping)
+  }
+
+  private func mapPool(_ hugePages: Backing.HugePages, _ backing: Backing, pages: Int) throws(PinError) -> Region {
+    let pool = try framePool()
+    let extent = unsafe try pool.makeExtent(pageCount: pages)
+    do throws(PinError) {
+      return unsafe try mapPool(
+        backing, PoolExtent(pool: pool, extent: extent, isOwner: true, policy: .exclusive), pages: pages)
+    } catch {
+      pool.adopt([UInt(bitPattern: extent)])
+      throw error
+    }
+  }
+
+  /// Maps a region of frames that there are already.
+  func mapPool(_ backing: Backing, _ base: PoolExtent, pages: Int) throws(PinError) -> Region {
+    let bytes = pages * Memory.pageSize
+    let offset = unsafe base.extent.pointee.firstFrame * Memory.pageSize
+    let mapping = unsafe try Mapping(
+      count: bytes, alignment: bytes >= 2 << 20 ? 2 << 20 : 4096,
+      source: .file(base.pool.descriptor, offset: offset, shared: true))
+    if case .pool(.prefer) = backing.kind { try? Memory.advise(mapping.range, .hugePages) }
+    if !configuration.inheritsAcrossFork { try Memory.advise(mapping.range, .dontFork) }
+    return try Region(
+      space: self, backing: backing, addresses: mapping.range, pageSize: Memory.pageSize, owned: mapping, base: base)
   }
 
   /// Takes memory under management that the program has mapped already: a guest's RAM, an allocator's arena, a file.

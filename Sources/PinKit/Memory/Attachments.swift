@@ -4,6 +4,12 @@ internal import Synchronization
 protocol RegionAttachment: AnyObject, Sendable {
   /// The region's memory is about to go: lift every protection and wake whoever waits. Called once, without locks held.
   func regionWillUnmap()
+  /// The first call of the two: all protection is in place still, and what must be kept can be.
+  func regionWillLoseMemory()
+}
+
+extension RegionAttachment {
+  func regionWillLoseMemory() {}
 }
 
 /// What a higher floor keeps with an address space.

@@ -5,7 +5,8 @@ internal import Synchronization
 /// Level 0 has a bit a page; a bit of each level above says that a word of the level below is not zero. The memory is mapped
 /// without reservation and costs nothing until a bit in its page is set.
 ///
-/// Setting is safe from any thread and in signal handlers. Draining needs setters kept out (the wrprotect lock, exclusive).
+/// Setting is safe from any thread and in signal handlers, also beside a drain: what is set meanwhile is found by this drain or the next,
+/// since a drain takes a word's mark away before it takes the word.
 @safe struct PageBitmap: @unchecked Sendable {  // words are touched through atomics only
   typealias Words = UnsafeMutablePointer<Atomic<UInt64>>
   /// Where each level begins; the top level has one word.
@@ -48,6 +49,8 @@ internal import Synchronization
     unsafe word(0, page >> 6).pointee.load(ordering: .relaxed) & (1 << UInt64(page & 63)) != 0
   }
 
+  var isEmpty: Bool { unsafe word(levels - 1, 0).pointee.load(ordering: .acquiring) == 0 }
+
   /// Sets the bits of `pages`.
   @inline(__always) func insert(_ pages: Range<Int>) {
     var page = pages.lowerBound
@@ -64,7 +67,7 @@ internal import Synchronization
     var index = index
     var mask = mask
     for level in 0..<levels {
-      let old = unsafe word(level, index).pointee.bitwiseOr(mask, ordering: .relaxed).oldValue
+      let old = unsafe word(level, index).pointee.bitwiseOr(mask, ordering: .acquiringAndReleasing).oldValue
       // Whoever made the word non-zero has announced it above, or is about to before it leaves the wrprotect lock.
       if old != 0 { return }
       mask = 1 << UInt64(index & 63)
@@ -88,8 +91,28 @@ internal import Synchronization
     if !run.isEmpty { body(run) }
   }
 
+  /// Calls `body` with runs of set bits, in order; they need not be maximal.
+  func forEachRun(_ body: (Range<Int>) -> Void) { forEachRun(level: levels - 1, index: 0, body) }
+
+  private func forEachRun(level: Int, index: Int, _ body: (Range<Int>) -> Void) {
+    var bits = unsafe word(level, index).pointee.load(ordering: .acquiring)
+    while bits != 0 {
+      let low = bits.trailingZeroBitCount
+      if level > 0 {
+        forEachRun(level: level - 1, index: index << 6 | low, body)
+        bits &= bits - 1
+        continue
+      }
+      let length = (~(bits >> UInt64(low))).trailingZeroBitCount
+      let start = index << 6 | low
+      body(start..<start + length)
+      if low + length >= 64 { break }
+      bits &= ~(((1 << UInt64(length)) - 1) << UInt64(low))
+    }
+  }
+
   private func drain(level: Int, index: Int, _ body: (Range<Int>) -> Void) {
-    var bits = unsafe word(level, index).pointee.exchange(0, ordering: .relaxed)
+    var bits = unsafe word(level, index).pointee.exchange(0, ordering: .acquiringAndReleasing)
     while bits != 0 {
       let low = bits.trailingZeroBitCount
       if level > 0 {

@@ -71,6 +71,24 @@ internal import Synchronization
     return Entry(rawValue: before)
   }
 
+  // MARK: Frames
+
+  /// Which extent of the pool a page's frame is in: the upper half of the entry; 0 is the region's base.
+  @inline(__always) func extent(_ page: Int) -> UInt32 {
+    UInt32(truncatingIfNeeded: unsafe entries[page].load(ordering: .acquiring) >> 32)
+  }
+
+  /// The claim of the page is held; its flags may change meanwhile.
+  @inline(__always) func setExtent(_ extent: UInt32, at page: Int) {
+    var before = unsafe entries[page].load(ordering: .relaxed)
+    while true {
+      let (done, seen) = unsafe entries[page].compareExchange(
+        expected: before, desired: before & 0xffff_ffff | UInt64(extent) << 32, ordering: .sequentiallyConsistent)
+      if done { return }
+      before = seen
+    }
+  }
+
   // MARK: Claims
 
   /// Claims a page for this thread if nobody has it; returns the entry before, which holds `.claimed` if somebody did.

@@ -27,13 +27,16 @@ public final class Region: Sendable {
   /// Discarding holds it shared, collecting exclusively; outside the wrprotect lock. A page that is dropped loses its protection:
   /// a write to it before the drop is on record would be in the next collection instead of this one.
   let discarding = FutexLock()
+  /// Which frames its pages have; of `.pool` regions only.
+  let frames: RegionFrames?
   private let metadata: Mapping
   private let owned: Mutex<Mapping?>
 
   private static let lastID = Atomic<UInt64>(0)
 
   init(
-    space: AddressSpace, backing: Backing, addresses: AddressRange, pageSize: Int, owned: consuming Mapping?
+    space: AddressSpace, backing: Backing, addresses: AddressRange, pageSize: Int, owned: consuming Mapping?,
+    base: PoolExtent? = nil
   ) throws(PinError) {
     let pageCount = addresses.count / pageSize
     let id = Self.lastID.add(1, ordering: .relaxed).newValue
@@ -41,6 +44,12 @@ public final class Region: Sendable {
     for advice in [Memory.Advice.noHugePages, .dontFork, .dontDump] { try? Memory.advise(metadata.range, advice) }
     table = unsafe PageTable(
       memory: UnsafeMutableRawPointer(bitPattern: metadata.range.start)!, pageCount: pageCount)
+    if let base {
+      frames = unsafe try RegionFrames(
+        pool: base.pool, base: base.extent, isOwner: base.isOwner, addresses: addresses, table: table, policy: base.policy)
+    } else {
+      frames = nil
+    }
     self.space = space
     self.backing = backing
     self.addresses = addresses
@@ -91,12 +100,15 @@ public final class Region: Sendable {
   }
 
   private func tearDown() {
+    for attachment in attachments.all(as: (any RegionAttachment).self) { attachment.regionWillLoseMemory() }
     for attachment in attachments.all(as: (any RegionAttachment).self) { attachment.regionWillUnmap() }
     attachments.removeAll()
     // As it was when it was adopted: readable and writable.
     if isAdopted, table.hasDeniedPages { _ = Memory.protect(addresses, [.read, .write]) }
     ManagedRanges.release(id: id)
     owned.withLock { $0 = nil }
+    // Nothing maps them any more.
+    frames?.release()
     space.withdraw(id)
   }
 

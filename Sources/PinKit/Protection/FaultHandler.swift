@@ -24,6 +24,8 @@ internal import Synchronization
   private let slots: UnsafeMutablePointer<DomainSlot>
   private let slotOwners = Mutex<[Int: WeakProtection]>([:])
   private let threads = Mutex<Threads>(Threads())
+  /// Frames that die in the fault path are given back by the watchdog.
+  private let framePool = Mutex<FramePool?>(nil)
   private let errands = Mutex<[@Sendable () -> Void]>([])
 
   private struct Threads {
@@ -82,6 +84,11 @@ internal import Synchronization
   var readers: [FaultReader] { threads.withLock { $0.readers.map(\.reader) } }
 
   // MARK: The watchdog's errands
+
+  var pool: FramePool? {
+    get { framePool.withLock { $0 } }
+    set { framePool.withLock { $0 = newValue } }
+  }
 
   func later(_ body: @escaping @Sendable () -> Void) {
     errands.withLock { $0.append(body) }

@@ -46,6 +46,12 @@ extension Region {
   }
 
   private func drop(_ range: AddressRange) throws(PinError) {
+    guard frames != nil, let protection = attachments.find(RegionProtection.self) else { return try dropAlone(range) }
+    // Frames that others have stay theirs: the pages leave them.
+    for own in try protection.leaveSharedFrames(pages(touching: range)) { try dropAlone(addressesUnchecked(of: own)) }
+  }
+
+  private func dropAlone(_ range: AddressRange) throws(PinError) {
     // Shared pages live in a file: dropping their mapping would not drop them.
     do throws(PinError) {
       try Memory.advise(range, backing.isPrivateAnonymous ? .dontNeed : .remove)

@@ -32,6 +32,7 @@ internal import SystemPackage
   init(region: Region, handler: FaultHandler) {
     addresses = region.addresses
     discarding = region.discarding
+    if let frames = region.frames { handler.pool = frames.pool }
     hasHugeFrames = region.backing.mayHaveHugeFrames
     isPool = region.backing.isPool
     self.handler = handler
@@ -165,6 +166,8 @@ internal import SystemPackage
   }
 
   private func lift(_ domain: borrowing FaultDomain) {
+    // Frames that others have may not be written any more, whoever tries.
+    if domain.sharing.load(ordering: .acquiring) != 0 { closeToWriters(domain) }
     // Unprotected first: a signal handler that saw nothing to resolve while its page is still protected would give up on it.
     switch domain.delivery.load(ordering: .sequentiallyConsistent) {
     case .none: break
@@ -174,6 +177,11 @@ internal import SystemPackage
     domain.delivery.store(.none, ordering: .sequentiallyConsistent)
     let table = domain.table
     table.open.drain { pages in for page in pages { table.remove([.open, .faultAround], at: page) } }
+  }
+
+  /// Lets nobody write pages whose frames others may have: the region is being unmapped, or has failed.
+  private func closeToWriters(_ domain: borrowing FaultDomain) {
+    if Memory.protect(addresses, .read) != 0 { Memory.makeInaccessible(addresses) }
   }
 
   private func unregister(_ domain: borrowing FaultDomain) {
@@ -191,6 +199,7 @@ internal import SystemPackage
 
   /// Everything becomes writable but what the user protected.
   private func liftMprotect(_ domain: borrowing FaultDomain) {
+    if domain.sharing.load(ordering: .acquiring) != 0 { return }
     var start = 0
     let table = domain.table
     guard table.hasDeniedPages else {
@@ -249,6 +258,28 @@ internal import SystemPackage
       unsafe domain.pointee.table.discarded.insert(pages)
       _ = consume hold
     }
+  }
+
+  /// Lets pages leave the frames that others have too, for empty ones. Returns the runs that are this region's alone.
+  func leaveSharedFrames(_ pages: Range<Int>) throws(PinError) -> [Range<Int>] {
+    var own: [Range<Int>] = []
+    var start = pages.lowerBound
+    while start < pages.upperBound {
+      let end = min(start + 512, pages.upperBound)
+      let result = Kernel.withSignalsBlocked { unsafe leave(start..<end, domain.pointee, &own) }
+      try PinError.check(result, "mmap", addresses)
+      start = end
+    }
+    return own
+  }
+
+  private func leave(_ pages: Range<Int>, _ domain: borrowing FaultDomain, _ own: inout [Range<Int>]) -> CInt {
+    var found: [Range<Int>] = []
+    let result = domain.lock.withShared { _ in
+      domain.withSharing { $0.leave(pages, in: domain, own: &found) }
+    }
+    own += result == nil ? [pages] : found
+    return result ?? 0
   }
 
   /// Replaces the first-write callbacks. When it returns, no earlier one is running.
@@ -381,6 +412,15 @@ internal import SystemPackage
     }
     domain.spareDescriptor.store(new, ordering: .sequentiallyConsistent)
     return true
+  }
+}
+
+extension Region {
+  /// The region's protection, made when it is first needed.
+  func protection() throws(PinError) -> RegionProtection {
+    try attachments.findOrMake(RegionProtection.self) { () throws(PinError) in
+      RegionProtection(region: self, handler: try space.faultHandler())
+    }
   }
 }
 

@@ -29,6 +29,13 @@ class FrameSharing: @unchecked Sendable {  // subclasses hold atomics and preall
   /// scarce it takes more pages along, and records those itself.
   func copy(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> FaultResolution { .failed }
 
+  /// Gives those of `pages` whose frames others have empty frames of their own, and wakes who waits for them. Adds the runs that are this
+  /// region's alone to `own`. Not in the fault path; 0 or a negative errno.
+  func leave(_ pages: Range<Int>, in domain: borrowing FaultDomain, own: inout [Range<Int>]) -> CInt {
+    own.append(pages)
+    return 0
+  }
+
   /// Maps pages that are there but not mapped, protected, for whoever reads them. The first is claimed.
   func mapForReading(_ page: Int, in domain: borrowing FaultDomain) -> FaultResolution { .gone }
 }

@@ -28,6 +28,14 @@ internal import Synchronization
     return SharedHold(futex)
   }
 
+  /// Runs `body` with the shared side held. Signals are the caller's to block.
+  func withShared<Result>(_ body: (borrowing SharedHold) -> Result) -> Result {
+    let hold = lockShared()
+    let result = body(hold)
+    _ = consume hold
+    return result
+  }
+
   /// For a reader thread, which must not sleep on one region while others need it: `nil` while an exclusive operation runs. The
   /// operation's end reports the descriptor again, so that the messages are not forgotten.
   @inline(__always) func trySharedOrDefer() -> SharedHold? {

@@ -394,6 +394,15 @@ final class TrackingSession: RegionAttachment {
   var faultAroundWindow: Int { protection.faultAroundWindow }
 }
 
+extension Region {
+  /// The region's session, made when it is first needed.
+  func session(_ protection: RegionProtection) throws(PinError) -> TrackingSession {
+    try attachments.findOrMake(TrackingSession.self) { () throws(PinError) in
+      TrackingSession(region: self, protection: protection)
+    }
+  }
+}
+
 /// The one warning of a process that has to make do without userfaultfd.
 enum Degradation {
   private static let hasWarned = Atomic<Bool>(false)

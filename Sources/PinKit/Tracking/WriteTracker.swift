@@ -101,12 +101,7 @@ extension Region {
     try requireOutsideFaultPath("trackWrites")
     try enter("trackWrites")
     defer { leave() }
-    let protection = try attachments.findOrMake(RegionProtection.self) { () throws(PinError) in
-      RegionProtection(region: self, handler: try space.faultHandler())
-    }
-    let session = try attachments.findOrMake(TrackingSession.self) { () throws(PinError) in
-      TrackingSession(region: self, protection: protection)
-    }
+    let session = try session(protection())
     let (id, active) = try session.add(to: self, mechanism, options, onFirstWrite)
     return WriteTracker(region: self, session: session, id: id, mechanism: active)
   }

@@ -1,0 +1,213 @@
+internal import Synchronization
+
+extension Region {
+  /// Makes a region with the same bytes, which shares this one's frames until either of them writes.
+  ///
+  /// Copies nothing and touches no page: the frames are counted and this region's pages are protected, once, by
+  /// one operation; pages that were broken away since an earlier clone cost a few steps each. Then the first write to a page on either
+  /// side copies it into a frame of its own, with a few neighbours where many pages are being written, unless the frame has nobody
+  /// else by then (``ReusePolicy``). Frames that are pinned for writing are copied at once, since what is written through the pin must not
+  /// reach the clone. Writers may run on: the clone has the bytes of one moment within the call (W5).
+  ///
+  /// A clone is a region like any other, and may be cloned; the two can be unmapped in any order. Its pages may be read and written,
+  /// whatever ``protect(_:to:)`` took away here. Trackers are not inherited. A region that is tracked by `.asynchronous` changes
+  /// over to handler threads (see <doc:CopyOnWrite>).
+  ///
+  /// - Parameters:
+  ///   - reuse: By what rule both decide from now on.
+  ///   - mechanism: How faults reach PinKit; `.automatic` is `.handlerThread`, or `.mprotect` where userfaultfd is forbidden, or what
+  ///     the region has already.
+  /// - Throws: ``PinError``: `.unsupported` unless the region is of `.pool` memory, `.unmapped`, `.inUse`, `.outOfMemory`, `.wouldDeadlock` from a
+  ///   fault callback. The region is as before then.
+  public func clone(
+    reuse: ReusePolicy = .exclusive, mechanism: WriteTracking.Mechanism = .automatic
+  ) throws(PinError) -> Region {
+    try requireOutsideFaultPath("clone")
+    try enter("clone")
+    defer { leave() }
+    guard let frames else {
+      throw PinError(
+        .unsupported, operation: "clone", range: addresses,
+        advice: "The backing is \(backing): only frames of a pool can be shared. Map the region as .pool, or take a snapshot.")
+    }
+    guard mechanism != .asynchronous else {
+      throw PinError(
+        .unsupported, operation: "clone", range: addresses,
+        advice: "The kernel resolves these faults by itself, and nobody could copy: use .handlerThread, .inPlace or .mprotect.")
+    }
+    if space.configuration.inheritsAcrossFork {
+      throw PinError(
+        .unsupported, operation: "clone", range: addresses,
+        advice: "A child of fork() would write into the shared frames unseen: set inheritsAcrossFork to false.")
+    }
+    let sharing = try sharing(frames)
+    return try sharing.clone(self, reuse: reuse, mechanism)
+  }
+
+  /// By what rule a write to a shared page is decided. Of a region that was cloned, what the last ``clone(reuse:mechanism:)`` said.
+  public var reusePolicy: ReusePolicy { frames?.policy ?? .exclusive }
+}
+
+/// That a region's frames are shared: its part in the session, and what it plugs into the fault path.
+final class Sharing: RegionAttachment {
+  private let frames: RegionFrames
+  private let session: TrackingSession
+  private let protection: RegionProtection
+  private let shared: SharedFrames
+  /// Clones of one region are made one after the other.
+  private let participant: Mutex<UInt64?>
+
+  init(frames: RegionFrames, protection: RegionProtection, session: TrackingSession) {
+    self.frames = frames
+    self.protection = protection
+    self.session = session
+    shared = SharedFrames(frames: frames)
+    participant = Mutex(nil)
+  }
+
+  func regionWillUnmap() {
+    participant.withLock { id in
+      if let id { session.remove(id) }
+      id = nil
+      protection.exclusive { $0.sharing.store(0, ordering: .sequentiallyConsistent) }
+    }
+  }
+
+  func clone(
+    _ region: Region, reuse: ReusePolicy, _ mechanism: WriteTracking.Mechanism
+  ) throws(PinError) -> Region {
+    try participant.withLock { id throws(PinError) in
+      try frames.renewTarget()
+      // All that can fail, and all that takes time, before anything is shared.
+      let child = unsafe try region.space.mapPool(
+        region.backing, PoolExtent(pool: frames.pool, extent: frames.base, isOwner: false, policy: reuse),
+        pages: region.pageCount)
+      do throws(PinError) {
+        guard let childFrames = child.frames else { preconditionFailure("a region of pool frames without frames") }
+        try childFrames.renewTarget()
+        var failure: PinError?
+        try arm(&id, region, mechanism) { domain in
+          do throws(PinError) {
+            frames.policy = reuse
+            try frames.share(with: childFrames)
+            let raw = unsafe UInt(bitPattern: Unmanaged.passUnretained(shared).toOpaque())
+            domain.sharing.store(raw, ordering: .sequentiallyConsistent)
+            domain.density.reset()
+          } catch { failure = error }
+        }
+        if let failure { throw failure }
+        try childFrames.mapPieces()
+        try child.beginSharing(session.activeMechanism ?? mechanism)
+        return child
+      } catch {
+        try? child.unmap()
+        throw error
+      }
+    }
+  }
+
+  /// Protects the region for sharing, with `armed` at the moment when every page is.
+  private func arm(
+    _ id: inout UInt64?, _ region: Region, _ mechanism: WriteTracking.Mechanism, armed: (borrowing FaultDomain) -> Void
+  ) throws(PinError) {
+    if let id { return _ = try session.arm(id, armed: armed) }
+    id = try session.join(region, mechanism, keepsPages: false, armed: armed)
+  }
+
+  /// The same for a clone that nobody has seen yet.
+  func begin(_ region: Region, _ mechanism: WriteTracking.Mechanism) throws(PinError) {
+    try participant.withLock { id throws(PinError) in
+      try arm(&id, region, mechanism) { domain in
+        let raw = unsafe UInt(bitPattern: Unmanaged.passUnretained(shared).toOpaque())
+        domain.sharing.store(raw, ordering: .sequentiallyConsistent)
+      }
+    }
+  }
+}
+
+extension Region {
+  fileprivate func sharing(_ frames: RegionFrames) throws(PinError) -> Sharing {
+    let protection = try protection()
+    let session = try session(protection)
+    return try attachments.findOrMake(Sharing.self) { () throws(PinError) in
+      Sharing(frames: frames, protection: protection, session: session)
+    }
+  }
+
+  fileprivate func beginSharing(_ mechanism: WriteTracking.Mechanism) throws(PinError) {
+    guard let frames else { return }
+    let sharing = try sharing(frames)
+    try sharing.begin(self, mechanism)
+  }
+}
+
+extension RegionFrames {
+  /// Counts `child`, which has the same base, as a mapping of every frame of this region. Under the exclusive wrprotect lock.
+  ///
+  /// Frames that are pinned and exclusive are copied for the child at once, and stay this region's own.
+  func share(with child: RegionFrames) throws(PinError) {
+    unsafe base.pointee.isShared.store(true, ordering: .sequentiallyConsistent)
+    var pinned: [Int] = []
+    // The child counts as a mapper of the base since it was made: what it does not map there is taken off again, last, so that no
+    // frame ever looks as if nobody had it.
+    broken.forEachRun { run in
+      for page in run {
+        let id = table.extent(page)
+        if id == 0 { continue }
+        let extent = unsafe pool.extent(id)
+        unsafe share(page, in: extent, &pinned)
+        unsafe extent.pointee.addMapping(page, isExclusive: pinned.last == page)
+        child.table.setExtent(id, at: page)
+        unsafe base.pointee.removeMapping(page)
+      }
+      child.broken.insert(run)
+    }
+    unsafe base.pointee.tracked.forEachRun { run in
+      for page in run where table.extent(page) == 0 { unsafe share(page, in: base, &pinned) }
+    }
+    unsafe base.pointee.waitUntilThawed()
+    for page in pinned { try copyNow(page, for: child) }
+    pool.noteDead()
+  }
+
+  private func share(_ page: Int, in extent: Extent.Pointer, _ pinned: inout [Int]) {
+    let counts = unsafe extent.pointee.counts(page)
+    let isOwn = unsafe extent.pointee.word(page).flags.contains(.exclusive)
+    if isOwn, counts.mayBePinned { return pinned.append(page) }
+    guard isOwn else { return }
+    unsafe extent.pointee.update(page) { word in
+      var word = word
+      word.flags.remove(.exclusive)
+      return word
+    }
+  }
+
+  /// Gives the child its own copy of a frame that is pinned here.
+  private func copyNow(_ page: Int, for child: RegionFrames) throws(PinError) {
+    guard let target = unsafe child.targetExtent, unsafe child.claimTarget(page..<page + 1, target) else {
+      throw PinError(.inUse, operation: "clone", range: addresses, advice: "A pinned page could not be copied; try again.")
+    }
+    let offset = unsafe target.pointee.offsets(of: page..<page + 1).lowerBound
+    let source = try directAddresses(of: page)
+    try PinError.check(Memory.write(source, file: pool.descriptor, offset: offset), "copy a pinned page", source)
+    unsafe child.move(page..<page + 1, to: target)
+  }
+
+  /// Where the pool itself maps the frame of a page.
+  func directAddresses(of page: Int) throws(PinError) -> AddressRange {
+    let extent = unsafe extent(of: page)
+    let start = unsafe try pool.directMap(extent) + UInt(page * Memory.pageSize)
+    return AddressRange(start: start, count: Memory.pageSize)
+  }
+
+  /// Maps the pages that are not in the base where they are. Nobody has seen the region yet.
+  func mapPieces() throws(PinError) {
+    try unsafe forEachPiece { run, extent throws(PinError) in
+      let range = AddressRange(
+        start: addresses.start + UInt(run.lowerBound * Memory.pageSize), count: run.count * Memory.pageSize)
+      let offset = unsafe extent.pointee.offsets(of: run).lowerBound
+      try PinError.check(Memory.replace(range, file: pool.descriptor, offset: offset), "mmap", range)
+      try Memory.advise(range, .dontFork)
+    }
+  }
+}

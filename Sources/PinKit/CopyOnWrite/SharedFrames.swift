@@ -1,0 +1,244 @@
+internal import Synchronization
+
+/// The decision at the heart of copy-on-write, in the fault path: a page whose frame others have gets a frame of its own before it is
+/// written, in which the same bytes are.
+///
+/// The order of a break, with the page claimed and protected:
+///
+///     a frame of the target extent is taken       (nobody else takes any there)
+///     the bytes are copied into it                (nobody writes the old frame: whoever shares it breaks away as well)
+///     it is mapped in the page's place            (one step for whoever reads meanwhile: the bytes are the same)
+///     the page table names it, the old frame is let go of
+///     who waits is woken
+@safe final class SharedFrames: FrameSharing, @unchecked Sendable {  // atomics and preallocated memory only
+  let frames: RegionFrames
+  /// A mapping for each piece counts against `vm.max_map_count`: beyond this many, pages break away in large runs.
+  private let pieceBudget: Int
+  /// How far a break reaches when mappings are scarce, in pages.
+  private static let wideReach = 512
+
+  init(frames: RegionFrames) {
+    self.frames = frames
+    pieceBudget = max(1, ProcessMaps.maximumCount / 4 * 3)
+  }
+
+  // MARK: Deciding
+
+  override func decide(_ page: Int, among pages: Range<Int>) -> (decision: ReuseDecision, pages: Range<Int>) {
+    let policy = frames.policy
+    let decision = decide(page, policy)
+    guard decision != .retry else { return (.retry, page..<page + 1) }
+    var first = page
+    while first > pages.lowerBound, decide(first - 1, policy) == decision { first -= 1 }
+    var end = page + 1
+    while end < pages.upperBound, decide(end, policy) == decision { end += 1 }
+    return (decision, first..<end)
+  }
+
+  @inline(__always) private func decide(_ page: Int, _ policy: ReusePolicy) -> ReuseDecision {
+    unsafe policy.decide(frames.extent(of: page).pointee.counts(page))
+  }
+
+  // MARK: Copying
+
+  override func copy(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> FaultResolution {
+    if RegionFrames.pieces.load(ordering: .relaxed) > pieceBudget {
+      return copyWidely(pages, reach: Self.wideReach, in: domain)
+    }
+    let resolution = copyOnce(pages, in: domain)
+    return resolution == .failed ? copyWidely(pages, reach: 64, in: domain) : resolution
+  }
+
+  /// `.failed` if the kernel has no mapping left for a piece of this size.
+  private func copyOnce(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> FaultResolution {
+    guard let target = unsafe frames.targetExtent, unsafe frames.claimTarget(pages, target) else { return .retry }
+    let offset = unsafe target.pointee.offsets(of: pages).lowerBound
+    guard copyBytes(of: pages, to: offset, in: domain) else {
+      unsafe frames.unclaimTarget(pages, target)
+      // Out of memory: others may give some back before the patience of the fault is over.
+      return .retry
+    }
+    TestHooks.reach(.copied, page: pages.lowerBound)
+    let range = domain.addresses(of: pages)
+    domain.needsRegistration.store(true, ordering: .sequentiallyConsistent)
+    guard Memory.replace(range, file: frames.pool.descriptor, offset: offset) == 0 else {
+      unsafe frames.unclaimTarget(pages, target)
+      return .failed
+    }
+    _ = Memory.adviseResult(range, .dontFork)
+    note(pages, domain)
+    unsafe frames.move(pages, to: target)
+    // One call for all of them instead of a fault each. The one who faulted needs no help.
+    if pages.count > 1 { _ = Memory.adviseResult(range, .populateWrite) }
+    return .opened
+  }
+
+  private func note(_ pages: Range<Int>, _ domain: borrowing FaultDomain) {
+    domain.counters.add(.copies, pages.count)
+    let policy = frames.policy
+    var spurious = 0
+    for page in pages where unsafe policy.isSpurious(frames.extent(of: page).pointee.counts(page)) { spurious += 1 }
+    if spurious > 0 { domain.counters.add(.spuriousCopies, spurious) }
+  }
+
+  private func copyBytes(of pages: Range<Int>, to offset: Int, in domain: borrowing FaultDomain) -> Bool {
+    let file = frames.pool.descriptor
+    guard domain.hasMinorFaults.load(ordering: .relaxed) else {
+      return Memory.write(domain.addresses(of: pages), file: file, offset: offset) == 0
+    }
+    // A page that is protected by not being mapped cannot be read here: the fault would be ours to serve.
+    var start = pages.lowerBound
+    while start < pages.upperBound {
+      let extent = unsafe frames.extent(of: start)
+      var end = start + 1
+      while end < pages.upperBound, unsafe frames.extent(of: end) == extent { end += 1 }
+      let direct = unsafe extent.pointee.directAddress.load(ordering: .acquiring)
+      guard direct != 0 else { return false }
+      let source = AddressRange(
+        start: direct + UInt(start * Memory.pageSize), end: direct + UInt(end * Memory.pageSize))
+      let target = offset + (start - pages.lowerBound) * Memory.pageSize
+      guard Memory.write(source, file: file, offset: target) == 0 else { return false }
+      start = end
+    }
+    return true
+  }
+
+  // MARK: When mappings are scarce
+
+  /// Breaks a larger run away, up to where its neighbours have broken away before: then it joins them, and there are fewer mappings than
+  /// before. The pages taken along are recorded as opened for a neighbour's sake.
+  private func copyWidely(_ pages: Range<Int>, reach: Int, in domain: borrowing FaultDomain) -> FaultResolution {
+    let table = domain.table
+    var reach = reach
+    while true {
+      let low = claim(from: pages.lowerBound, to: max(0, pages.lowerBound - reach), by: -1, domain)
+      let high = claim(from: pages.upperBound, to: min(table.pageCount, pages.upperBound + reach), by: 1, domain)
+      let wide = low.end..<high.end
+      let resolution = copyOnce(wide, in: domain)
+      for page in wide where !pages.contains(page) {
+        if resolution == .opened { table.insert([.open, .faultAround], at: page) } else { table.insert(.told, at: page) }
+      }
+      if resolution == .opened {
+        for part in [low.end..<pages.lowerBound, pages.upperBound..<high.end] where !part.isEmpty {
+          table.open.insert(part)
+          domain.counters.add(.openedPages, part.count)
+          domain.counters.add(.faultAroundPages, part.count)
+        }
+        domain.counters.add(.widenedOpenings)
+      }
+      for page in wide where !pages.contains(page) { table.releaseClaim(page) }
+      if resolution != .failed { return resolution }
+      // Whoever has the page that stopped this thread will let go of it.
+      if low.isBlocked || high.isBlocked { return .retry }
+      if reach >= table.pageCount {
+        domain.fail(.refused, errno: 12)
+        return .failed
+      }
+      reach *= 8
+    }
+  }
+
+  /// Claims shared pages one after the other, up to one that is not, and keeps what snapshots are owed of them. Never waits.
+  private func claim(
+    from start: Int, to limit: Int, by step: Int, _ domain: borrowing FaultDomain
+  ) -> (end: Int, isBlocked: Bool) {
+    let policy = frames.policy
+    var boundary = start
+    while boundary != limit {
+      let page = step > 0 ? boundary : boundary - 1
+      let before = domain.table.tryClaim(page)
+      if before.contains(.claimed) { return (boundary, true) }
+      let stays = !before.isDisjoint(with: [.open, .writeDenied, .readDenied])
+      let isShared = stays ? false : decide(page, policy) == .copy
+      if isShared, !before.contains(.told) { FirstWriteCallbacks.call(domain, page: page, opening: page..<page + 1) }
+      if !isShared || domain.withOwedBytes({ $0.keep(page..<page + 1, in: domain) }) == .held {
+        domain.table.releaseClaim(page)
+        return (boundary, false)
+      }
+      domain.table.remove(.told, at: page)
+      boundary += step
+    }
+    return (boundary, false)
+  }
+
+  // MARK: Discarding
+
+  override func leave(_ pages: Range<Int>, in domain: borrowing FaultDomain, own: inout [Range<Int>]) -> CInt {
+    for page in pages { _ = domain.table.claim(page) }
+    defer { for page in pages { domain.table.releaseClaim(page) } }
+    var start = pages.lowerBound
+    while start < pages.upperBound {
+      let isShared = hasOthers(start)
+      var end = start + 1
+      while end < pages.upperBound, hasOthers(end) == isShared { end += 1 }
+      if isShared {
+        let result = leave(start..<end, domain)
+        if result != 0 { return result }
+      } else {
+        own.append(start..<end)
+      }
+      start = end
+    }
+    return 0
+  }
+
+  private func hasOthers(_ page: Int) -> Bool {
+    let extent = unsafe frames.extent(of: page)
+    // A frame that was taken since the region was last shared is its own, whoever has pinned it.
+    if unsafe extent == frames.targetExtent { return false }
+    let counts = unsafe extent.pointee.counts(page)
+    return counts.mappings > 1 || counts.references > counts.mappings
+  }
+
+  private func leave(_ pages: Range<Int>, _ domain: borrowing FaultDomain) -> CInt {
+    guard let target = unsafe frames.targetExtent, unsafe frames.claimTarget(pages, target) else { return -11 }
+    // What the frames held for somebody before may still be there.
+    unsafe frames.pool.punch(target.pointee, pages)
+    domain.needsRegistration.store(true, ordering: .sequentiallyConsistent)
+    let range = domain.addresses(of: pages)
+    let result = Memory.replace(range, file: frames.pool.descriptor, offset: unsafe target.pointee.offsets(of: pages).lowerBound)
+    guard result == 0 else {
+      unsafe frames.unclaimTarget(pages, target)
+      return result
+    }
+    _ = Memory.adviseResult(range, .dontFork)
+    unsafe frames.move(pages, to: target)
+    for page in pages { domain.table.insert(.open, at: page) }
+    domain.table.open.insert(pages)
+    FaultPath.wake(pages, in: domain)
+    return 0
+  }
+
+  // MARK: Reading
+
+  /// How many pages are mapped for one that is read, where pages are protected by not being mapped.
+  private static let readAround = 16
+
+  override func mapForReading(_ page: Int, in domain: borrowing FaultDomain) -> FaultResolution {
+    let limit = min((page & ~(Self.readAround - 1)) + Self.readAround, domain.table.pageCount)
+    var end = page + 1
+    while end < limit {
+      let before = domain.table.tryClaim(end)
+      if before.contains(.claimed) { break }
+      if before.contains(.open) {
+        domain.table.releaseClaim(end)
+        break
+      }
+      end += 1
+    }
+    defer { for other in page + 1..<end { domain.table.releaseClaim(other) } }
+    var rest = domain.addresses(of: page..<end)
+    let all = rest
+    let descriptor = domain.descriptor.load(ordering: .acquiring)
+    while !rest.isEmpty {
+      let (result, bytes) = Uffd.mapExisting(descriptor, rest, protected: true)
+      switch result {
+      case .done: rest = AddressRange(start: rest.start + UInt(bytes), end: rest.end)
+      case .again: return .retry
+      default: rest = AddressRange(start: rest.end, end: rest.end)
+      }
+    }
+    Uffd.wake(descriptor, all)
+    return .opened
+  }
+}

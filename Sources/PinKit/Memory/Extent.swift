@@ -1,0 +1,221 @@
+internal import Synchronization
+
+/// A run of frames of a pool: page *p* of the region that it was made for has frame *p* of the extent as its own.
+///
+/// Frames are counted from 0 within the extent. Most regions map an extent as a whole: that is one number, ``mappers``, and the words of
+/// the frames hold differences from it only. Extents live as long as their pool, so that whoever looks up a frame without a lock always
+/// finds metadata there; an empty one is used again.
+@safe struct Extent: ~Copyable, @unchecked Sendable {  // words are touched through atomics only
+  typealias Pointer = UnsafeMutablePointer<Extent>
+
+  /// Counted from 1 in the pool; page tables say 0 for "the region's base".
+  let id: UInt32
+  /// In pages of the pool's file.
+  let firstFrame: Int
+  let pageCount: Int
+  private let words: UnsafeMutablePointer<Atomic<UInt64>>
+  /// Frames whose word was ever other than zero.
+  let tracked: PageBitmap
+  /// Frames that somebody has let go of last, whose memory is to be given back.
+  let dead: PageBitmap
+  /// How many regions have it as their base: each maps every frame of it but those that its page table says otherwise of.
+  let mappers = Atomic<Int>(0)
+  /// Whether its frames were ever shared as a whole: until then each is exclusive to the one base region.
+  let isShared = Atomic<Bool>(false)
+  /// The direct map: where the pool itself maps the extent, or 0 until somebody needs it.
+  let directAddress = Atomic<UInt>(0)
+  private let metadata: Mapping
+
+  private static let headerSize = 64
+
+  init(id: UInt32, firstFrame: Int, pageCount: Int) throws(PinError) {
+    self.id = id
+    self.firstFrame = firstFrame
+    self.pageCount = pageCount
+    let bitmap = PageBitmap.size(pageCount: pageCount)
+    let metadata = try Mapping(count: Self.headerSize + pageCount * 8 + 2 * bitmap)
+    for advice in [Memory.Advice.noHugePages, .dontFork, .dontDump] { try? Memory.advise(metadata.range, advice) }
+    let base = unsafe UnsafeMutableRawPointer(bitPattern: metadata.range.start)!
+    let tops = unsafe base.bindMemory(to: Atomic<UInt64>.self, capacity: 8)
+    unsafe words = (base + Self.headerSize).bindMemory(to: Atomic<UInt64>.self, capacity: pageCount)
+    let bitmaps = unsafe base + Self.headerSize + pageCount * 8
+    tracked = unsafe PageBitmap(memory: bitmaps, top: tops, pageCount: pageCount)
+    dead = unsafe PageBitmap(memory: bitmaps + bitmap, top: tops + 1, pageCount: pageCount)
+    self.metadata = metadata
+  }
+
+  /// Whether no frame of it was ever taken since it was empty.
+  var isUntouched: Bool { tracked.isEmpty }
+
+  /// Forgets everything; nobody has a frame of it.
+  func reset() {
+    isShared.store(false, ordering: .sequentiallyConsistent)
+    try? Memory.advise(metadata.range, .dontNeed)
+  }
+
+  /// The bytes of `frames` in the pool's file.
+  func offsets(of frames: Range<Int>) -> Range<Int> {
+    (firstFrame + frames.lowerBound) * Memory.pageSize..<(firstFrame + frames.upperBound) * Memory.pageSize
+  }
+
+  @inline(__always) func word(_ frame: Int) -> FrameWord {
+    FrameWord(rawValue: unsafe words[frame].load(ordering: .acquiring))
+  }
+
+  /// What the metadata says of a frame now.
+  @inline(__always) func counts(_ frame: Int) -> FrameCounts {
+    counts(word(frame), mappers: mappers.load(ordering: .acquiring))
+  }
+
+  @inline(__always) private func counts(_ word: FrameWord, mappers: Int) -> FrameCounts {
+    let mappings = mappers + word.mappings
+    return FrameCounts(
+      references: mappings + word.extra, mappings: mappings,
+      isExclusive: word.flags.contains(.exclusive) || !isShared.load(ordering: .acquiring),
+      isFrozen: !word.flags.isDisjoint(with: [.frozen, .dying]))
+  }
+
+  /// Changes a word in one step; `change` says no by returning `nil`. Returns what was there before and what is there now.
+  @discardableResult @inline(__always) func update(
+    _ frame: Int, _ change: (FrameWord) -> FrameWord?
+  ) -> (before: FrameWord, after: FrameWord)? {
+    var before = unsafe words[frame].load(ordering: .acquiring)
+    while true {
+      guard let after = change(FrameWord(rawValue: before)) else { return nil }
+      if before == 0 { tracked.insert(frame..<frame + 1) }
+      let (done, seen) = unsafe words[frame].compareExchange(
+        expected: before, desired: after.rawValue, ordering: .sequentiallyConsistent)
+      if done { return (FrameWord(rawValue: before), after) }
+      before = seen
+    }
+  }
+
+  // MARK: Mappings
+
+  /// Takes a frame that nobody has for one mapping; false if somebody has it.
+  @inline(__always) func claimFree(_ frame: Int) -> Bool {
+    let mappers = mappers.load(ordering: .acquiring)
+    return update(frame) { word in
+      guard mappers + word.mappings == 0, word.extra == 0, word.flags.isDisjoint(with: [.frozen, .dying]) else { return nil }
+      var word = word
+      word.mappings += 1
+      word.flags = .exclusive
+      return word
+    } != nil
+  }
+
+  @inline(__always) func addMapping(_ frame: Int, isExclusive: Bool = false) {
+    update(frame) { word in
+      var word = word
+      word.mappings += 1
+      if !isExclusive { word.flags.remove(.exclusive) }
+      return word
+    }
+  }
+
+  /// The frame is noted as dead if it was the last.
+  @inline(__always) func removeMapping(_ frame: Int) {
+    update(frame) { word in
+      var word = word
+      word.mappings -= 1
+      return word
+    }
+    noteIfDead(frame)
+  }
+
+  /// Whether nobody has the frame; whoever lets go last finds out, since all changes are totally ordered.
+  @inline(__always) func noteIfDead(_ frame: Int) {
+    let word = word(frame)
+    if mappers.load(ordering: .sequentiallyConsistent) + word.mappings == 0, word.extra == 0 { dead.insert(frame..<frame + 1) }
+  }
+
+  // MARK: References
+
+  /// Takes `amount` references unless the frame has none (it is nobody's) or is dying. While references are frozen it spins: the
+  /// frame is never seen as free, and gives no reference (S3).
+  func tryGet(_ frame: Int, _ amount: Int = 1) -> Bool {
+    while true {
+      var isFrozen = false
+      let mappers = mappers.load(ordering: .acquiring)
+      let taken = update(frame) { word in
+        isFrozen = word.flags.contains(.frozen)
+        guard !isFrozen, !word.flags.contains(.dying), mappers + word.mappings + word.extra > 0,
+          word.extra + amount <= FrameWord.maximumExtra
+        else { return nil }
+        var word = word
+        word.extra += amount
+        return word
+      }
+      if taken != nil { return true }
+      if !isFrozen { return false }
+      Kernel.relax()
+    }
+  }
+
+  func put(_ frame: Int, _ amount: Int = 1) {
+    update(frame) { word in
+      var word = word
+      word.extra -= amount
+      return word
+    }
+    noteIfDead(frame)
+  }
+
+  /// Freezes the references of a frame if they are exactly `count`, mappings included: one atomic step, which fails if anyone else holds
+  /// one, also one that arrived a moment ago (P5).
+  func freeze(_ frame: Int, expecting count: Int) -> Bool {
+    let mappers = mappers.load(ordering: .sequentiallyConsistent)
+    let frozen = update(frame) { word in
+      guard word.flags.isDisjoint(with: [.frozen, .dying]), mappers + word.mappings + word.extra == count else { return nil }
+      var word = word
+      word.flags.insert(.frozen)
+      return word
+    }
+    guard frozen != nil else { return false }
+    // A clone of the whole extent adds to the mappers and then looks for frozen frames: one of the two sees the other.
+    if self.mappers.load(ordering: .sequentiallyConsistent) == mappers { return true }
+    unfreeze(frame)
+    return false
+  }
+
+  func unfreeze(_ frame: Int) {
+    update(frame) { word in
+      var word = word
+      word.flags.remove(.frozen)
+      return word
+    }
+  }
+
+  /// Waits until no frame is frozen; called after ``mappers`` has grown.
+  func waitUntilThawed() {
+    tracked.forEachRun { run in
+      for frame in run { while word(frame).flags.contains(.frozen) { Kernel.relax() } }
+    }
+  }
+
+  // MARK: The page lock
+
+  /// Locks a frame, waiting for at most `patience` nanoseconds. False if somebody else kept it.
+  func lock(_ frame: Int, patience: UInt64) -> Bool {
+    let begun = Kernel.now()
+    while true {
+      let isLocked = update(frame) { word in
+        guard !word.flags.contains(.locked) else { return nil }
+        var word = word
+        word.flags.insert(.locked)
+        return word
+      }
+      if isLocked != nil { return true }
+      if Kernel.now() - begun > patience { return false }
+      Kernel.pause(nanoseconds: 5_000)
+    }
+  }
+
+  func unlock(_ frame: Int) {
+    update(frame) { word in
+      var word = word
+      word.flags.remove(.locked)
+      return word
+    }
+  }
+}

@@ -1,0 +1,129 @@
+/// A frame of a pool, by name: it says nothing of whether anybody has the frame.
+public struct Frame: Sendable, Hashable, CustomStringConvertible {
+  /// Counted in pages of the pool's file.
+  public let number: Int
+  public var description: String { "frame \(number)" }
+}
+
+/// What a frame's metadata says, for tools and tests; every field may have changed when it is read.
+public struct FrameState: Sendable, Hashable {
+  public let frame: Frame
+  public let counts: FrameCounts
+  public let isLocked: Bool
+  public let isDirty: Bool
+  public let isUnderWriteback: Bool
+  public let isSealed: Bool
+}
+
+/// A reference to a frame: its memory stays while the value lives, whatever becomes of the pages that map it.
+///
+/// It does not keep anyone from writing, and nobody waits for it: a writer whose policy counts references may copy because of it
+/// (W4). Noncopyable; dropping it lets go.
+@safe public struct FrameReference: ~Copyable, @unchecked Sendable {  // the extent lives as long as the pool
+  public let frame: Frame
+  let pool: FramePool
+  let extent: Extent.Pointer
+  let index: Int
+  private let amount: Int
+
+  /// Takes over references that were counted already.
+  init(pool: FramePool, extent: Extent.Pointer, index: Int, amount: Int = 1) {
+    self.pool = pool
+    unsafe self.extent = extent
+    self.index = index
+    self.amount = amount
+    frame = Frame(number: unsafe extent.pointee.firstFrame + index)
+  }
+
+  deinit {
+    unsafe extent.pointee.put(index, amount)
+    pool.noteDead()
+  }
+
+  public var state: FrameState { unsafe Self.state(of: extent, index) }
+
+  static func state(of extent: Extent.Pointer, _ index: Int) -> FrameState {
+    let flags = unsafe extent.pointee.word(index).flags
+    return unsafe FrameState(
+      frame: Frame(number: extent.pointee.firstFrame + index), counts: extent.pointee.counts(index),
+      isLocked: flags.contains(.locked), isDirty: flags.contains(.dirty), isUnderWriteback: flags.contains(.writeback),
+      isSealed: flags.contains(.sealed))
+  }
+
+  /// Freezes the frame's references if they are exactly `count`, this one and all mappings included: one atomic step (P5). Until
+  /// ``unfreeze()`` nobody gets a reference, and whoever looks the frame up spins (S3).
+  public func freeze(expecting count: Int) -> Bool { unsafe extent.pointee.freeze(index, expecting: count) }
+
+  /// Ends a ``freeze(expecting:)`` that returned true.
+  public func unfreeze() { unsafe extent.pointee.unfreeze(index) }
+
+  /// Runs `body` with the page lock held, waiting for it at most `patience` seconds.
+  ///
+  /// - Throws: ``PinError`` `.timedOut`, and what `body` throws.
+  public func withPageLock<Result>(patience: Double = 1, _ body: () throws -> Result) throws -> Result {
+    guard unsafe extent.pointee.lock(index, patience: Kernel.nanoseconds(patience)) else {
+      throw PinError(.timedOut, operation: "lock \(frame)", advice: "Whoever has locked it keeps it longer than \(patience) s.")
+    }
+    defer { unsafe extent.pointee.unlock(index) }
+    return try body()
+  }
+
+  /// Copies the frame's bytes through the pool's own mapping of it.
+  ///
+  /// - Throws: ``PinError`` `.invalidArgument` unless `target` is one page; `.outOfMemory`.
+  public func copy(into target: UnsafeMutableRawBufferPointer) throws(PinError) {
+    guard target.count == Memory.pageSize else {
+      throw PinError(.invalidArgument, operation: "copy of \(frame)", advice: "A frame has \(Memory.pageSize) bytes.")
+    }
+    let start = unsafe try pool.directMap(extent) + UInt(index * Memory.pageSize)
+    unsafe target.copyMemory(
+      from: UnsafeRawBufferPointer(start: UnsafeRawPointer(bitPattern: start), count: Memory.pageSize))
+  }
+}
+
+extension Region {
+  /// Looks up the frame of a page speculatively, as the kernel does: takes a reference unless the frame is nobody's, then checks that
+  /// the page still has that frame, and starts again if it does not. While references of the frame are frozen it spins (S3). Takes no
+  /// lock.
+  ///
+  /// - Throws: ``PinError``: `.unsupported` for memory that is not of a pool, `.outOfBounds`, `.unmapped`.
+  public func lookUp(_ page: Int) throws(PinError) -> FrameReference {
+    let frames = try pageFrames("lookUp", page)
+    try enter("lookUp")
+    defer { leave() }
+    while true {
+      let extent = unsafe frames.extent(of: page)
+      // Nobody's: the page is changing its frame at this moment.
+      guard unsafe extent.pointee.tryGet(page) else {
+        Kernel.relax()
+        continue
+      }
+      if unsafe frames.extent(of: page) == extent {
+        return unsafe FrameReference(pool: frames.pool, extent: extent, index: page)
+      }
+      unsafe extent.pointee.put(page)
+      frames.pool.noteDead()
+    }
+  }
+
+  /// What the metadata of a page's frame says now. Counts a mapping for each page that *may* map the frame, touched or not; the
+  /// kernel's `/proc/kpagecount` counts those that were touched (K1).
+  ///
+  /// - Throws: As ``lookUp(_:)``.
+  public func frameState(_ page: Int) throws(PinError) -> FrameState {
+    let frames = try pageFrames("frameState", page)
+    try enter("frameState")
+    defer { leave() }
+    return unsafe FrameReference.state(of: frames.extent(of: page), page)
+  }
+
+  func pageFrames(_ operation: String, _ page: Int) throws(PinError) -> RegionFrames {
+    guard let frames else {
+      throw PinError(
+        .unsupported, operation: operation, range: addresses,
+        advice: "The backing is \(backing), whose pages have no frames of a pool: map the region as .pool.")
+    }
+    _ = try addresses(of: page..<page + 1)
+    return frames
+  }
+}

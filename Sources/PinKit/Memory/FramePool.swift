@@ -1,0 +1,251 @@
+internal import Synchronization
+
+/// The "physical memory" of an address space: the frames of one memfd, with reference counts.
+///
+/// Each region of `.pool` memory has an extent of it, a sparse run of frames in which page *p*'s own frame is number *p*. Clones map the
+/// extent of their original and get an extent for the pages that they write. A frame's metadata is eight bytes and a few bits,
+/// none of which cost anything for memory that nobody has touched; its memory is given back when the last mapping and the last
+/// reference are gone.
+public final class FramePool: Sendable {
+  private struct State: ~Copyable {
+    var file: MemoryFile?
+    var nextFrame = 0
+    var extents: [UInt] = []
+    /// Empty extents by size.
+    var free: [Int: [UInt]] = [:]
+    var directMaps: [AddressRange] = []
+    /// Extents whose region is gone and of which others have frames.
+    var orphans: [UInt] = []
+  }
+  private let state = Mutex(State())
+  /// Extents by id, for the fault path.
+  private let table: Mapping
+  private static let capacity = 1 << 20
+  /// Frames died since memory was last given back.
+  private let hasDead = Atomic<Bool>(false)
+  private let fileDescriptor = Atomic<CInt>(-1)
+
+  init() throws(PinError) { table = try Mapping(count: Self.capacity * 8) }
+
+  deinit {
+    state.withLock { state in
+      for range in state.directMaps { Mapping.unmap(range) }
+      for raw in state.extents {
+        let extent = unsafe Extent.Pointer(bitPattern: raw)!
+        unsafe extent.deinitialize(count: 1)
+        unsafe extent.deallocate()
+      }
+    }
+  }
+
+  /// The memfd, once there is one.
+  var descriptor: CInt { fileDescriptor.load(ordering: .acquiring) }
+
+  // MARK: Extents
+
+  @inline(__always) func extent(_ id: UInt32) -> Extent.Pointer {
+    let slots = unsafe UnsafePointer<UInt>(bitPattern: table.range.start)!
+    return unsafe Extent.Pointer(bitPattern: slots[Int(id)])!
+  }
+
+  /// An extent of so many frames that nobody has.
+  func makeExtent(pageCount: Int) throws(PinError) -> Extent.Pointer {
+    let made = try state.withLock { state throws(PinError) -> UInt in
+      if let raw = state.free[pageCount]?.popLast() { return raw }
+      guard state.extents.count < Self.capacity - 1 else {
+        throw PinError(.limitReached, operation: "make an extent", advice: "A pool has at most \(Self.capacity - 1) extents.")
+      }
+      let alignment = (2 << 20) / Memory.pageSize
+      let length = (pageCount + alignment - 1) / alignment * alignment
+      if state.file == nil {
+        let file = try MemoryFile(name: "pinkit-pool", size: 0)
+        fileDescriptor.store(file.descriptor, ordering: .releasing)
+        state.file = consume file
+      }
+      try state.file?.resize(to: (state.nextFrame + length) * Memory.pageSize)
+      let id = UInt32(state.extents.count + 1)
+      let extent = try Extent(id: id, firstFrame: state.nextFrame, pageCount: pageCount)
+      state.nextFrame += length
+      let pointer = Extent.Pointer.allocate(capacity: 1)
+      unsafe pointer.initialize(to: extent)
+      let raw = UInt(bitPattern: pointer)
+      state.extents.append(raw)
+      let slots = unsafe UnsafeMutablePointer<UInt>(bitPattern: table.range.start)!
+      unsafe slots[Int(id)] = raw
+      return raw
+    }
+    return unsafe Extent.Pointer(bitPattern: made)!
+  }
+
+  /// Takes an extent back if nobody has a frame of it; false if somebody does.
+  func recycle(_ extent: Extent.Pointer) -> Bool {
+    unsafe giveBackDead(in: extent)
+    guard unsafe isEmpty(extent.pointee) else { return false }
+    unsafe punch(extent.pointee, 0..<extent.pointee.pageCount)
+    unsafe extent.pointee.reset()
+    state.withLock { unsafe $0.free[extent.pointee.pageCount, default: []].append(UInt(bitPattern: extent)) }
+    return true
+  }
+
+  /// Takes extents back from a region that is gone: at once, or when the last frame of each is let go of.
+  func adopt(_ extents: [UInt]) {
+    state.withLock { $0.orphans += extents }
+    recycleOrphans()
+  }
+
+  private func recycleOrphans() {
+    let orphans = state.withLock { state in
+      defer { state.orphans = [] }
+      return state.orphans
+    }
+    let kept = orphans.filter { raw in unsafe !recycle(Extent.Pointer(bitPattern: raw)!) }
+    state.withLock { $0.orphans += kept }
+  }
+
+  private func isEmpty(_ extent: borrowing Extent) -> Bool {
+    if extent.mappers.load(ordering: .sequentiallyConsistent) != 0 { return false }
+    var isEmpty = true
+    extent.tracked.forEachRun { run in
+      for frame in run where isEmpty {
+        let word = extent.word(frame)
+        if word.mappings != 0 || word.extra != 0 || !word.flags.isDisjoint(with: [.frozen, .dying, .locked]) { isEmpty = false }
+      }
+    }
+    return isEmpty
+  }
+
+  // MARK: Giving memory back
+
+  func noteDead() { hasDead.store(true, ordering: .relaxed) }
+
+  /// Gives the memory of frames back that nobody has; cheap when there are none. Not for the fault path.
+  func giveBackDead() {
+    guard hasDead.exchange(false, ordering: .acquiringAndReleasing) else { return }
+    for raw in state.withLock({ $0.extents }) { unsafe giveBackDead(in: Extent.Pointer(bitPattern: raw)!) }
+    recycleOrphans()
+  }
+
+  private func giveBackDead(in extent: Extent.Pointer) {
+    unsafe giveBackDead(extent.pointee)
+  }
+
+  private func giveBackDead(_ extent: borrowing Extent) {
+    extent.dead.drain { run in
+      var start = run.lowerBound
+      for frame in run.lowerBound...run.upperBound {
+        if frame < run.upperBound, markDying(extent, frame) { continue }
+        if start < frame { bury(extent, start..<frame) }
+        start = frame + 1
+      }
+    }
+  }
+
+  /// Whoever takes a reference first wins: the frame lives on.
+  private func markDying(_ extent: borrowing Extent, _ frame: Int) -> Bool {
+    let mappers = extent.mappers.load(ordering: .sequentiallyConsistent)
+    let marked = extent.update(frame) { word in
+      guard mappers + word.mappings == 0, word.extra == 0, word.flags.isDisjoint(with: [.frozen, .dying, .locked]) else {
+        return nil
+      }
+      var word = word
+      word.flags = .dying
+      return word
+    }
+    return marked != nil
+  }
+
+  private func bury(_ extent: borrowing Extent, _ frames: Range<Int>) {
+    punch(extent, frames)
+    for frame in frames {
+      extent.update(frame) { word in
+        var word = word
+        word.flags = []
+        return word
+      }
+    }
+  }
+
+  /// Makes frames read as zeros and cost nothing.
+  func punch(_ extent: borrowing Extent, _ frames: Range<Int>) {
+    let offsets = extent.offsets(of: frames)
+    // It can fail for want of memory only, and then the memory is given back another time.
+    state.withLock { state in try? state.file?.punchHole(offsets) }
+  }
+
+  // MARK: The direct map
+
+  /// Where the pool itself maps the extent. A write there goes around every protection of a region.
+  ///
+  /// - Throws: ``PinError`` `.outOfMemory` at `vm.max_map_count`.
+  func directMap(_ extent: Extent.Pointer) throws(PinError) -> UInt {
+    let known = unsafe extent.pointee.directAddress.load(ordering: .acquiring)
+    if known != 0 { return known }
+    return try state.withLock { state throws(PinError) in
+      let known = unsafe extent.pointee.directAddress.load(ordering: .acquiring)
+      if known != 0 { return known }
+      let offset = unsafe extent.pointee.firstFrame * Memory.pageSize
+      let bytes = unsafe extent.pointee.pageCount * Memory.pageSize
+      let mapping = try Mapping(
+        count: bytes, alignment: bytes >= 2 << 20 ? 2 << 20 : 4096,
+        source: .file(fileDescriptor.load(ordering: .acquiring), offset: offset, shared: true))
+      let range = mapping.keep()
+      for advice in [Memory.Advice.dontFork, .dontDump] { try? Memory.advise(range, advice) }
+      state.directMaps.append(range)
+      unsafe extent.pointee.directAddress.store(range.start, ordering: .releasing)
+      return range.start
+    }
+  }
+
+  // MARK: What there is
+
+  /// What a pool holds; see ``FramePool/usage``.
+  public struct Usage: Sendable, Hashable, Codable {
+    /// Runs of frames that regions have, or had and others still hold frames of.
+    public var extents: Int
+    /// Frames that a mapping of a clone, a lookup or a pin refers to. A region that was never cloned does not count its own one by one.
+    public var countedFrames: Int
+    /// Regions that have an extent as their base.
+    public var mappers: Int
+    /// Memory that the frames take, in bytes, as the kernel says.
+    public var residentBytes: Int
+  }
+
+  /// What the pool holds now, after memory that nobody has was given back. Looks at every counted frame: for tests, tools and metrics.
+  public var usage: Usage {
+    giveBackDead()
+    var usage = Usage(extents: 0, countedFrames: 0, mappers: 0, residentBytes: 0)
+    let extents = state.withLock { state in
+      usage.residentBytes = state.file?.residentBytes ?? 0
+      let free = Set(state.free.values.joined())
+      return state.extents.filter { !free.contains($0) }
+    }
+    usage.extents = extents.count
+    for raw in extents {
+      let extent = unsafe Extent.Pointer(bitPattern: raw)!
+      unsafe count(extent.pointee, into: &usage)
+    }
+    return usage
+  }
+
+  private func count(_ extent: borrowing Extent, into usage: inout Usage) {
+    let mappers = extent.mappers.load(ordering: .acquiring)
+    usage.mappers += mappers
+    var counted = 0
+    extent.tracked.forEachRun { run in
+      for frame in run {
+        let word = extent.word(frame)
+        if mappers + word.mappings + word.extra > 0 { counted += 1 }
+      }
+    }
+    usage.countedFrames += counted
+  }
+}
+
+extension AddressSpace {
+  /// The frames of the space's `.pool` regions. The pool is made when it is first asked for.
+  ///
+  /// - Throws: ``PinError`` `.outOfMemory`.
+  public func framePool() throws(PinError) -> FramePool {
+    try services.findOrMake(FramePool.self) { () throws(PinError) in try FramePool() }
+  }
+}
