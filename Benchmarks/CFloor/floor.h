@@ -3,6 +3,7 @@
 #define FLOOR_H
 
 #include <stdatomic.h>
+#include <sys/types.h>
 
 #include "CFloor.h"
 
@@ -14,6 +15,8 @@ static inline uint64_t floor_load(const _Atomic uint64_t *word) {
 static inline void floor_store(_Atomic uint64_t *word, uint64_t value) {
   atomic_store_explicit(word, value, memory_order_relaxed);
 }
+
+static inline void *floor_at(uint64_t address) { return (void *)(uintptr_t)address; }
 
 // Ends the process with errno's reason.
 void floor_check(int good, const char *what);
@@ -34,5 +37,8 @@ void floor_protect_huge(const struct cfloor_watch *watch);
 
 // UFFDIO_WRITEPROTECT; 1 = done, 0 = errno says why not. Async-signal-safe.
 int floor_writeprotect(int uffd, uint64_t start, uint64_t length, uint64_t mode);
+
+// One write to each page of `order`.
+void floor_write_pages(uint64_t base, const uint32_t *order, size_t count);
 
 #endif

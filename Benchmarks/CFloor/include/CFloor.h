@@ -9,6 +9,11 @@
 
 // Private anonymous memory on a 2 MiB boundary. huge: 1 = MADV_HUGEPAGE, 0 = MADV_NOHUGEPAGE. populate: write every page once.
 uint64_t cfloor_map(size_t pages, int huge, int populate);
+// The same, but shared memory of a memfd that nothing else maps. Huge pages also need
+// /sys/kernel/mm/transparent_hugepage/shmem_enabled at `advise` or better; write-protecting them splits them.
+uint64_t cfloor_map_shared(size_t pages, int huge, int populate);
+// How many of the pages are mapped by huge page table entries, or -errno. Needs Linux 6.7.
+int64_t cfloor_huge_pages(uint64_t base, size_t pages);
 // How many 4 KiB pages are free now.
 size_t cfloor_free_pages(void);
 void cfloor_unmap(uint64_t base, size_t pages);
