@@ -41,4 +41,13 @@ int floor_writeprotect(int uffd, uint64_t start, uint64_t length, uint64_t mode)
 // One write to each page of `order`.
 void floor_write_pages(uint64_t base, const uint32_t *order, size_t count);
 
+// fork(2) and nothing else: no handler of pthread_atfork(3), which is no part of the kernel's price, and no SIGCHLD at the
+// end, so that the program's own waitpid(-1) never sees the child. 0 in the child, which may make system calls only; -errno.
+pid_t floor_fork(void);
+// In such a child: closes every other descriptor. A copy of a pipe's other end would hide that its owner has died, and one of a
+// userfaultfd would keep it alive.
+void floor_keep_only(int fd);
+// Waits for such a child. 0 or -errno; *status as waitpid(2) gives it.
+int floor_reap(pid_t child, int *status);
+
 #endif
