@@ -1,9 +1,17 @@
-// What a snapshot costs without PinKit: a forked child that writes its copy. Every function returns -errno where it fails.
+// What a snapshot costs without PinKit: a forked child that writes its copy, and a plain io_uring loop that writes a file.
+// Every function returns -errno where it fails.
 #ifndef CFLOOR_SNAPSHOT_H
 #define CFLOOR_SNAPSHOT_H
 
 #include <stddef.h>
 #include <stdint.h>
+
+// Writes memory to a file by io_uring and calls fsync(2); returns the ns from the first submission until fsync has returned.
+// base: on a 4 KiB boundary. pages: how many 4 KiB pages. path: created, or emptied first (in no figure), and left there.
+// write_bytes: how much one operation writes. depth: how many operations are in flight, at most. direct: 1 = O_DIRECT, for
+// which write_bytes is a multiple of 4096; -EINVAL where the file system has none.
+int64_t cfloor_stream(
+  uint64_t base, size_t pages, const char *_Nonnull path, uint32_t write_bytes, uint32_t depth, int direct);
 
 // Forks a child that writes the pages as they are now to `fd`, at its offset, with write(2), 1 MiB at a time, and ends. Returns
 // the ns inside fork(): what the program is stopped for. *child: its process id, for cfloor_fork_wait. The child closes all other
