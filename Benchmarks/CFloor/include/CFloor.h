@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "cfloor_cow.h"
+#include "cfloor_leak.h"
 #include "cfloor_snapshot.h"
 
 // Private anonymous memory on a 2 MiB boundary. huge: 1 = MADV_HUGEPAGE, 0 = MADV_NOHUGEPAGE. populate: write every page once.
