@@ -55,7 +55,8 @@ let package = Package(
     .target(
       name: "CFloor",
       path: "Benchmarks/CFloor",
-      cSettings: [.define("_GNU_SOURCE")]
+      cSettings: [.define("_GNU_SOURCE")],
+      linkerSettings: [.linkedLibrary("uring")]
     ),
     .target(
       name: "Topics",

@@ -1,5 +1,8 @@
+#include <errno.h>
+#include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
 #include "floor.h"
 
@@ -49,6 +52,28 @@ void floor_protect_huge(const struct cfloor_watch *watch) {
         "UFFDIO_WRITEPROTECT");
     at = arg.walk_end;
   }
+}
+
+int64_t cfloor_huge_pages(uint64_t base, size_t pages) {
+  struct scan_run runs[64];
+  int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+  if (pagemap < 0) return -errno;
+  int64_t huge = 0;
+  uint64_t end = base + pages * FLOOR_PAGE;
+  for (uint64_t at = base; at < end;) {
+    struct scan_arg arg = {
+      .size = sizeof arg, .start = at, .end = end, .vec = (uint64_t)(uintptr_t)runs, .vec_len = 64,
+      .category_mask = IS_HUGE, .return_mask = IS_HUGE};
+    int count = ioctl(pagemap, SCAN, &arg);
+    if (count < 0) {
+      huge = -errno;
+      break;
+    }
+    for (int i = 0; i < count; i++) huge += (int64_t)((runs[i].end - runs[i].start) / FLOOR_PAGE);
+    at = arg.walk_end;
+  }
+  close(pagemap);
+  return huge;
 }
 
 // The floor of asynchronous collection: written pages that are not the zero page, protected again in the same walk.

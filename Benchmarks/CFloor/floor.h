@@ -3,6 +3,7 @@
 #define FLOOR_H
 
 #include <stdatomic.h>
+#include <sys/types.h>
 
 #include "CFloor.h"
 
@@ -14,6 +15,8 @@ static inline uint64_t floor_load(const _Atomic uint64_t *word) {
 static inline void floor_store(_Atomic uint64_t *word, uint64_t value) {
   atomic_store_explicit(word, value, memory_order_relaxed);
 }
+
+static inline void *floor_at(uint64_t address) { return (void *)(uintptr_t)address; }
 
 // Ends the process with errno's reason.
 void floor_check(int good, const char *what);
@@ -34,5 +37,17 @@ void floor_protect_huge(const struct cfloor_watch *watch);
 
 // UFFDIO_WRITEPROTECT; 1 = done, 0 = errno says why not. Async-signal-safe.
 int floor_writeprotect(int uffd, uint64_t start, uint64_t length, uint64_t mode);
+
+// One write to each page of `order`.
+void floor_write_pages(uint64_t base, const uint32_t *order, size_t count);
+
+// fork(2) and nothing else: no handler of pthread_atfork(3), which is no part of the kernel's price, and no SIGCHLD at the
+// end, so that the program's own waitpid(-1) never sees the child. 0 in the child, which may make system calls only; -errno.
+pid_t floor_fork(void);
+// In such a child: closes every other descriptor. A copy of a pipe's other end would hide that its owner has died, and one of a
+// userfaultfd would keep it alive.
+void floor_keep_only(int fd);
+// Waits for such a child. 0 or -errno; *status as waitpid(2) gives it.
+int floor_reap(pid_t child, int *status);
 
 #endif

@@ -30,15 +30,31 @@ uint64_t cfloor_now(void) {
   return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-uint64_t cfloor_map(size_t pages, int huge, int populate) {
+// On a 2 MiB boundary; fd: -1 for private anonymous memory.
+static uint64_t map(size_t pages, int fd, int huge, int populate) {
   uint64_t length = pages * FLOOR_PAGE;
-  void *raw = mmap(NULL, length + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED;
+  void *raw = mmap(NULL, length + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   floor_check(raw != MAP_FAILED, "mmap");
   uint64_t start = (uint64_t)(uintptr_t)raw, base = (start + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
   if (base > start) munmap(raw, base - start);
-  munmap((void *)(uintptr_t)(base + length), start + HUGE_PAGE - base);
-  floor_check(!madvise((void *)(uintptr_t)base, length, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE), "madvise");
-  for (size_t page = 0; populate && page < pages; page++) *(volatile uint64_t *)(uintptr_t)(base + page * FLOOR_PAGE) = page;
+  munmap(floor_at(base + length), start + HUGE_PAGE - base);
+  void *placed = mmap(floor_at(base), length, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0);
+  floor_check(placed != MAP_FAILED, "mmap");
+  floor_check(!madvise(placed, length, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE), "madvise");
+  for (size_t page = 0; populate && page < pages; page++) *(volatile uint64_t *)floor_at(base + page * FLOOR_PAGE) = page;
+  return base;
+}
+
+uint64_t cfloor_map(size_t pages, int huge, int populate) { return map(pages, -1, huge, populate); }
+
+uint64_t cfloor_map_shared(size_t pages, int huge, int populate) {
+  int fd = memfd_create("floor", MFD_CLOEXEC);
+  floor_check(fd >= 0, "memfd_create");
+  floor_check(!ftruncate(fd, (off_t)(pages * FLOOR_PAGE)), "ftruncate");
+  uint64_t base = map(pages, fd, huge, populate);
+  // The mapping keeps the file.
+  close(fd);
   return base;
 }
 
@@ -46,15 +62,15 @@ size_t cfloor_free_pages(void) {
   return (size_t)sysconf(_SC_AVPHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / FLOOR_PAGE;
 }
 
-void cfloor_unmap(uint64_t base, size_t pages) { munmap((void *)(uintptr_t)base, pages * FLOOR_PAGE); }
+void cfloor_unmap(uint64_t base, size_t pages) { munmap(floor_at(base), pages * FLOOR_PAGE); }
 
-static void write_pages(uint64_t base, const uint32_t *order, size_t count) {
-  for (size_t i = 0; i < count; i++) *(volatile uint64_t *)(uintptr_t)(base + order[i] * FLOOR_PAGE) = i;
+void floor_write_pages(uint64_t base, const uint32_t *order, size_t count) {
+  for (size_t i = 0; i < count; i++) *(volatile uint64_t *)floor_at(base + order[i] * FLOOR_PAGE) = i;
 }
 
 double cfloor_write_pages(uint64_t base, const uint32_t *order, size_t count) {
   uint64_t start = cfloor_now();
-  write_pages(base, order, count);
+  floor_write_pages(base, order, count);
   return (double)(cfloor_now() - start) / (double)count;
 }
 
@@ -70,7 +86,7 @@ static void *writer_main(void *raw) {
   struct writer *writer = raw;
   pthread_barrier_wait(writer->ready);
   writer->start = cfloor_now();
-  write_pages(writer->base, writer->order, writer->count);
+  floor_write_pages(writer->base, writer->order, writer->count);
   writer->end = cfloor_now();
   return NULL;
 }

@@ -1,14 +1,24 @@
 // What the kernel alone charges: plain C loops that do a topic's work without PinKit. No policy, no bookkeeping that the
 // kernel does not force. Addresses are integers, counts are 4 KiB pages, times are ns a page; a failure ends the process with
-// its reason, for a floor that was not reached measures nothing.
+// its reason, for a floor that was not reached measures nothing. The headers that this one includes return -errno instead, as
+// they need what a machine may lack or forbid: children, files, memory for two.
 #ifndef CFLOOR_H
 #define CFLOOR_H
 
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cfloor_cow.h"
+#include "cfloor_leak.h"
+#include "cfloor_snapshot.h"
+
 // Private anonymous memory on a 2 MiB boundary. huge: 1 = MADV_HUGEPAGE, 0 = MADV_NOHUGEPAGE. populate: write every page once.
 uint64_t cfloor_map(size_t pages, int huge, int populate);
+// The same, but shared memory of a memfd that nothing else maps. Huge pages also need
+// /sys/kernel/mm/transparent_hugepage/shmem_enabled at `advise` or better; write-protecting them splits them.
+uint64_t cfloor_map_shared(size_t pages, int huge, int populate);
+// How many of the pages are mapped by huge page table entries, or -errno. Needs Linux 6.7.
+int64_t cfloor_huge_pages(uint64_t base, size_t pages);
 // How many 4 KiB pages are free now.
 size_t cfloor_free_pages(void);
 void cfloor_unmap(uint64_t base, size_t pages);
