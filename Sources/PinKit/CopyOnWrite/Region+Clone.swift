@@ -28,12 +28,14 @@ extension Region {
     guard let frames else {
       throw PinError(
         .unsupported, operation: "clone", range: addresses,
-        advice: "The backing is \(backing): only frames of a pool can be shared. Map the region as .pool, or take a snapshot.")
+        advice:
+          "The backing is \(backing): only frames of a pool can be shared. Map the region as .pool, or take a snapshot.")
     }
     guard mechanism != .asynchronous else {
       throw PinError(
         .unsupported, operation: "clone", range: addresses,
-        advice: "The kernel resolves these faults by itself, and nobody could copy: use .handlerThread, .inPlace or .mprotect.")
+        advice:
+          "The kernel resolves these faults by itself, and nobody could copy: use .handlerThread, .inPlace or .mprotect.")
     }
     if space.configuration.inheritsAcrossFork {
       throw PinError(

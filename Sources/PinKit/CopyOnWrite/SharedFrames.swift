@@ -196,7 +196,8 @@ internal import Synchronization
     unsafe frames.pool.punch(target.pointee, pages)
     domain.needsRegistration.store(true, ordering: .sequentiallyConsistent)
     let range = domain.addresses(of: pages)
-    let result = Memory.replace(range, file: frames.pool.descriptor, offset: unsafe target.pointee.offsets(of: pages).lowerBound)
+    let result = Memory.replace(
+      range, file: frames.pool.descriptor, offset: unsafe target.pointee.offsets(of: pages).lowerBound)
     guard result == 0 else {
       unsafe frames.unclaimTarget(pages, target)
       return result

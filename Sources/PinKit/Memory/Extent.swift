@@ -126,7 +126,9 @@ internal import Synchronization
   /// Whether nobody has the frame; whoever lets go last finds out, since all changes are totally ordered.
   @inline(__always) func noteIfDead(_ frame: Int) {
     let word = word(frame)
-    if mappers.load(ordering: .sequentiallyConsistent) + word.mappings == 0, word.extra == 0 { dead.insert(frame..<frame + 1) }
+    if mappers.load(ordering: .sequentiallyConsistent) + word.mappings == 0, word.extra == 0 {
+      dead.insert(frame..<frame + 1)
+    }
   }
 
   // MARK: References

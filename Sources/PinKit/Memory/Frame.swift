@@ -62,7 +62,8 @@ public struct FrameState: Sendable, Hashable {
   /// - Throws: ``PinError`` `.timedOut`, and what `body` throws.
   public func withPageLock<Result>(patience: Double = 1, _ body: () throws -> Result) throws -> Result {
     guard unsafe extent.pointee.lock(index, patience: Kernel.nanoseconds(patience)) else {
-      throw PinError(.timedOut, operation: "lock \(frame)", advice: "Whoever has locked it keeps it longer than \(patience) s.")
+      throw PinError(
+        .timedOut, operation: "lock \(frame)", advice: "Whoever has locked it keeps it longer than \(patience) s.")
     }
     defer { unsafe extent.pointee.unlock(index) }
     return try body()

@@ -53,7 +53,8 @@ public final class FramePool: Sendable {
     let made = try state.withLock { state throws(PinError) -> UInt in
       if let raw = state.free[pageCount]?.popLast() { return raw }
       guard state.extents.count < Self.capacity - 1 else {
-        throw PinError(.limitReached, operation: "make an extent", advice: "A pool has at most \(Self.capacity - 1) extents.")
+        throw PinError(
+          .limitReached, operation: "make an extent", advice: "A pool has at most \(Self.capacity - 1) extents.")
       }
       let alignment = (2 << 20) / Memory.pageSize
       let length = (pageCount + alignment - 1) / alignment * alignment
@@ -108,7 +109,9 @@ public final class FramePool: Sendable {
     extent.tracked.forEachRun { run in
       for frame in run where isEmpty {
         let word = extent.word(frame)
-        if word.mappings != 0 || word.extra != 0 || !word.flags.isDisjoint(with: [.frozen, .dying, .locked]) { isEmpty = false }
+        if word.mappings != 0 || word.extra != 0 || !word.flags.isDisjoint(with: [.frozen, .dying, .locked]) {
+          isEmpty = false
+        }
       }
     }
     return isEmpty

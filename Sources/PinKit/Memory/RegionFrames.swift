@@ -37,7 +37,8 @@ internal import Synchronization
     let metadata = try Mapping(count: 64 + PageBitmap.size(pageCount: pages))
     for advice in [Memory.Advice.noHugePages, .dontFork, .dontDump] { try? Memory.advise(metadata.range, advice) }
     let start = unsafe UnsafeMutableRawPointer(bitPattern: metadata.range.start)!
-    broken = unsafe PageBitmap(memory: start + 64, top: start.bindMemory(to: Atomic<UInt64>.self, capacity: 8), pageCount: pages)
+    broken = unsafe PageBitmap(
+      memory: start + 64, top: start.bindMemory(to: Atomic<UInt64>.self, capacity: 8), pageCount: pages)
     self.metadata = metadata
     self.pool = pool
     unsafe self.base = base
@@ -165,9 +166,10 @@ internal import Synchronization
     pool.noteDead()
     pool.giveBackDead()
     target.store(0, ordering: .sequentiallyConsistent)
-    pool.adopt(extents.withLock { list in
-      defer { list = [] }
-      return list
-    })
+    pool.adopt(
+      extents.withLock { list in
+        defer { list = [] }
+        return list
+      })
   }
 }

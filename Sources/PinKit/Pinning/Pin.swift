@@ -68,7 +68,9 @@ extension Region {
       if Kernel.now() - begun > Kernel.nanoseconds(space.configuration.patience) {
         throw PinError(
           .timedOut, operation: "pin", range: addressesUnchecked(of: page..<page + 1),
-          advice: "The page could not get a frame of its own: memory is short, a snapshot is at its limit, or its frame is frozen.")
+          advice:
+            "The page could not get a frame of its own: memory is short, a snapshot is at its limit, or its frame is frozen."
+        )
       }
       Kernel.pause(nanoseconds: 50_000)
     }

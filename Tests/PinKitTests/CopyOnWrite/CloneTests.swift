@@ -13,7 +13,8 @@ struct CloneTests {
     try region.load(fromByteOffset: page * region.pageSize)
   }
 
-  @Test("W5: what either side writes stays its own", arguments: [WriteTracking.Mechanism.handlerThread, .inPlace, .mprotect])
+  @Test(
+    "W5: what either side writes stays its own", arguments: [WriteTracking.Mechanism.handlerThread, .inPlace, .mprotect])
   func isolation(mechanism: WriteTracking.Mechanism) throws {
     let space = try AddressSpace()
     defer { try? space.close() }

@@ -333,7 +333,7 @@ import Testing
       let table: [(Injection.Call, Errno, Int, Backing, PinError.Code)] = [
         (.mmap, .noMemory, 0, .anonymous, .outOfMemory), (.mmap, .noMemory, 1, .anonymous, .outOfMemory),
         (.mmap, .noMemory, 2, .anonymous, .outOfMemory), (.mmap, .noMemory, 1, .pool, .outOfMemory),
-        (.memfd, .tooManyOpenFiles, 0, .pool, .limitReached), (.memfd, .noMemory, 0, .pool, .outOfMemory),
+        (.memfd, .tooManyOpenFiles, 0, .hugetlb, .limitReached), (.memfd, .noMemory, 0, .hugetlb, .outOfMemory),
         (.madvise, .invalidArgument, 0, .anonymous, .unsupported), (.madvise, .noMemory, 0, .anonymous, .outOfMemory),
       ]
       let atFirst = ct_descriptor_count()
