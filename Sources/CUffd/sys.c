@@ -228,6 +228,21 @@ ssize_t cuffd_read_file(int fd, void *buffer, size_t length) {
   return done < 0 ? -errno : done;
 }
 
+int64_t cuffd_seek_data(int fd, int64_t offset) {
+  int64_t at = lseek(fd, offset, SEEK_DATA);
+  return at < 0 ? -errno : at;
+}
+
+int64_t cuffd_seek_hole(int fd, int64_t offset) {
+  int64_t at = lseek(fd, offset, SEEK_HOLE);
+  return at < 0 ? -errno : at;
+}
+
+int cuffd_move_mapping(uint64_t start, uint64_t length, uint64_t target) {
+  void *at = mremap((void *)(uintptr_t)start, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)(uintptr_t)target);
+  return at == MAP_FAILED ? -errno : 0;
+}
+
 int64_t cuffd_file_blocks(int fd) {
   struct stat status;
   return fstat(fd, &status) ? 0 : (int64_t)status.st_blocks;

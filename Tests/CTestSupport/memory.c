@@ -204,3 +204,14 @@ int ct_become_nobody(void) {
   if (setgroups(0, NULL) || setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534)) return -errno;
   return 0;
 }
+
+int ct_write_file(const char *path, const char *text) {
+  int fd = open(path, O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return -errno;
+  size_t length = strlen(text);
+  int result = write(fd, text, length) == (ssize_t)length ? 0 : -errno;
+  close(fd);
+  return result;
+}
+
+int ct_may_write(const char *path) { return access(path, W_OK) == 0; }

@@ -79,6 +79,11 @@ ssize_t cuffd_read_file(int fd, void *_Nonnull buffer, size_t length);
 int cuffd_resize(int fd, int64_t size);
 // st_blocks, in units of 512 bytes; 0 if the number is not open.
 int64_t cuffd_file_blocks(int fd);
+// SEEK_DATA and SEEK_HOLE: a position, or -errno.
+int64_t cuffd_seek_data(int fd, int64_t offset);
+int64_t cuffd_seek_hole(int fd, int64_t offset);
+// Moves a mapping over whatever is at `target`.
+int cuffd_move_mapping(uint64_t start, uint64_t length, uint64_t target);
 // The magic number of the file system that holds `path`, or -errno.
 int64_t cuffd_filesystem(const char *_Nonnull path);
 void cuffd_close(int fd);

@@ -80,6 +80,8 @@ final class Sharing: RegionAttachment {
   ) throws(PinError) -> Region {
     try participant.withLock { id throws(PinError) in
       try frames.renewTarget()
+      // Pages that are protected by not being mapped are copied through the pool's own mapping.
+      if region.backing.mayHaveHugeFrames { try frames.mapDirectly() }
       // All that can fail, and all that takes time, before anything is shared.
       let child = unsafe try region.space.mapPool(
         region.backing, PoolExtent(pool: frames.pool, extent: frames.base, isOwner: false, policy: reuse),
@@ -128,9 +130,9 @@ final class Sharing: RegionAttachment {
 }
 
 extension Region {
-  fileprivate func sharing(_ frames: RegionFrames) throws(PinError) -> Sharing {
+  fileprivate func sharing(_ frames: RegionFrames, isUntouched: Bool = false) throws(PinError) -> Sharing {
     let protection = try protection()
-    let session = try session(protection)
+    let session = try session(protection, isUntouched: isUntouched)
     return try attachments.findOrMake(Sharing.self) { () throws(PinError) in
       Sharing(frames: frames, protection: protection, session: session)
     }
@@ -138,7 +140,7 @@ extension Region {
 
   fileprivate func beginSharing(_ mechanism: WriteTracking.Mechanism) throws(PinError) {
     guard let frames else { return }
-    let sharing = try sharing(frames)
+    let sharing = try sharing(frames, isUntouched: true)
     try sharing.begin(self, mechanism)
   }
 }

@@ -110,6 +110,11 @@ enum Memory {
     return unsafe cuffd_mmap(UInt64(range.start), UInt64(range.count), 3, 0x11, file, Int64(offset), &address)
   }
 
+  /// Moves a mapping over whatever is at `target`; mremap(2). 0 or a negative errno.
+  static func move(_ range: AddressRange, to target: UInt) -> CInt {
+    cuffd_move_mapping(UInt64(range.start), UInt64(range.count), UInt64(target))
+  }
+
   /// Puts a mapping in the place of `range` that nobody can read or write.
   static func makeInaccessible(_ range: AddressRange) {
     var address: UInt64 = 0

@@ -77,6 +77,23 @@ internal import SystemPackage
     }
   }
 
+  /// The parts of `range` (bytes) of a file that are not holes; lseek(2) with `SEEK_DATA` and `SEEK_HOLE`.
+  static func dataRuns(of descriptor: CInt, in range: Range<Int>) throws(PinError) -> [Range<Int>] {
+    var runs: [Range<Int>] = []
+    var position = range.lowerBound
+    while position < range.upperBound {
+      let start = cuffd_seek_data(descriptor, Int64(position))
+      // Nothing but a hole up to the end.
+      if start == -Int64(Errno.noSuchAddressOrDevice.rawValue) { break }
+      let end = cuffd_seek_hole(descriptor, Int64(try PinError.check(start, "lseek(SEEK_DATA)")))
+      try PinError.check(end, "lseek(SEEK_HOLE)")
+      if start >= range.upperBound { break }
+      runs.append(Int(start)..<min(Int(end), range.upperBound))
+      position = Int(end)
+    }
+    return runs
+  }
+
   /// Fills `bytes` from the file's byte `offset` on: all of it, or an error.
   public func read(into bytes: inout MutableSpan<UInt8>, at offset: Int) throws(PinError) {
     try check(offset, bytes.count, "pread")

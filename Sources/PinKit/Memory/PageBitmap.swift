@@ -51,6 +51,15 @@ internal import Synchronization
 
   var isEmpty: Bool { unsafe word(levels - 1, 0).pointee.load(ordering: .acquiring) == 0 }
 
+  /// Whether no bit of `pages`, which begin and end with a word of 64, is set.
+  func isEmpty(in pages: Range<Int>) -> Bool {
+    for index in pages.lowerBound >> 6..<(pages.upperBound + 63) >> 6
+    where unsafe word(0, index).pointee.load(ordering: .acquiring) != 0 {
+      return false
+    }
+    return true
+  }
+
   /// Sets the bits of `pages`.
   @inline(__always) func insert(_ pages: Range<Int>) {
     var page = pages.lowerBound

@@ -78,6 +78,14 @@ internal import Synchronization
     if old != 0 { recycleExtents() }
   }
 
+  /// Sees to it that the pool maps every extent that a page has its frame in.
+  func mapDirectly() throws(PinError) {
+    for raw in unsafe [UInt(bitPattern: base)] + extents.withLock({ $0 }) {
+      _ = unsafe try pool.directMap(Extent.Pointer(bitPattern: raw)!)
+    }
+    unsafe try forEachPiece { _, extent throws(PinError) in _ = unsafe try pool.directMap(extent) }
+  }
+
   /// Makes the extents available to others from which everybody has taken leave. The base is the region's until it goes.
   private func recycleExtents() {
     extents.withLock { list in

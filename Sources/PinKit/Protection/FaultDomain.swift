@@ -58,6 +58,9 @@ struct FaultDomain: ~Copyable, Sendable {
   let needsRegistration = Atomic<Bool>(false)
   /// Whether the region is registered for minor faults: pages on huge frames, which are protected by not being mapped.
   let hasMinorFaults = Atomic<Bool>(false)
+  /// Huge mappings were dropped to protect their pages, and should be put back.
+  let lostHugeMappings = Atomic<Bool>(false)
+  let mayHaveHugeFrames: Bool
 
   enum Failure: UInt32, Sendable {
     case descriptorClosed = 1
@@ -73,6 +76,7 @@ struct FaultDomain: ~Copyable, Sendable {
     pageSize = region.pageSize
     table = region.table
     isPrivateAnonymous = region.backing.isPrivateAnonymous
+    mayHaveHugeFrames = region.backing.mayHaveHugeFrames
     self.counters = counters
     self.patience = Kernel.nanoseconds(patience)
     self.alarm = alarm

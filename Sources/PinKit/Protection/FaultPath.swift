@@ -79,7 +79,7 @@ enum FaultPath {
       resolution = .held
     } else {
       TestHooks.reach(.kept, page: page)
-      resolution = decision == .copy ? copy(pages, in: domain, delivery) : open(pages, in: domain, delivery)
+      resolution = decision == .copy ? copy(pages, in: domain, delivery) : open(pages, faulted: page, in: domain, delivery)
     }
     guard resolution == .opened else {
       if resolution == .retry || resolution == .held { for page in pages { table.insert(.told, at: page) } }
@@ -135,12 +135,13 @@ enum FaultPath {
     _ page: Int, in domain: borrowing FaultDomain, _ delivery: FaultDelivery
   ) -> FaultResolution {
     if delivery != .mprotect, domain.needsRegistration.load(ordering: .relaxed) {
-      wake(page..<page + 1, in: domain)
       let range = domain.addresses(of: page..<page + 1)
+      if domain.hasMinorFaults.load(ordering: .relaxed), let refusal = mapForWriting(page, in: domain) { return refusal }
+      wake(page..<page + 1, in: domain)
       _ = Uffd.unprotect(domain.descriptor.load(ordering: .acquiring), range, wake: true)
       return .opened
     }
-    return open(page..<page + 1, in: domain, delivery)
+    return open(page..<page + 1, faulted: page, in: domain, delivery)
   }
 
   /// Marks `pages` as open. The claims and the shared lock are held.
@@ -155,11 +156,11 @@ enum FaultPath {
 
   /// Lets writes to `pages` through, and wakes who waits for them.
   private static func open(
-    _ pages: Range<Int>, in domain: borrowing FaultDomain, _ delivery: FaultDelivery
+    _ pages: Range<Int>, faulted: Int, in domain: borrowing FaultDomain, _ delivery: FaultDelivery
   ) -> FaultResolution {
     let range = domain.addresses(of: pages)
     if delivery == .mprotect { return MprotectOpening.open(pages, in: domain) }
-    if domain.hasMinorFaults.load(ordering: .relaxed), let refusal = mapForWriting(range, in: domain) { return refusal }
+    if domain.hasMinorFaults.load(ordering: .relaxed), let refusal = mapForWriting(faulted, in: domain) { return refusal }
     let result = Uffd.unprotect(
       domain.descriptor.load(ordering: .acquiring), range, wake: delivery == .handlerThread)
     switch result {
@@ -172,27 +173,21 @@ enum FaultPath {
       if domain.delivery.load(ordering: .acquiring) == .none { return .gone }
       domain.fail(.mappingChanged, errno: result.errno)
     case .refused(UffdResult.badDescriptor) where domain.useSpareDescriptor():
-      return open(pages, in: domain, delivery)
+      return open(pages, faulted: faulted, in: domain, delivery)
     case .refused(let errno):
       domain.fail(errno == UffdResult.badDescriptor ? .descriptorClosed : .refused, errno: errno)
     }
     return .failed
   }
 
-  /// Maps what is not mapped, so that there is an entry to unprotect. `nil` if all went well.
-  private static func mapForWriting(_ range: AddressRange, in domain: borrowing FaultDomain) -> FaultResolution? {
-    var rest = range
-    while !rest.isEmpty {
-      let (result, bytes) = Uffd.mapExisting(domain.descriptor.load(ordering: .acquiring), rest, protected: true)
-      switch result {
-      case .done: rest = AddressRange(start: rest.start + UInt(bytes), end: rest.end)
-      case .again:
-        domain.counters.add(.retries)
-        return .retry
-      default: return nil  // whatever is wrong, unprotecting finds it too
-      }
-    }
-    return nil
+  /// Maps a page that is there and not mapped, so that there is an entry to unprotect. Neighbours that are not mapped trap once more,
+  /// and are found open then. `nil` if all went well; whatever is wrong otherwise, unprotecting finds it too.
+  private static func mapForWriting(_ page: Int, in domain: borrowing FaultDomain) -> FaultResolution? {
+    let range = domain.addresses(of: page..<page + 1)
+    let (result, _) = Uffd.mapExisting(domain.descriptor.load(ordering: .acquiring), range, protected: true)
+    guard result == .again else { return nil }
+    domain.counters.add(.retries)
+    return .retry
   }
 
   /// Lets the threads that wait for `pages` try their access again.

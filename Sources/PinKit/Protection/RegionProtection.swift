@@ -15,6 +15,7 @@ internal import SystemPackage
   private let discarding: FutexLock
   /// Shared pages on huge frames are protected by not being mapped.
   private let hasHugeFrames: Bool
+  private let frames: RegionFrames?
   private let isPool: Bool
   /// Held while the protection ends, outside the wrprotect lock: a tracker's stop() and unmap() may come at the same moment. The
   /// slot and the descriptors are somebody else's as soon as they have been let go.
@@ -32,7 +33,8 @@ internal import SystemPackage
   init(region: Region, handler: FaultHandler) {
     addresses = region.addresses
     discarding = region.discarding
-    if let frames = region.frames { handler.pool = frames.pool }
+    frames = region.frames
+    if let frames { handler.pool = frames.pool }
     hasHugeFrames = region.backing.mayHaveHugeFrames
     isPool = region.backing.isPool
     self.handler = handler
@@ -185,6 +187,7 @@ internal import SystemPackage
   }
 
   private func unregister(_ domain: borrowing FaultDomain) {
+    defer { domain.hasMinorFaults.store(false, ordering: .sequentiallyConsistent) }
     var descriptor = domain.descriptor.load(ordering: .acquiring)
     if !Uffd.isUserfaultfd(descriptor) { descriptor = domain.spareDescriptor.load(ordering: .acquiring) }
     // Removes protection from the entries; memory unmapped behind our back is skipped piece by piece.
@@ -257,6 +260,16 @@ internal import SystemPackage
       let hold = unsafe domain.pointee.lock.lockShared()
       unsafe domain.pointee.table.discarded.insert(pages)
       _ = consume hold
+    }
+  }
+
+  /// Puts huge mappings back that protecting their pages has dropped.
+  func restoreHugeMappings() {
+    guard let frames, unsafe domain.pointee.lostHugeMappings.load(ordering: .relaxed) else { return }
+    // Not beside the end of the protection: what is moved in must be registered, and mapped.
+    ending.withLock { _ in
+      guard slotIndex != nil, unsafe domain.pointee.lostHugeMappings.exchange(false, ordering: .relaxed) else { return }
+      HugeFrames.restore(frames, self)
     }
   }
 

@@ -45,6 +45,7 @@ internal import Synchronization
       }
       for protection in handler.protections {
         protection.repairDescriptors()
+        protection.restoreHugeMappings()
         if let failure = protection.takeUnreportedFailure() { apply(failure, to: protection) }
       }
     }

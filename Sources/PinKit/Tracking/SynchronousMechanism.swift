@@ -2,15 +2,22 @@ internal import Synchronization
 
 /// Tracking by write faults: by handler threads, in place, or by mprotect. The fault path records what it opens; a harvest takes that
 /// record and protects the pages again.
-final class SynchronousMechanism: TrackingMechanism {
+///
+/// Unchecked: the session serializes all calls.
+final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   let kind: WriteTracking.Mechanism
   private let protection: RegionProtection
   private let pageCount: Int
+  /// The frames of a region that nobody has touched yet.
+  private var unmapped: RegionFrames?
 
   /// Protecting a run again that is protected already costs little; a system call of its own costs as much as this many pages.
   private static let mergedGap = 12
 
-  init(kind: WriteTracking.Mechanism, protection: RegionProtection, pageCount: Int) {
+  init(
+    kind: WriteTracking.Mechanism, protection: RegionProtection, pageCount: Int, unmapped: RegionFrames? = nil
+  ) {
+    self.unmapped = unmapped
     self.kind = kind
     self.protection = protection
     self.pageCount = pageCount
@@ -32,11 +39,21 @@ final class SynchronousMechanism: TrackingMechanism {
     try protection.untilDone { domain throws(PinError) in
       domain.table.discarded.drain { _ in }
       domain.table.open.drain { Self.forget($0, domain.table) }
-      var rest = DirtySet(pageCount: self.pageCount, runs: CollectionOfOne(0..<self.pageCount))
-      let done = try Self.protect(&rest, domain, self.kind)
+      let done = try self.protectAll(domain)
       if done { armed(domain) }
       return done
     }
+  }
+
+  private func protectAll(_ domain: borrowing FaultDomain) throws(PinError) -> Bool {
+    // A clone that nobody has touched.
+    if let frames = unmapped, kind != .mprotect, domain.mayHaveHugeFrames {
+      guard try HugeFrames.protectUnmapped(frames, in: domain) else { return false }
+      unmapped = nil
+      return true
+    }
+    var rest = DirtySet(pageCount: pageCount, runs: CollectionOfOne(0..<pageCount))
+    return try Self.protect(&rest, domain, kind)
   }
 
   func suspend() throws(PinError) {
@@ -147,6 +164,8 @@ final class SynchronousMechanism: TrackingMechanism {
   ) throws(PinError) -> Bool {
     if kind == .mprotect { return try protectByMprotect(run, domain) }
     let range = domain.addresses(of: run)
+    // What was opened since the last time has small entries.
+    if domain.mayHaveHugeFrames, run.count >= HugeFrames.pages { return try HugeFrames.protect(range, in: domain) }
     return try domain.settle(
       Uffd.protect(domain.descriptor.load(ordering: .acquiring), range), "UFFDIO_WRITEPROTECT", range)
   }

@@ -13,6 +13,8 @@ final class TrackingSession: RegionAttachment {
   private let logger: Logger
   private let layout: LayoutLock
   private let protection: RegionProtection
+  /// The region is a clone that nobody has seen yet.
+  private let isUntouched: Bool
   private let state: Mutex<State>
 
   private struct State {
@@ -36,7 +38,8 @@ final class TrackingSession: RegionAttachment {
     var keepsNothing = false
   }
 
-  init(region: Region, protection: RegionProtection) {
+  init(region: Region, protection: RegionProtection, isUntouched: Bool = false) {
+    self.isUntouched = isUntouched
     addresses = region.addresses
     pageCount = region.pageCount
     backing = region.backing
@@ -179,7 +182,8 @@ final class TrackingSession: RegionAttachment {
     let mechanism: any TrackingMechanism =
       kind == .asynchronous
       ? try AsynchronousMechanism(region: region, protection: protection)
-      : SynchronousMechanism(kind: kind, protection: protection, pageCount: pageCount)
+      : SynchronousMechanism(
+        kind: kind, protection: protection, pageCount: pageCount, unmapped: isUntouched ? region.frames : nil)
     try layout.withLock { () throws(PinError) in try mechanism.start(armed: armed) }
     return mechanism
   }
@@ -396,9 +400,9 @@ final class TrackingSession: RegionAttachment {
 
 extension Region {
   /// The region's session, made when it is first needed.
-  func session(_ protection: RegionProtection) throws(PinError) -> TrackingSession {
+  func session(_ protection: RegionProtection, isUntouched: Bool = false) throws(PinError) -> TrackingSession {
     try attachments.findOrMake(TrackingSession.self) { () throws(PinError) in
-      TrackingSession(region: self, protection: protection)
+      TrackingSession(region: self, protection: protection, isUntouched: isUntouched)
     }
   }
 }

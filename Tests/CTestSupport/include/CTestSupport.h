@@ -119,4 +119,8 @@ int ct_become_nobody(void);
 
 uint64_t ct_map_anonymous(uint64_t length, int shared);
 
+// Writes a setting of /proc or /sys; 0 or -errno. And whether that is allowed.
+int ct_write_file(const char *_Nonnull path, const char *_Nonnull text);
+int ct_may_write(const char *_Nonnull path);
+
 #endif

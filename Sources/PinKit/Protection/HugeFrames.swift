@@ -1,0 +1,188 @@
+internal import Synchronization
+
+/// Protecting pool memory on huge pages.
+///
+/// `UFFDIO_WRITEPROTECT` splits the huge mapping of shared memory, for good: the protection sits in 4 KiB entries. So huge runs are protected by
+/// *not being mapped*: the region is registered for minor faults too (a page that is there and not mapped), and their mapping is
+/// dropped. That takes less than a millisecond for 2 GiB, and every access traps until it is resolved.
+///
+/// Soon after, the watchdog puts huge mappings back that can be read and not written. A fresh mapping of the same frames is prepared
+/// elsewhere, where nobody can reach it: registered for write protection, which makes the kernel map read-only, read in, then registered
+/// for minor faults; and moved over the pages in one step, which keeps the registration. A write to such a huge page makes the kernel
+/// drop its mapping, and then it is a minor fault.
+enum HugeFrames {
+  static let size = 2 << 20
+  static var pages: Int { size / Memory.pageSize }
+
+  /// Protects `range`, of which huge runs lose their mapping. Under the exclusive lock; false if the kernel asked to try again.
+  static func protect(_ range: AddressRange, in domain: borrowing FaultDomain) throws(PinError) -> Bool {
+    var huge: [AddressRange] = []
+    try PageMap().scan(range, PageMap.Query(required: .huge, returned: .huge)) { run, _ in huge.append(run) }
+    if huge.isEmpty { return try protectEntries(range, in: domain) }
+    guard try trapMinorFaults(in: domain) else { return false }
+    // From here on whatever is not mapped cannot be mapped without us.
+    for run in huge { try Memory.advise(run, .dontNeed) }
+    domain.lostHugeMappings.store(true, ordering: .relaxed)
+    Alarm.ring(domain.alarm)
+    return try protect(gapsOf: huge, in: range, domain)
+  }
+
+  /// Protects a region that nobody has touched yet: its pages trap because they are not mapped; where the file has a hole, and nothing
+  /// would trap, by marks.
+  static func protectUnmapped(_ frames: RegionFrames, in domain: borrowing FaultDomain) throws(PinError) -> Bool {
+    guard try trapMinorFaults(in: domain) else { return false }
+    domain.lostHugeMappings.store(true, ordering: .relaxed)
+    Alarm.ring(domain.alarm)
+    let offset = unsafe frames.base.pointee.offsets(of: 0..<frames.table.pageCount)
+    let data = try MemoryFile.dataRuns(of: frames.pool.descriptor, in: offset).map { run in
+      AddressRange(
+        start: domain.addresses.start + UInt(run.lowerBound - offset.lowerBound), count: run.count)
+    }
+    guard try protect(gapsOf: data, in: domain.addresses, domain) else { return false }
+    // Pieces of other extents are few, and small pages.
+    var isDone = true
+    try unsafe frames.forEachPiece { run, _ throws(PinError) in
+      if try !protectEntries(domain.addresses(of: run), in: domain) { isDone = false }
+    }
+    return isDone
+  }
+
+  private static func protect(
+    gapsOf runs: [AddressRange], in range: AddressRange, _ domain: borrowing FaultDomain
+  ) throws(PinError) -> Bool {
+    var start = range.start
+    for run in runs {
+      let gap = AddressRange(start: start, end: max(start, run.start))
+      if !gap.isEmpty, try !protectEntries(gap, in: domain) { return false }
+      start = max(start, run.end)
+    }
+    let rest = AddressRange(start: start, end: range.end)
+    if rest.isEmpty { return true }
+    return try protectEntries(rest, in: domain)
+  }
+
+  private static func protectEntries(_ range: AddressRange, in domain: borrowing FaultDomain) throws(PinError) -> Bool {
+    try domain.settle(
+      Uffd.protect(domain.descriptor.load(ordering: .acquiring), range), "UFFDIO_WRITEPROTECT", range)
+  }
+
+  private static func trapMinorFaults(in domain: borrowing FaultDomain) throws(PinError) -> Bool {
+    if domain.hasMinorFaults.load(ordering: .relaxed), !domain.needsRegistration.load(ordering: .relaxed) { return true }
+    let descriptor = domain.descriptor.load(ordering: .acquiring)
+    let result = Uffd.register(descriptor, domain.addresses, [.writeProtect, .minor])
+    guard try domain.settle(result, "UFFDIO_REGISTER", domain.addresses) else { return false }
+    domain.hasMinorFaults.store(true, ordering: .sequentiallyConsistent)
+    return true
+  }
+
+  // MARK: Mapping huge pages again
+
+  /// Maps what can be mapped by huge pages, read-only, a slice at a time. On the watchdog's thread.
+  static func restore(_ frames: RegionFrames, _ protection: RegionProtection) {
+    let slice = 128 * pages
+    var start = 0
+    while start < frames.table.pageCount {
+      let end = min(start + slice, frames.table.pageCount)
+      protection.exclusive { domain in
+        guard domain.failure.load(ordering: .relaxed) == 0, domain.hasMinorFaults.load(ordering: .relaxed) else { return }
+        for run in intactRuns(of: start..<end, frames) {
+          // What fails here costs time later, nothing else: the pages are mapped one by one when they are read.
+          try? restore(run, frames, domain)
+        }
+      }
+      start = end
+    }
+  }
+
+  /// Runs of whole huge pages of which no page has left the base or may be written.
+  private static func intactRuns(of range: Range<Int>, _ frames: RegionFrames) -> [Range<Int>] {
+    var runs: [Range<Int>] = []
+    var block = range.lowerBound
+    while block + pages <= range.upperBound {
+      let next = block + pages
+      let isIntact =
+        frames.broken.isEmpty(in: block..<next) && frames.table.open.isEmpty(in: block..<next)
+        && !(frames.table.hasDeniedPages)
+      if isIntact {
+        if let last = runs.last, last.upperBound == block {
+          runs[runs.count - 1] = last.lowerBound..<next
+        } else {
+          runs.append(block..<next)
+        }
+      }
+      block = next
+    }
+    return runs
+  }
+
+  private static func restore(_ run: Range<Int>, _ frames: RegionFrames, _ domain: borrowing FaultDomain) throws(PinError) {
+    let descriptor = domain.descriptor.load(ordering: .acquiring)
+    let offset = unsafe frames.base.pointee.offsets(of: run).lowerBound
+    let mapping = try Mapping(
+      count: run.count * Memory.pageSize, alignment: size,
+      source: .file(frames.pool.descriptor, offset: offset, shared: true))
+    let made = mapping.range
+    try? Memory.advise(made, .hugePages)
+    try Memory.advise(made, .dontFork)
+    guard Uffd.register(descriptor, made, .writeProtect) == .done else { return }
+    defer { _ = Uffd.unregister(descriptor, made) }
+    try Memory.advise(made, .populateRead)
+    guard Uffd.register(descriptor, made, [.writeProtect, .minor]) == .done else { return }
+    var huge: [AddressRange] = []
+    try PageMap().scan(made, PageMap.Query(required: .huge, returned: .huge)) { run, _ in huge.append(run) }
+    for part in huge where part.start % UInt(size) == 0 && part.count % size == 0 {
+      let target = domain.addresses(of: run).start + (part.start - made.start)
+      try Remap.move(part, to: target, descriptor: descriptor)
+    }
+  }
+}
+
+/// mremap(2) of memory whose userfaultfd wants to hear of it: the call returns only when somebody has read the message, and readers
+/// stand back while the wrprotect lock is held. So a thread of its own makes the call, and this one reads.
+enum Remap {
+  private final class Job: Sendable {
+    let from: AddressRange
+    let target: UInt
+    let result = Atomic<CInt>(0)
+    let isDone = Atomic<Bool>(false)
+    init(_ from: AddressRange, _ target: UInt) {
+      self.from = from
+      self.target = target
+    }
+  }
+
+  static func move(_ from: AddressRange, to target: UInt, descriptor: CInt) throws(PinError) {
+    let job = Job(from, target)
+    let context = unsafe Unmanaged.passRetained(job).toOpaque()
+    let thread = unsafe try start(context)
+    var batch = FaultBatch()
+    while !job.isDone.load(ordering: .acquiring) {
+      _ = batch.read(from: descriptor)
+      for index in 0..<batch.count {
+        // Whoever faulted tries again when this is over.
+        if case .pageFault(let address, _, _) = batch[index] {
+          Uffd.wake(descriptor, AddressRange(start: address & ~UInt(Memory.pageSize - 1), count: Memory.pageSize))
+        }
+      }
+      Kernel.relax()
+    }
+    thread.join()
+    try PinError.check(job.result.load(ordering: .acquiring), "mremap", from)
+  }
+
+  private static func start(_ context: UnsafeMutableRawPointer) throws(PinError) -> KernelThread {
+    do throws(PinError) {
+      return try unsafe KernelThread(
+        name: "pinkit-remap", context: context,
+        body: { context in
+          let job = unsafe Unmanaged<Job>.fromOpaque(context!).takeUnretainedValue()
+          job.result.store(Memory.move(job.from, to: job.target), ordering: .releasing)
+          job.isDone.store(true, ordering: .releasing)
+        },
+        onExit: { unsafe Unmanaged<Job>.fromOpaque($0!).release() })
+    } catch {
+      unsafe Unmanaged<Job>.fromOpaque(context).release()
+      throw error
+    }
+  }
+}
