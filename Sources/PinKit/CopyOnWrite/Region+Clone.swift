@@ -79,7 +79,7 @@ final class Sharing: RegionAttachment {
     _ region: Region, reuse: ReusePolicy, _ mechanism: WriteTracking.Mechanism
   ) throws(PinError) -> Region {
     try participant.withLock { id throws(PinError) in
-      try frames.renewTarget()
+      try frames.prepareTarget()
       // Pages that are protected by not being mapped are copied through the pool's own mapping.
       if region.backing.mayHaveHugeFrames { try frames.mapDirectly() }
       // All that can fail, and all that takes time, before anything is shared.
@@ -88,11 +88,14 @@ final class Sharing: RegionAttachment {
         pages: region.pageCount)
       do throws(PinError) {
         guard let childFrames = child.frames else { preconditionFailure("a region of pool frames without frames") }
-        try childFrames.renewTarget()
+        try childFrames.prepareTarget()
+        childFrames.renewTarget()
         var failure: PinError?
         try arm(&id, region, mechanism) { domain in
           do throws(PinError) {
             frames.policy = reuse
+            // Pages that were given frames of the target up to now are shared from now on.
+            frames.renewTarget()
             try frames.share(with: childFrames)
             let raw = unsafe UInt(bitPattern: Unmanaged.passUnretained(shared).toOpaque())
             domain.sharing.store(raw, ordering: .sequentiallyConsistent)
@@ -213,5 +216,6 @@ extension RegionFrames {
       try PinError.check(Memory.replace(range, file: pool.descriptor, offset: offset), "mmap", range)
       try Memory.advise(range, .dontFork)
     }
+    countPieces()
   }
 }

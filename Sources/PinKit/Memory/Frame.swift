@@ -87,7 +87,7 @@ extension Region {
   /// the page still has that frame, and starts again if it does not. While references of the frame are frozen it spins (S3). Takes no
   /// lock.
   ///
-  /// - Throws: ``PinError``: `.unsupported` for memory that is not of a pool, `.outOfBounds`, `.unmapped`.
+  /// - Throws: ``PinError``: `.unsupported` for memory that is not of a pool, `.outOfBounds`, `.unmapped`, `.limitReached`.
   public func lookUp(_ page: Int) throws(PinError) -> FrameReference {
     let frames = try pageFrames("lookUp", page)
     try enter("lookUp")
@@ -96,6 +96,9 @@ extension Region {
       let extent = unsafe frames.extent(of: page)
       // Nobody's: the page is changing its frame at this moment.
       guard unsafe extent.pointee.tryGet(page) else {
+        if unsafe extent.pointee.word(page).extra == FrameWord.maximumExtra {
+          throw PinError(.limitReached, operation: "lookUp", range: addresses, advice: "The frame has too many references.")
+        }
         Kernel.relax()
         continue
       }

@@ -22,12 +22,14 @@ internal import Synchronization
   private let metadata: Mapping
   /// Where pages get frames of their own: an extent that nobody else takes frames of. 0 while nothing is shared.
   let target = Atomic<UInt>(0)
+  private let spare = Atomic<UInt>(0)
   private let rule: Atomic<UInt8>
   /// The extents that it took frames of, to be used again when they are empty.
   private let extents: Mutex<[UInt]>
   private let isReleased = Atomic<Bool>(false)
   /// Runs of pages with consecutive frames, over all regions of the process: each is a mapping of its own to the kernel.
   static let pieces = Atomic<Int>(0)
+  private let ownPieces = Atomic<Int>(0)
 
   /// Makes a region's frames; `base` is counted as mapped by one more region.
   init(
@@ -68,14 +70,22 @@ internal import Synchronization
 
   var targetExtent: Extent.Pointer? { unsafe Extent.Pointer(bitPattern: target.load(ordering: .acquiring)) }
 
-  /// Sees to it that every shared page finds a free frame in the target, whatever else is written: it is one from which the region has
-  /// taken none that it may have shared since. Allocates: not for the fault path.
-  func renewTarget() throws(PinError) {
-    if let target = unsafe targetExtent, unsafe target.pointee.isUntouched { return }
+  /// Makes an extent that can become the target. Allocates: not for the fault path.
+  func prepareTarget() throws(PinError) {
+    guard spare.load(ordering: .relaxed) == 0 else { return }
     let fresh = unsafe try pool.makeExtent(pageCount: table.pageCount)
-    let old = target.exchange(UInt(bitPattern: fresh), ordering: .sequentiallyConsistent)
+    spare.store(UInt(bitPattern: fresh), ordering: .relaxed)
     extents.withLock { $0.append(UInt(bitPattern: fresh)) }
-    if old != 0 { recycleExtents() }
+    recycleExtents()
+  }
+
+  /// Sees to it that every page finds a free frame in the target, however often it was shared: the region has taken none there
+  /// since it was last shared. Nobody breaks a page away meanwhile: under the exclusive lock, or before the region is known.
+  func renewTarget() {
+    if let target = unsafe targetExtent, unsafe target.pointee.isUntouched { return }
+    let fresh = spare.exchange(0, ordering: .relaxed)
+    precondition(fresh != 0, "no target was prepared")
+    target.store(fresh, ordering: .sequentiallyConsistent)
   }
 
   /// Sees to it that the pool maps every extent that a page has its frame in.
@@ -90,7 +100,8 @@ internal import Synchronization
   private func recycleExtents() {
     extents.withLock { list in
       list.removeAll { raw in
-        guard raw != target.load(ordering: .relaxed), unsafe raw != UInt(bitPattern: base) else { return false }
+        let isTarget = raw == target.load(ordering: .relaxed) || raw == spare.load(ordering: .relaxed)
+        guard !isTarget, unsafe raw != UInt(bitPattern: base) else { return false }
         return unsafe pool.recycle(Extent.Pointer(bitPattern: raw)!)
       }
     }
@@ -121,7 +132,19 @@ internal import Synchronization
     }
     broken.insert(pages)
     pool.noteDead()
-    Self.pieces.add(countPieces(around: pages) - before, ordering: .relaxed)
+    count(pieces: countPieces(around: pages) - before)
+  }
+
+  private func count(pieces: Int) {
+    ownPieces.add(pieces, ordering: .relaxed)
+    Self.pieces.add(pieces, ordering: .relaxed)
+  }
+
+  /// Counts what a clone has taken over.
+  func countPieces() {
+    var pieces = 0
+    unsafe try? forEachPiece { _, _ in pieces += 2 }
+    count(pieces: pieces)
   }
 
   /// How many mappings end within `pages` or at their edges.
@@ -156,9 +179,7 @@ internal import Synchronization
   /// Lets go of every frame. The pages are not mapped any more.
   func release() {
     guard !isReleased.exchange(true, ordering: .acquiringAndReleasing) else { return }
-    var pieces = 0
     unsafe try? forEachPiece { run, extent in
-      pieces += 1
       for page in run {
         // In this order the counts are never too low: a frame that others have is never taken for dead.
         unsafe base.pointee.addMapping(page, isExclusive: true)
@@ -166,7 +187,7 @@ internal import Synchronization
         unsafe extent.pointee.removeMapping(page)
       }
     }
-    Self.pieces.subtract(2 * pieces, ordering: .relaxed)
+    Self.pieces.subtract(ownPieces.load(ordering: .relaxed), ordering: .relaxed)
     unsafe base.pointee.mappers.subtract(1, ordering: .sequentiallyConsistent)
     unsafe base.pointee.tracked.forEachRun { run in
       for frame in run { unsafe base.pointee.noteIfDead(frame) }
