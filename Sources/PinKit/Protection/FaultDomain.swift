@@ -53,6 +53,16 @@ struct FaultDomain: ~Copyable, Sendable {
   /// Whether pages may be opened along with a neighbour where that saves a copy of its own: nobody asked for exact sets.
   let opensChunks = Atomic<Bool>(true)
   let density: WriteDensity
+  /// How many times bytes began to be kept, and how many times that ended.
+  let keepsBegun = Atomic<UInt64>(0)
+  let keepsEnded = Atomic<UInt64>(0)
+  /// How many readers may have read of a removal and not noted it yet: the kernel drops the pages as soon as that was read.
+  let unsettled = Atomic<Int>(0)
+  /// The pages that `Region.discard(_:)` is dropping, kept before: their removal is no news.
+  let droppingFrom = Atomic<Int>(0)
+  let droppingTo = Atomic<Int>(0)
+  /// When the wrprotect lock was last taken exclusively.
+  let exclusiveSince = Atomic<UInt64>(0)
   /// Pages went to other frames, and their new mapping is not registered with the userfaultfd yet. It must be before they
   /// are protected again.
   let needsRegistration = Atomic<Bool>(false)
@@ -103,14 +113,33 @@ struct FaultDomain: ~Copyable, Sendable {
       end: addresses.start + UInt(pages.upperBound * pageSize))
   }
 
+  /// Where the bytes of `page` can be read without a fault that would have to be served.
+  @inline(__always) func readableAddress(of page: Int) -> UInt {
+    if sharing.load(ordering: .relaxed) != 0, let address = withSharing({ $0.readableAddress(of: page) }), address != 0 {
+      return address
+    }
+    return addresses.start + UInt(page * pageSize)
+  }
+
   /// Notes that the kernel is about to drop the pages of `range` (`MADV_DONTNEED` behind PinKit's back): they change, and their
-  /// protection goes with them.
-  func recordDiscard(_ range: AddressRange) {
+  /// protection goes with them. `keepsBefore` is what ``keepsEnded`` said before that was read.
+  func recordDiscard(_ range: AddressRange, keepsBefore: UInt64) {
     let inside = range.clamped(to: addresses)
     guard !inside.isEmpty else { return }
     let pages = page(at: inside.start)..<page(at: inside.end - 1) + 1
     table.discarded.insert(pages)
-    withOwedBytes { $0.lose(pages) }
+    if isDropping(pages) { return }
+    // Bytes that were kept meanwhile may have been zeros already.
+    let isQuiet = keepsBegun.load(ordering: .acquiring) == keepsBefore
+    withOwedBytes { $0.lose(pages, isQuiet: isQuiet) }
+  }
+
+  /// Whether `Region.discard(_:)` is dropping all of `pages`. The end is read twice: it is 0 while the two change.
+  private func isDropping(_ pages: Range<Int>) -> Bool {
+    let end = droppingTo.load(ordering: .sequentiallyConsistent)
+    let start = droppingFrom.load(ordering: .sequentiallyConsistent)
+    guard droppingTo.load(ordering: .sequentiallyConsistent) == end else { return false }
+    return start <= pages.lowerBound && pages.upperBound <= end
   }
 
   /// Takes the spare in the place of a descriptor that turned out closed; false if there is none. Async-signal-safe.
