@@ -91,7 +91,8 @@ public final class Region: Sendable {
   }
 
   private func tearDown() {
-    for attachment in attachments.all(as: (any RegionAttachment).self) { attachment.regionWillUnmap() }
+    // Later ones build on earlier ones: what is owed to snapshots is kept while the pages are protected.
+    for attachment in attachments.all(as: (any RegionAttachment).self).reversed() { attachment.regionWillUnmap() }
     attachments.removeAll()
     // As it was when it was adopted: readable and writable.
     if isAdopted, table.hasDeniedPages { _ = Memory.protect(addresses, [.read, .write]) }
