@@ -209,37 +209,4 @@ internal import Synchronization
     FaultPath.wake(pages, in: domain)
     return 0
   }
-
-  // MARK: Reading
-
-  /// How many pages are mapped for one that is read, where pages are protected by not being mapped.
-  private static let readAround = 16
-
-  override func mapForReading(_ page: Int, in domain: borrowing FaultDomain) -> FaultResolution {
-    let limit = min((page & ~(Self.readAround - 1)) + Self.readAround, domain.table.pageCount)
-    var end = page + 1
-    while end < limit {
-      let before = domain.table.tryClaim(end)
-      if before.contains(.claimed) { break }
-      if before.contains(.open) {
-        domain.table.releaseClaim(end)
-        break
-      }
-      end += 1
-    }
-    defer { for other in page + 1..<end { domain.table.releaseClaim(other) } }
-    var rest = domain.addresses(of: page..<end)
-    let all = rest
-    let descriptor = domain.descriptor.load(ordering: .acquiring)
-    while !rest.isEmpty {
-      let (result, bytes) = Uffd.mapExisting(descriptor, rest, protected: true)
-      switch result {
-      case .done: rest = AddressRange(start: rest.start + UInt(bytes), end: rest.end)
-      case .again: return .retry
-      default: rest = AddressRange(start: rest.end, end: rest.end)
-      }
-    }
-    Uffd.wake(descriptor, all)
-    return .opened
-  }
 }

@@ -135,6 +135,17 @@ enum Memory {
     return 0
   }
 
+  /// Gives the pages of a private mapping frames, as writing to them would, but with an errno where a write would end in a signal:
+  /// 0 or a negated errno (`MADV_POPULATE_WRITE`). A kernel before 5.14 does not know it: 0, and writing gives the frames.
+  /// Async-signal-safe.
+  static func populate(_ range: AddressRange) -> CInt {
+    while true {
+      let result = cuffd_madvise(UInt64(range.start), UInt64(range.count), Advice.populateWrite.rawValue)
+      if result == -Errno.interrupted.rawValue { continue }
+      return result == -Errno.invalidArgument.rawValue ? 0 : result
+    }
+  }
+
   static func advise(_ range: AddressRange, _ advice: Advice) throws(PinError) {
     try PinError.check(
       cuffd_madvise(UInt64(range.start), UInt64(range.count), advice.rawValue), "madvise(\(advice))", range)

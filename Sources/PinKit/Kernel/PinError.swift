@@ -39,6 +39,12 @@ public struct PinError: Error, Sendable, Hashable, CustomStringConvertible {
     public static let timedOut = Code("timed out")
     /// The process is a child of `fork()`, and managed memory was not inherited.
     public static let notInherited = Code("not inherited across fork")
+    /// The snapshot was given up: bytes that it needed could not be kept. The error's advice says why.
+    public static let snapshotLost = Code("snapshot was given up")
+    /// The snapshot was closed.
+    public static let closed = Code("snapshot is closed")
+    /// These pages of the snapshot were released after they had been copied out.
+    public static let released = Code("pages were released")
     /// Any other refusal of the kernel; see ``PinError/errno``.
     public static let system = Code("system error")
   }

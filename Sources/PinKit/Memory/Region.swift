@@ -100,6 +100,7 @@ public final class Region: Sendable {
   }
 
   private func tearDown() {
+    // First whatever must be kept while the pages are protected, then the protection ends.
     for attachment in attachments.all(as: (any RegionAttachment).self) { attachment.regionWillLoseMemory() }
     for attachment in attachments.all(as: (any RegionAttachment).self) { attachment.regionWillUnmap() }
     attachments.removeAll()

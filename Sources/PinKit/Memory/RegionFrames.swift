@@ -96,6 +96,11 @@ internal import Synchronization
     unsafe try forEachPiece { _, extent throws(PinError) in _ = unsafe try pool.directMap(extent) }
   }
 
+  /// Where the pool maps the frame of a page, after ``mapDirectly()``.
+  @inline(__always) func directAddress(of page: Int) -> UInt {
+    unsafe extent(of: page).pointee.directAddress.load(ordering: .acquiring) + UInt(page * Memory.pageSize)
+  }
+
   /// Makes the extents available to others from which everybody has taken leave. The base is the region's until it goes.
   private func recycleExtents() {
     extents.withLock { list in

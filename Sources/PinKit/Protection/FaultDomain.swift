@@ -53,6 +53,16 @@ struct FaultDomain: ~Copyable, Sendable {
   /// Whether pages may be opened along with a neighbour where that saves a copy of its own: nobody asked for exact sets.
   let opensChunks = Atomic<Bool>(true)
   let density: WriteDensity
+  /// How many times bytes began to be kept, and how many times that ended.
+  let keepsBegun = Atomic<UInt64>(0)
+  let keepsEnded = Atomic<UInt64>(0)
+  /// How many readers may have read of a removal and not noted it yet: the kernel drops the pages as soon as that was read.
+  let unsettled = Atomic<Int>(0)
+  /// The pages that `Region.discard(_:)` is dropping, kept before: their removal is no news.
+  let droppingFrom = Atomic<Int>(0)
+  let droppingTo = Atomic<Int>(0)
+  /// When the wrprotect lock was last taken exclusively.
+  let exclusiveSince = Atomic<UInt64>(0)
   /// Pages went to other frames, and their new mapping is not registered with the userfaultfd yet. It must be before they
   /// are protected again.
   let needsRegistration = Atomic<Bool>(false)
@@ -61,6 +71,8 @@ struct FaultDomain: ~Copyable, Sendable {
   /// Huge mappings were dropped to protect their pages, and should be put back.
   let lostHugeMappings = Atomic<Bool>(false)
   let mayHaveHugeFrames: Bool
+  /// Of a pool region, which outlives whoever is in here.
+  private let frames: UInt
 
   enum Failure: UInt32, Sendable {
     case descriptorClosed = 1
@@ -77,6 +89,7 @@ struct FaultDomain: ~Copyable, Sendable {
     table = region.table
     isPrivateAnonymous = region.backing.isPrivateAnonymous
     mayHaveHugeFrames = region.backing.mayHaveHugeFrames
+    frames = region.frames.map { unsafe UInt(bitPattern: Unmanaged.passUnretained($0).toOpaque()) } ?? 0
     self.counters = counters
     self.patience = Kernel.nanoseconds(patience)
     self.alarm = alarm
@@ -107,14 +120,40 @@ struct FaultDomain: ~Copyable, Sendable {
       end: addresses.start + UInt(pages.upperBound * pageSize))
   }
 
+  /// Runs `body` with the frames of a pool region.
+  @inline(__always) func withFrames<Result>(_ body: (RegionFrames) -> Result) -> Result? {
+    guard frames != 0 else { return nil }
+    return unsafe Unmanaged<RegionFrames>.fromOpaque(UnsafeRawPointer(bitPattern: frames)!)._withUnsafeGuaranteedRef {
+      body($0)
+    }
+  }
+
+  /// Where the bytes of `page` can be read without a fault that would have to be served.
+  @inline(__always) func readableAddress(of page: Int) -> UInt {
+    // A page that is protected by not being mapped is read where the pool itself maps it.
+    if hasMinorFaults.load(ordering: .relaxed), let address = withFrames({ $0.directAddress(of: page) }) { return address }
+    return addresses.start + UInt(page * pageSize)
+  }
+
   /// Notes that the kernel is about to drop the pages of `range` (`MADV_DONTNEED` behind PinKit's back): they change, and their
-  /// protection goes with them.
-  func recordDiscard(_ range: AddressRange) {
+  /// protection goes with them. `keepsBefore` is what ``keepsEnded`` said before that was read.
+  func recordDiscard(_ range: AddressRange, keepsBefore: UInt64) {
     let inside = range.clamped(to: addresses)
     guard !inside.isEmpty else { return }
     let pages = page(at: inside.start)..<page(at: inside.end - 1) + 1
     table.discarded.insert(pages)
-    withOwedBytes { $0.lose(pages) }
+    if isDropping(pages) { return }
+    // Bytes that were kept meanwhile may have been zeros already.
+    let isQuiet = keepsBegun.load(ordering: .acquiring) == keepsBefore
+    withOwedBytes { $0.lose(pages, isQuiet: isQuiet) }
+  }
+
+  /// Whether `Region.discard(_:)` is dropping all of `pages`. The end is read twice: it is 0 while the two change.
+  private func isDropping(_ pages: Range<Int>) -> Bool {
+    let end = droppingTo.load(ordering: .sequentiallyConsistent)
+    let start = droppingFrom.load(ordering: .sequentiallyConsistent)
+    guard droppingTo.load(ordering: .sequentiallyConsistent) == end else { return false }
+    return start <= pages.lowerBound && pages.upperBound <= end
   }
 
   /// Takes the spare in the place of a descriptor that turned out closed; false if there is none. Async-signal-safe.

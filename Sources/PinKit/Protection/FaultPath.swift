@@ -52,7 +52,7 @@ enum FaultPath {
     if before.contains(.readDenied) || (isWrite && before.contains(.writeDenied)) { return .denied }
     let delivery = domain.delivery.load(ordering: .acquiring)
     if delivery == .none || delivery == .asynchronous { return .gone }
-    if !isWrite { return domain.withSharing { $0.mapForReading(page, in: domain) } ?? .gone }
+    if !isWrite { return mapForReading(page, in: domain) }
     if before.contains(.open) {
       // Somebody was faster. Unprotecting once more costs little, wakes whoever waits, and mends a page that could not be
       // protected again when it was collected.
@@ -188,6 +188,38 @@ enum FaultPath {
     guard result == .again else { return nil }
     domain.counters.add(.retries)
     return .retry
+  }
+
+  /// How many pages are mapped for one that is read, where pages are protected by not being mapped.
+  private static let readAround = 16
+
+  /// Maps pages that are there but not mapped, protected, for whoever reads them. `page` is claimed.
+  private static func mapForReading(_ page: Int, in domain: borrowing FaultDomain) -> FaultResolution {
+    let limit = min((page & ~(readAround - 1)) + readAround, domain.table.pageCount)
+    var end = page + 1
+    while end < limit {
+      let before = domain.table.tryClaim(end)
+      if before.contains(.claimed) { break }
+      if before.contains(.open) {
+        domain.table.releaseClaim(end)
+        break
+      }
+      end += 1
+    }
+    defer { for other in page + 1..<end { domain.table.releaseClaim(other) } }
+    var rest = domain.addresses(of: page..<end)
+    let all = rest
+    let descriptor = domain.descriptor.load(ordering: .acquiring)
+    while !rest.isEmpty {
+      let (result, bytes) = Uffd.mapExisting(descriptor, rest, protected: true)
+      switch result {
+      case .done: rest = AddressRange(start: rest.start + UInt(bytes), end: rest.end)
+      case .again: return .retry
+      default: rest = AddressRange(start: rest.end, end: rest.end)
+      }
+    }
+    Uffd.wake(descriptor, all)
+    return .opened
   }
 
   /// Lets the threads that wait for `pages` try their access again.

@@ -131,7 +131,11 @@ internal import Synchronization
       isHolding = true
       defer { isHolding = false }
       let begun = Kernel.now()
+      let keepsBefore = domain.keepsEnded.load(ordering: .acquiring)
+      domain.unsettled.add(1, ordering: .sequentiallyConsistent)
       let error = batch.read(from: domain.descriptor.load(ordering: .acquiring))
+      if batch.count > 0 { handleEvents(domain, keepsBefore: keepsBefore) }
+      domain.unsettled.subtract(1, ordering: .sequentiallyConsistent)
       if batch.count > 0 {
         busySince.store(begun, ordering: .relaxed)
         if batch.count >= Self.backlog { handler.rearm(domain.listening, slot: slot) }
@@ -168,19 +172,19 @@ internal import Synchronization
     return false
   }
 
+  /// A page fault may have been queued before an event that happened earlier: events first.
+  private func handleEvents(_ domain: borrowing FaultDomain, keepsBefore: UInt64) {
+    for index in 0..<batch.count { handleEvent(batch[index], domain, keepsBefore: keepsBefore) }
+  }
+
   private func handleBatch(
     _ domain: borrowing FaultDomain, slot: Int, holding hold: borrowing WriteProtectLock.SharedHold, begun: UInt64
   ) {
     domain.counters.add(.batches)
     domain.counters.add(.messages, batch.count)
-    // A page fault may have been queued before an event that happened earlier: events first.
     var faults = 0
     for index in 0..<batch.count {
-      let message = batch[index]
-      guard case .pageFault(let address, let flags, _) = message else {
-        handleEvent(message, domain)
-        continue
-      }
+      guard case .pageFault(let address, let flags, _) = batch[index] else { continue }
       guard domain.addresses.contains(address) else {
         // The number names another region's userfaultfd now, until the watchdog sees it. Let that thread fault again.
         let page = address / UInt(domain.pageSize) * UInt(domain.pageSize)
@@ -222,6 +226,7 @@ internal import Synchronization
     case .opened, .alreadyOpen, .failed: return
     case .gone, .denied: FaultPath.wake(page..<page + 1, in: domain)
     case .retry, .held:
+      if resolution == .held { domain.counters.add(.heldWrites) }
       let fault = ParkedFaults.Fault(
         slot: slot, region: domain.region, page: page, generation: domain.generation.load(ordering: .relaxed),
         deadline: resolution == .held ? .max : Kernel.now() + domain.patience)
@@ -230,12 +235,12 @@ internal import Synchronization
     }
   }
 
-  private func handleEvent(_ message: FaultMessage, _ domain: borrowing FaultDomain) {
+  private func handleEvent(_ message: FaultMessage, _ domain: borrowing FaultDomain, keepsBefore: UInt64) {
     switch message {
     case .pageFault: return
     case .remove(let range):
       domain.counters.add(.removeEvents)
-      domain.recordDiscard(range)
+      domain.recordDiscard(range, keepsBefore: keepsBefore)
     case .unmap(let range):
       domain.counters.add(.unmapEvents)
       if range.overlaps(domain.addresses) { domain.fail(.mappingChanged, errno: 0) }

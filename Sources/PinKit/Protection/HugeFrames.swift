@@ -19,6 +19,11 @@ enum HugeFrames {
     var huge: [AddressRange] = []
     try PageMap().scan(range, PageMap.Query(required: .huge, returned: .huge)) { run, _ in huge.append(run) }
     if huge.isEmpty { return try protectEntries(range, in: domain) }
+    var failure: PinError?
+    domain.withFrames { frames in
+      do throws(PinError) { try frames.mapDirectly() } catch { failure = error }
+    }
+    if let failure { throw failure }
     guard try trapMinorFaults(in: domain) else { return false }
     // From here on whatever is not mapped cannot be mapped without us.
     for run in huge { try Memory.advise(run, .dontNeed) }
@@ -30,6 +35,7 @@ enum HugeFrames {
   /// Protects a region that nobody has touched yet: its pages trap because they are not mapped; where the file has a hole, and nothing
   /// would trap, by marks.
   static func protectUnmapped(_ frames: RegionFrames, in domain: borrowing FaultDomain) throws(PinError) -> Bool {
+    try frames.mapDirectly()
     guard try trapMinorFaults(in: domain) else { return false }
     domain.lostHugeMappings.store(true, ordering: .relaxed)
     Alarm.ring(domain.alarm)

@@ -24,6 +24,7 @@ enum InPlaceDelivery {
       let denied = !domain.table[page].isDisjoint(with: [.writeDenied, .readDenied])
       return denied ? 0 : tryAgain(domain, address, generation: domain.generation.load(ordering: .relaxed))
     }
+    var isHeld = false
     while true {
       let hold = domain.lock.lockShared()
       let generation = domain.generation.load(ordering: .relaxed)
@@ -45,7 +46,10 @@ enum InPlaceDelivery {
           domain.fail(.timedOut, errno: UffdResult.again.errno)
         }
         Kernel.pause(nanoseconds: retryPause)
-      case .held: Kernel.pause(nanoseconds: 4 * retryPause)
+      case .held:
+        if !isHeld { domain.counters.add(.heldWrites) }
+        isHeld = true
+        Kernel.pause(nanoseconds: 4 * retryPause)
       case .failed:
         // The watchdog ends the process or lifts the protection; until then the access is tried again.
         Kernel.pause(nanoseconds: 1_000_000)

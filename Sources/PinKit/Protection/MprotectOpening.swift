@@ -1,3 +1,5 @@
+internal import Synchronization
+
 /// Opening pages by mprotect(2).
 ///
 /// Every page that differs from its neighbours splits a VMA, and a process may have `vm.max_map_count` of them. At the limit
@@ -23,6 +25,12 @@ enum MprotectOpening {
       let high = claim(from: pages.upperBound, to: min(table.pageCount, pages.upperBound + reach), by: 1, table)
       tell(low.end..<pages.lowerBound, domain)
       tell(pages.upperBound..<high.end, domain)
+      let isKept = keep(low.end..<pages.lowerBound, domain) && keep(pages.upperBound..<high.end, domain)
+      guard isKept else {
+        settle(low.end..<pages.lowerBound, isOpen: false, domain)
+        settle(pages.upperBound..<high.end, isOpen: false, domain)
+        return .held
+      }
       let isOpen = Memory.protect(domain.addresses(of: low.end..<high.end), [.read, .write]) == 0
       settle(low.end..<pages.lowerBound, isOpen: isOpen, domain)
       settle(pages.upperBound..<high.end, isOpen: isOpen, domain)
@@ -69,6 +77,18 @@ enum MprotectOpening {
       if start < page { FirstWriteCallbacks.call(domain, page: start, opening: start..<page) }
       start = page + 1
     }
+  }
+
+  /// Keeps what snapshots are owed of the pages among `pages` that are this thread's; false if there is no room.
+  private static func keep(_ pages: Range<Int>, _ domain: borrowing FaultDomain) -> Bool {
+    guard domain.owed.load(ordering: .relaxed) != 0 else { return true }
+    var start = pages.lowerBound
+    for page in pages.lowerBound...pages.upperBound {
+      if page < pages.upperBound, !domain.table[page].contains(.open) { continue }
+      if start < page, domain.withOwedBytes({ $0.keep(start..<page, in: domain) }) == .held { return false }
+      start = page + 1
+    }
+    return true
   }
 
   private static func settle(_ pages: Range<Int>, isOpen: Bool, _ domain: borrowing FaultDomain) {

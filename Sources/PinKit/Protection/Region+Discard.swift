@@ -7,7 +7,8 @@ extension Region {
   /// Runs beside faults and writers; a write that races with it is either wiped out or survives whole.
   ///
   /// - Throws: ``PinError``: `.outOfBounds`, `.unmapped`, `.accessDenied` where pages are protected against writing, `.unsupported`
-  ///   for a mapping of a file, `.wouldDeadlock` from a fault callback. Does not block on other faults.
+  ///   for a mapping of a file, `.wouldDeadlock` from a fault callback. Does not block on other faults, but waits as a writer does
+  ///   where a snapshot holds writers.
   public func discard(_ pages: Range<Int>) throws(PinError) {
     let range = try addresses(of: pages)
     try requireOutsideFaultPath("discard")
@@ -24,25 +25,42 @@ extension Region {
         .accessDenied, operation: "discard", range: addressesUnchecked(of: page..<page + 1),
         advice: "protect(_:to:) took the right to write away from page \(page).")
     }
-    guard let protection = attachments.find(RegionProtection.self) else {
-      // A tracker may begin while the pages are dropped, and whatever it did to them is gone with them.
-      defer { attachments.find(RegionProtection.self)?.recordDiscard(pages) }
-      return try drop(range)
+    while try !tryDiscard(pages, range) {
+      // A snapshot holds its writers until it has room; it may take others away with it when it closes.
+      Kernel.pause(nanoseconds: 1_000_000)
     }
+  }
+
+  /// False if a snapshot has no room for the bytes; nothing has changed then.
+  private func tryDiscard(_ pages: Range<Int>, _ range: AddressRange) throws(PinError) -> Bool {
     // The kernel may announce the removal through the userfaultfd and wait until a reader has read that, so the wrprotect lock may
     // not be held while pages are dropped.
-    try protection.withoutCollections { () throws(PinError) in
-      do throws(PinError) { try drop(range) } catch {
-        // The kernel drops what lies before the piece that it refuses. A userfaultfd has been told exactly what that is; where there
-        // is none, all of it may have changed.
-        if unsafe protection.domain.pointee.delivery.load(ordering: .acquiring) == .mprotect {
-          protection.recordDiscard(pages)
-        }
-        throw error
-      }
-      // After the fact: whoever collects from now on protects the fresh pages again and reports them.
-      protection.recordDiscard(pages)
+    _ = discarding.lockShared()
+    defer { discarding.unlockShared() }
+    guard let protection = attachments.find(RegionProtection.self) else {
+      // A tracker may begin while the pages are dropped, and whatever it did to them is gone with them. A snapshot cannot.
+      defer { attachments.find(RegionProtection.self)?.recordDiscard(pages) }
+      try drop(range)
+      return true
     }
+    guard let snapshots = attachments.find(SnapshotSet.self) else {
+      try drop(pages, range, protection)
+      return true
+    }
+    return try snapshots.keeping(pages) { () throws(PinError) in try drop(pages, range, protection) }
+  }
+
+  private func drop(_ pages: Range<Int>, _ range: AddressRange, _ protection: RegionProtection) throws(PinError) {
+    do throws(PinError) { try drop(range) } catch {
+      // The kernel drops what lies before the piece that it refuses. A userfaultfd has been told exactly what that is; where there
+      // is none, all of it may have changed.
+      if unsafe protection.domain.pointee.delivery.load(ordering: .acquiring) == .mprotect {
+        protection.recordDiscard(pages)
+      }
+      throw error
+    }
+    // After the fact: whoever collects from now on protects the fresh pages again and reports them.
+    protection.recordDiscard(pages)
   }
 
   private func drop(_ range: AddressRange) throws(PinError) {

@@ -236,15 +236,9 @@ internal import SystemPackage
     }
     return try unsafe domain.pointee.lock.withExclusive(rearm: rearm) { () throws(Failure) in
       unsafe domain.pointee.generation.add(1, ordering: .relaxed)
+      unsafe domain.pointee.exclusiveSince.store(Kernel.now(), ordering: .relaxed)
       return try unsafe body(domain.pointee)
     }
-  }
-
-  /// Runs `body`, which drops pages, while nobody collects.
-  func withoutCollections(_ body: () throws(PinError) -> Void) throws(PinError) {
-    _ = discarding.lockShared()
-    defer { discarding.unlockShared() }
-    try body()
   }
 
   /// Runs `body`, which collects, while nobody drops pages.

@@ -15,6 +15,10 @@ enum TestHooks {
     case unprotected
     /// What snapshots are owed was kept, and the page is still protected.
     case kept
+    /// The bytes were copied for a snapshot, which does not know it yet.
+    case capturing
+    /// A reader of a snapshot has copied memory that nothing was kept of, and has not looked whether something is now.
+    case readLive
     /// The bytes were copied to another frame, which is not mapped yet.
     case copied
     /// A reader thread is about to wait.

@@ -15,8 +15,9 @@ class OwedBytes: @unchecked Sendable {  // subclasses hold atomics and prealloca
   /// Keeps the bytes of `pages`, which this thread has claimed and nobody can write.
   func keep(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> Verdict { .kept }
 
-  /// The kernel drops `pages` behind PinKit's back: their bytes cannot be kept any more.
-  func lose(_ pages: Range<Int>) {}
+  /// The kernel drops `pages` behind PinKit's back: their bytes cannot be kept any more. `isQuiet` if nothing was kept since the
+  /// drop may have begun, so that what is on record as kept was kept before.
+  func lose(_ pages: Range<Int>, isQuiet: Bool) {}
 }
 
 /// Whether a write may reuse the frame it hits: the decision that clones plug into the fault path. The same rules apply as for
@@ -35,9 +36,6 @@ class FrameSharing: @unchecked Sendable {  // subclasses hold atomics and preall
     own.append(pages)
     return 0
   }
-
-  /// Maps pages that are there but not mapped, protected, for whoever reads them. The first is claimed.
-  func mapForReading(_ page: Int, in domain: borrowing FaultDomain) -> FaultResolution { .gone }
 }
 
 /// How many pages to copy for a write, from how often its neighbourhood was written.

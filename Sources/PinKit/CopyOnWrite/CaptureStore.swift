@@ -1,0 +1,278 @@
+internal import Synchronization
+internal import SystemPackage
+
+/// The bytes that were kept for snapshots while one of them was the newest of its region.
+///
+/// Page `p` is kept at offset `p * pageSize` of a mapping as long as the region, without reservation: pages that were not kept cost
+/// nothing. A page that holds zeros only is put on record and not copied.
+///
+/// The order of one capture, on a page that is claimed and write-protected:
+///
+///     room within the limit → memory → copy → the region is still watched → `captured` → (the caller) the page is opened
+///
+/// So whoever sees a byte that was written after the snapshot, and then looks at `captured`, finds it set.
+///
+/// A snapshot whose page is not in its own store finds it in the store of the first newer one that has it: a page that nobody wrote
+/// in between was the same at both moments. What is in none of them is still in the region.
+@safe final class CaptureStore: OwedBytes, @unchecked Sendable {  // all atomic, but the bytes: see `copyIn`
+  let pageCount: Int
+  let pageSize: Int
+  private let mapping: Mapping
+  private let base: UnsafeMutableRawPointer
+  /// What is owed no more.
+  let captured: PageMarks
+  /// Of those, the pages that have a copy; the others held zeros. Set before `captured`.
+  let filled: PageMarks
+  private let usedBytes = Atomic<Int>(0)
+  /// Alive as long as there are faults in it, which is when it is asked.
+  private unowned(unsafe) let region: Region
+  private let limit: Atomic<Int>
+  private let givesUp: Atomic<Bool>
+  /// Zero, or why the snapshots that need this store are given up (`Loss.rawValue << 32 | errno`).
+  private let loss = Atomic<UInt64>(0)
+  /// The store of the snapshot after this one; set while the wrprotect lock is held exclusively.
+  private let next = Mutex<CaptureStore?>(nil)
+
+  /// Maps the memory and touches none of it.
+  init(region: Region, limit: Int?, givesUp: Bool) throws(PinError) {
+    unsafe self.region = region
+    pageCount = region.pageCount
+    pageSize = region.pageSize
+    let copies = region.addresses.count
+    let marks = (PageMarks.size(pageCount: pageCount) + 4095) & ~4095
+    let isHuge = pageSize > Memory.pageSize
+    mapping = try Mapping(count: copies + 2 * marks, alignment: isHuge ? pageSize : Memory.pageSize)
+    // Sparse copies on huge pages would take 512 times the memory.
+    let whole = AddressRange(start: mapping.range.start, count: copies)
+    do throws(PinError) { try Memory.advise(whole, isHuge ? .hugePages : .noHugePages) } catch {}
+    // Without these a child or a core dump is larger, nothing else.
+    for advice in [Memory.Advice.dontFork, .dontDump] {
+      do throws(PinError) { try Memory.advise(mapping.range, advice) } catch {}
+    }
+    unsafe base = UnsafeMutableRawPointer(bitPattern: mapping.range.start)!
+    captured = unsafe PageMarks(memory: base + copies, pageCount: pageCount)
+    filled = unsafe PageMarks(memory: base + copies + marks, pageCount: pageCount)
+    self.limit = Atomic(limit ?? Int.max)
+    self.givesUp = Atomic(givesUp)
+  }
+
+  deinit {
+    // One after the other: a long chain would otherwise be let go of recursively, as deep as it is long.
+    var following = next.withLock { $0.take() }
+    while isKnownUniquelyReferenced(&following) { following = following?.next.withLock { $0.take() } }
+  }
+
+  // MARK: The chain
+
+  var successor: CaptureStore? { next.withLock { $0 } }
+  func setSuccessor(_ store: CaptureStore) { next.withLock { $0 = store } }
+
+  /// This store and all newer ones.
+  var chain: [CaptureStore] {
+    var chain = [self]
+    while let next = chain.last?.successor { chain.append(next) }
+    return chain
+  }
+
+  // MARK: Limits
+
+  /// How much memory the copies take.
+  var bytes: Int { usedBytes.load(ordering: .relaxed) }
+
+  func setLimit(_ bytes: Int, givesUp: Bool) {
+    limit.store(bytes, ordering: .relaxed)
+    self.givesUp.store(givesUp, ordering: .relaxed)
+  }
+
+  private func reserve(_ bytes: Int) -> Bool {
+    let used = usedBytes.add(bytes, ordering: .relaxed).newValue
+    if used <= limit.load(ordering: .relaxed) { return true }
+    usedBytes.subtract(bytes, ordering: .relaxed)
+    return false
+  }
+
+  /// Holds the writer, or gives up: what the snapshot asked for, but nobody is held who is waited for with unmapping the region.
+  private func withoutRoom() -> Verdict {
+    let isClosing = unsafe region.gate.isClosed
+    if !isClosing, !givesUp.load(ordering: .relaxed) { return .held }
+    lose(isClosing ? .unmapped : .limit, errno: 0)
+    return .kept
+  }
+
+  // MARK: Keeping
+
+  override func keep(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> Verdict {
+    keep(pages, in: domain, isAhead: false)
+  }
+
+  /// `isAhead`: no writer waits for it, so that the limit ends it without a word.
+  func keep(_ pages: Range<Int>, in domain: borrowing FaultDomain, isAhead: Bool) -> Verdict {
+    if isLost { return .kept }
+    var page = captured.first(in: pages, isSet: false)
+    if page == pages.upperBound { return .kept }
+    domain.keepsBegun.add(1, ordering: .sequentiallyConsistent)
+    defer { domain.keepsEnded.add(1, ordering: .sequentiallyConsistent) }
+    while page < pages.upperBound {
+      let end = captured.first(in: page..<pages.upperBound, isSet: true)
+      let verdict = keepOwed(page..<end, in: domain, isAhead: isAhead)
+      if verdict == .held || isLost { return verdict }
+      page = captured.first(in: end..<pages.upperBound, isSet: false)
+    }
+    return .kept
+  }
+
+  private func keepOwed(_ pages: Range<Int>, in domain: borrowing FaultDomain, isAhead: Bool) -> Verdict {
+    var page = pages.lowerBound
+    while page < pages.upperBound {
+      var end = page
+      while end < pages.upperBound, unsafe !Self.isZero(source(end, domain), pageSize) { end += 1 }
+      guard end > page else {
+        page += 1
+        continue
+      }
+      if !reserve((end - page) * pageSize) {
+        // What was copied before is worth keeping: the next try needs less room.
+        record(pages.lowerBound..<page, in: domain)
+        return isAhead ? .held : withoutRoom()
+      }
+      if let errno = copyIn(page..<end, domain) {
+        lose(.memory, errno: errno)
+        return .kept
+      }
+      page = end
+    }
+    TestHooks.reach(.capturing, page: pages.lowerBound)
+    record(pages, in: domain)
+    return .kept
+  }
+
+  /// Only the one thread that has claimed a page writes its copy, and nobody reads the copy before `captured` says so. Returns an
+  /// errno if there is no memory.
+  private func copyIn(_ pages: Range<Int>, _ domain: borrowing FaultDomain) -> CInt? {
+    let result = Memory.populate(addresses(of: pages))
+    if result < 0 { return -result }
+    for page in pages { unsafe (base + page * pageSize).copyMemory(from: source(page, domain), byteCount: pageSize) }
+    filled.insert(pages)
+    return nil
+  }
+
+  private func record(_ pages: Range<Int>, in domain: borrowing FaultDomain) {
+    if pages.isEmpty { return }
+    // A region that failed loses its protection soon after it says so: bytes that were copied since may be newer.
+    atomicMemoryFence(ordering: .acquiring)
+    if domain.failure.load(ordering: .acquiring) != 0 { return lose(.region, errno: 0) }
+    captured.insert(pages)
+    domain.counters.add(.capturedPages, pages.count)
+  }
+
+  @inline(__always) private func source(_ page: Int, _ domain: borrowing FaultDomain) -> UnsafeRawPointer {
+    unsafe UnsafeRawPointer(bitPattern: domain.readableAddress(of: page))!
+  }
+
+  /// Most pages that hold something hold it early.
+  private static func isZero(_ page: UnsafeRawPointer, _ count: Int) -> Bool {
+    if unsafe page.load(as: UInt64.self) != 0 { return false }
+    var offset = 0
+    while offset < count {
+      var bits: UInt64 = 0
+      for word in 0..<8 { bits |= unsafe page.load(fromByteOffset: offset + word * 8, as: UInt64.self) }
+      if bits != 0 { return false }
+      offset += 64
+    }
+    return true
+  }
+
+  private func addresses(of pages: Range<Int>) -> AddressRange {
+    AddressRange(start: mapping.range.start + UInt(pages.lowerBound * pageSize), count: pages.count * pageSize)
+  }
+
+  // MARK: Keeping outside of faults
+
+  /// Puts pages on record that are known to hold zeros, and to have held them since this store became the newest.
+  func keepZeros(_ pages: Range<Int>) { if !isLost { captured.insert(pages) } }
+
+  /// Keeps a page that the program may not read at the moment; as ``keep(_:in:)`` otherwise.
+  func keep(unreadable page: Int, _ memory: ProcessMemory?, in domain: borrowing FaultDomain) -> Verdict {
+    if isLost || captured.contains(page) { return .kept }
+    guard let memory else {
+      lose(.memory, errno: Errno.permissionDenied.rawValue)
+      return .kept
+    }
+    guard reserve(pageSize) else { return withoutRoom() }
+    var result = Memory.populate(addresses(of: page..<page + 1))
+    let address = domain.addresses(of: page..<page + 1).start
+    if result == 0 { result = unsafe memory.read(address, into: base + page * pageSize, count: pageSize) }
+    if result < 0 {
+      lose(.memory, errno: -result)
+    } else {
+      filled.insert(page..<page + 1)
+      record(page..<page + 1, in: domain)
+    }
+    return .kept
+  }
+
+  // MARK: Reading and releasing
+
+  /// Copies pages that are captured.
+  func copyOut(_ pages: Range<Int>, into target: UnsafeMutableRawPointer) {
+    unsafe target.copyMemory(from: base + pages.lowerBound * pageSize, byteCount: pages.count * pageSize)
+  }
+
+  /// Owes these pages to nobody any more, and gives their memory back. They are claimed, or this store is not the newest.
+  func release(_ pages: Range<Int>) {
+    let copies = filled.pages(in: pages)
+    captured.insert(pages)
+    filled.remove(pages)
+    for run in copies.runs {
+      do throws(PinError) { try Memory.advise(addresses(of: run), .dontNeed) } catch {}
+      usedBytes.subtract(run.count * pageSize, ordering: .relaxed)
+    }
+  }
+
+  // MARK: Giving up
+
+  enum Loss: UInt32, Sendable {
+    case limit = 1
+    case memory
+    case removed
+    case unmapped
+    case region
+  }
+
+  var isLost: Bool { loss.load(ordering: .acquiring) != 0 }
+
+  /// The first reason stays. Async-signal-safe.
+  func lose(_ reason: Loss, errno: CInt) {
+    let value = UInt64(reason.rawValue) << 32 | UInt64(UInt32(bitPattern: errno))
+    _ = loss.compareExchange(expected: 0, desired: value, ordering: .sequentiallyConsistent)
+  }
+
+  override func lose(_ pages: Range<Int>, isQuiet: Bool) {
+    if isQuiet, captured.first(in: pages, isSet: false) == pages.upperBound { return }
+    lose(.removed, errno: 0)
+  }
+
+  /// Why the snapshots that need this store are given up.
+  func failure(_ range: AddressRange) -> PinError? {
+    let value = loss.load(ordering: .acquiring)
+    guard value != 0, let reason = Loss(rawValue: UInt32(value >> 32)) else { return nil }
+    let errno = CInt(truncatingIfNeeded: value & 0xffff_ffff)
+    return PinError(
+      .snapshotLost, operation: "snapshot", errno: errno == 0 ? nil : Errno(rawValue: errno), range: range,
+      advice: reason.advice)
+  }
+}
+
+extension CaptureStore.Loss {
+  var advice: String {
+    switch self {
+    case .limit: "The capture limit was reached, and the snapshot was to be given up then. Raise it, or read faster."
+    case .memory: "There was no memory for a page that was about to change. Set a capture limit, or read faster."
+    case .removed:
+      "Pages were dropped behind PinKit's back before their bytes had been kept. Use Region.discard(_:) instead of madvise(2)."
+    case .unmapped:
+      "The region was unmapped, and what the snapshot still needed did not fit in the capture limit. Close snapshots first."
+    case .region: "The region can no longer be watched, and not all of its bytes had been kept."
+    }
+  }
+}

@@ -1,0 +1,153 @@
+internal import Synchronization
+
+extension Snapshot {
+  /// Copies the bytes of `pages`, as they were at the moment of the snapshot, to `target`.
+  ///
+  /// Reads never wait for writers, and never disturb them. Works after the region was unmapped, too, if the bytes could be kept.
+  /// Pages that ``Region/protect(_:to:)`` made unreadable are read all the same.
+  ///
+  /// - Parameters:
+  ///   - pages: Page indices.
+  ///   - target: As many bytes as the pages have; not in a managed region.
+  /// - Throws: ``PinError``: `.outOfBounds`, `.invalidArgument` for a target of another size, `.snapshotLost` when the snapshot was
+  ///   given up, `.released`, `.closed`, `.handlerLost` or `.mappingChanged` when the region can no longer be watched (K3),
+  ///   `.notInherited`, `.wouldDeadlock` from a fault callback. The target's bytes mean nothing then.
+  public func copy(_ pages: Range<Int>, into target: UnsafeMutableRawBufferPointer) throws(PinError) {
+    _ = try region.addresses(of: pages)
+    guard target.count == pages.count * pageSize else {
+      throw PinError(
+        .invalidArgument, operation: "read a snapshot",
+        advice: "\(pages.count) pages are \(pages.count * pageSize) bytes, the target has \(target.count).")
+    }
+    let store = try openStore("read a snapshot")
+    guard let start = target.baseAddress, !pages.isEmpty else { return }
+    let chain = store.chain
+    var page = pages.lowerBound
+    while page < pages.upperBound {
+      let offset = (page - pages.lowerBound) * pageSize
+      if let holder = chain.first(where: { $0.captured.contains(page) }) {
+        unsafe holder.copyOut(page..<page + 1, into: start + offset)
+        page += 1
+      } else {
+        var end = page + 1
+        while end < pages.upperBound, !chain.contains(where: { $0.captured.contains(end) }) { end += 1 }
+        unsafe try copyLive(page..<end, store, into: start + offset)
+        page = end
+      }
+    }
+    try validate(pages, store)
+  }
+
+  /// The bytes of one page.
+  ///
+  /// - Throws: As ``copy(_:into:)``.
+  public func read(_ page: Int) throws(PinError) -> [UInt8] {
+    guard page >= 0, page < pageCount else {
+      throw PinError(
+        .outOfBounds, operation: "read page \(page) of a snapshot", advice: "The region has \(pageCount) pages.")
+    }
+    var failure: PinError?
+    let bytes = unsafe [UInt8](unsafeUninitializedCapacity: pageSize) { buffer, count in
+      do throws(PinError) {
+        unsafe try copy(page..<page + 1, into: UnsafeMutableRawBufferPointer(buffer))
+        count = pageSize
+      } catch { failure = error }
+    }
+    if let failure { throw failure }
+    return bytes
+  }
+
+  /// Whatever was kept was kept right, unless the snapshot has been given up, closed or released by now.
+  private func validate(_ pages: Range<Int>, _ store: CaptureStore) throws(PinError) {
+    atomicMemoryFence(ordering: .acquiring)
+    if isClosed.load(ordering: .acquiring) { throw closed("read a snapshot") }
+    for store in store.chain { if let failure = store.failure(region.addresses) { throw failure } }
+    guard hasReleased.load(ordering: .acquiring) else { return }
+    let released = released.withLock { $0 }
+    if let page = pages.first(where: { released.contains($0) }) {
+      throw PinError(
+        .released, operation: "read page \(page) of a snapshot", advice: "Its bytes were copied out and given up before.")
+    }
+  }
+
+  /// Copies pages that nobody had kept a moment ago from the region.
+  ///
+  /// There is no lock against writers. A page's bytes may change while they are copied, but a write to a page that is owed lands
+  /// only after its bytes were kept and `captured` says so, in the newest store. So: copy, then look again, in all stores that
+  /// there are *then*. Is the page still in none, no write had landed when the copy ended, and the copy is good. Otherwise the store
+  /// has the bytes. (Loads are kept in order by the fence between; the stores by the page-table update between.)
+  ///
+  /// There are three ways for bytes to change without having been kept, and each is announced before: a store that was given up says
+  /// so before its page is opened, a region that failed before its protection is lifted, and a removal behind PinKit's back
+  /// is read from the userfaultfd before the pages go, by a thread that `settle()` waits for.
+  private func copyLive(
+    _ pages: Range<Int>, _ store: CaptureStore, into target: UnsafeMutableRawPointer
+  ) throws(PinError) {
+    if try enterRegion() {
+      defer { region.leave() }
+      unsafe try copyFromRegion(pages, into: target)
+      TestHooks.reach(.readLive, page: pages.lowerBound)
+      atomicMemoryFence(ordering: .acquiring)
+      set.settle()
+      if let failure = set.protection.failure { throw failure }
+    }
+    let chain = store.chain
+    for page in pages {
+      guard let holder = chain.first(where: { $0.captured.contains(page) }) else { continue }
+      unsafe holder.copyOut(page..<page + 1, into: target + (page - pages.lowerBound) * pageSize)
+    }
+  }
+
+  /// True if the memory is there, and stays until `region.leave()`. Otherwise everything that could be kept has been kept.
+  private func enterRegion() throws(PinError) -> Bool {
+    do throws(PinError) {
+      try region.enter("read a snapshot")
+      return true
+    } catch  where error.code == .unmapped {
+      // Inside an access of its own the thread may not wait for the end of all accesses, and need not.
+      if Kernel.isAccessing(region.id) {
+        throw PinError(
+          .unmapped, operation: "read a snapshot", range: region.addresses,
+          advice: "Another thread waits to unmap the region; leave withUnsafeMutableBytes, then read.")
+      }
+      while !set.isEnded.load(ordering: .acquiring) { Kernel.pause(nanoseconds: 20_000) }
+      return false
+    }
+  }
+
+  private func copyFromRegion(_ pages: Range<Int>, into target: UnsafeMutableRawPointer) throws(PinError) {
+    // Keeps protect(_:to:) from taking the right to read away meanwhile.
+    _ = region.checkedAccesses.lockShared()
+    defer { region.checkedAccesses.unlockShared() }
+    let table = region.table
+    let start = region.addresses.start
+    guard table.hasDeniedPages else {
+      let source = unsafe UnsafeRawPointer(bitPattern: start + UInt(pages.lowerBound * pageSize))!
+      return unsafe target.copyMemory(from: source, byteCount: pages.count * pageSize)
+    }
+    var memory: ProcessMemory?
+    for page in pages {
+      let address = start + UInt(page * pageSize)
+      let place = unsafe target + (page - pages.lowerBound) * pageSize
+      if table[page].contains(.readDenied) {
+        if memory == nil { memory = try ProcessMemory() }
+        let result = unsafe memory!.read(address, into: place, count: pageSize)
+        try PinError.check(result, "read a page without the right to", region.addressesUnchecked(of: page..<page + 1))
+      } else {
+        unsafe place.copyMemory(from: UnsafeRawPointer(bitPattern: address)!, byteCount: pageSize)
+      }
+    }
+  }
+}
+
+extension SnapshotSet {
+  /// Returns after every removal that was read before the call has been noted.
+  func settle() {
+    for _ in 0..<200 {
+      if unsafe protection.domain.pointee.unsettled.load(ordering: .sequentiallyConsistent) == 0 { return }
+      Kernel.relax()
+    }
+    // Readers hold the lock while they read.
+    if protection.failure == nil { protection.exclusive { _ in } }
+  }
+}

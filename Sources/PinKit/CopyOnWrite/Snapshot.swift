@@ -1,0 +1,126 @@
+internal import Synchronization
+
+/// The bytes of a region at one moment, while its writers go on.
+///
+/// It holds, for every page, exactly the bytes that were there when ``Region/snapshot(_:)`` returned (W6). Nothing is copied then: a
+/// page is copied when it is first written after that, before the write lands, and until then is read from the region itself.
+///
+/// Calls may come from any thread. Dropping the last reference closes it.
+public final class Snapshot: Sendable {
+  public let region: Region
+  /// In nanoseconds: how long writers of the region could not go on. It is the time for which the wrprotect lock was held
+  /// exclusively to protect the pages; had the kernel to be asked more than once, the last time.
+  public let pause: UInt64
+  let set: SnapshotSet
+  let generation: SnapshotGeneration
+  private let id: UInt64
+  private let store: Mutex<CaptureStore?>
+  let isClosed = Atomic<Bool>(false)
+  /// The pages that were released; made when the first one is.
+  let released = Mutex(DirtySet(pageCount: 0))
+  let hasReleased = Atomic<Bool>(false)
+
+  init(region: Region, set: SnapshotSet, start: SnapshotSet.Start) {
+    self.region = region
+    self.set = set
+    id = start.id
+    store = Mutex(start.store)
+    generation = start.generation
+    pause = start.pause
+  }
+
+  deinit { close() }
+
+  /// Which snapshot it is.
+  public var identity: SnapshotIdentity { generation.identity }
+  /// Which snapshot of the region was taken before it, since the region's protection began.
+  public var parent: SnapshotIdentity? { generation.parent }
+  public var pageCount: Int { region.pageCount }
+  /// In bytes.
+  public var pageSize: Int { region.pageSize }
+  /// How much memory its copies take, in bytes, without those that it shares with newer snapshots.
+  public var capturedBytes: Int { store.withLock { $0?.bytes ?? 0 } }
+
+  /// Why its bytes cannot be read any more: it was given up, or the region can no longer be watched. `nil` while all is well, and
+  /// after ``close()``.
+  public var failure: PinError? {
+    guard let store = store.withLock({ $0 }) else { return nil }
+    return failure(of: store)
+  }
+
+  /// A store that was given up takes every snapshot with it that is older: pages that those did not keep themselves may be missing.
+  func failure(of store: CaptureStore) -> PinError? {
+    for store in store.chain {
+      if let failure = store.failure(region.addresses) { return failure }
+    }
+    return set.isEnded.load(ordering: .acquiring) ? nil : set.protection.failure
+  }
+
+  /// Ends the snapshot and frees its memory, but for what older snapshots still need. Writers that wait for room go on. A second
+  /// call does nothing.
+  ///
+  /// Blocks for as long as another call changes the protection of the region. From a fault callback it is done a little later.
+  public func close() {
+    guard region.space.isOfThisProcess, !isClosed.exchange(true, ordering: .sequentiallyConsistent) else { return }
+    let last = store.withLock { $0.take() }
+    if Kernel.isInFaultPath {
+      set.protection.later { [set, id, region] in
+        set.end(id)
+        _ = (last, region)
+      }
+    } else {
+      set.end(id)
+    }
+  }
+
+  /// The store it began with.
+  func openStore(_ operation: StaticString) throws(PinError) -> CaptureStore {
+    if !region.space.isOfThisProcess { throw .notInherited("\(operation)") }
+    try region.requireOutsideFaultPath("\(operation)")
+    guard let store = store.withLock({ $0 }) else { throw closed("\(operation)") }
+    return store
+  }
+
+  func closed(_ operation: String) -> PinError { PinError(.closed, operation: operation, range: region.addresses) }
+}
+
+extension Region {
+  /// Takes a snapshot: a handle on the bytes of this moment.
+  ///
+  /// Writers pause while the pages are protected (``Snapshot/pause``), and from then on pay once for each page, or run of pages, that
+  /// they are the first to write. The region stays protected when the snapshot is closed, so that the next one has to
+  /// protect only what was written since; ``endSnapshots()`` ends that.
+  ///
+  /// A region that is tracked by `.asynchronous` changes over to a synchronous mechanism: its trackers get every populated page
+  /// once, as one that may have been written.
+  ///
+  /// Blocks while the pages are protected, and while other threads discard or collect.
+  ///
+  /// - Throws: ``PinError``: `.unsupported` where the backing or the kernel cannot, or for `.asynchronous`; `.inUse` where another
+  ///   mechanism is active; `.permissionDenied`, `.outOfMemory`, `.limitReached`, `.unmapped`, `.handlerLost`, `.timedOut`;
+  ///   `.wouldDeadlock` from a fault callback; `.invalidArgument` for a negative limit. No snapshot exists then.
+  public func snapshot(_ options: SnapshotOptions = .init()) throws(PinError) -> Snapshot {
+    try requireOutsideFaultPath("snapshot")
+    try enter("snapshot")
+    defer { leave() }
+    guard backing.support.contains(.snapshot) else {
+      throw PinError(.unsupported, operation: "snapshot", range: addresses, advice: "The backing is \(backing).")
+    }
+    guard options.captureLimit ?? 0 >= 0 else {
+      throw PinError(.invalidArgument, operation: "snapshot", range: addresses, advice: "captureLimit must not be negative.")
+    }
+    let set = try SnapshotSet.of(self)
+    return Snapshot(region: self, set: set, start: try set.begin(self, options))
+  }
+
+  /// Ends the protection that stays between snapshots: from now on writes cost nothing, unless trackers need it too.
+  /// ``Snapshot/changes(since:)`` does not reach across it. Does nothing if there was none.
+  ///
+  /// - Throws: ``PinError``: `.inUse` while a snapshot is open, `.unmapped`, `.wouldDeadlock` from a fault callback.
+  public func endSnapshots() throws(PinError) {
+    try requireOutsideFaultPath("endSnapshots")
+    try enter("endSnapshots")
+    defer { leave() }
+    try attachments.find(SnapshotSet.self)?.leave()
+  }
+}

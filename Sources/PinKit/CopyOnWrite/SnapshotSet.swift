@@ -1,0 +1,189 @@
+internal import Synchronization
+
+/// The snapshots of a region.
+///
+/// Only the newest one's store is written by the fault path (``FaultDomain/owed``); older ones look into the stores of newer ones
+/// for what theirs does not have. So each capture is copied once, however many snapshots are open.
+///
+/// Lock order: `state` → the session's lock → `Region.discarding` → `Region.layout` → the wrprotect lock → page claims.
+@safe final class SnapshotSet: RegionAttachment {
+  let protection: RegionProtection
+  let addresses: AddressRange
+  let isPrivateAnonymous: Bool
+  private let session: TrackingSession
+  private let state = Mutex(State())
+  /// The memory is gone; what could be kept was kept before.
+  let isEnded = Atomic<Bool>(false)
+  /// Held while a slice of the sweep runs; true once there is nothing to sweep any more.
+  let sweeping = Mutex(false)
+  /// Held while pages are dropped that are owed to somebody.
+  let dropping = Mutex(())
+
+  private struct State {
+    /// With the session: the region's protection stays between snapshots, so that the next one arms what was written since.
+    var participant: UInt64?
+    /// Oldest first.
+    var open: [Member] = []
+    /// What the fault path writes to; kept as long as it may.
+    var newest: CaptureStore?
+    var generation: SnapshotGeneration?
+    var nextID: UInt64 = 1
+  }
+
+  private struct Member {
+    let id: UInt64
+    let store: CaptureStore
+    let options: SnapshotOptions
+  }
+
+  /// What a new snapshot starts with.
+  struct Start {
+    let id: UInt64
+    let store: CaptureStore
+    let generation: SnapshotGeneration
+    let pause: UInt64
+  }
+
+  init(region: Region, protection: RegionProtection, session: TrackingSession) {
+    self.protection = protection
+    self.session = session
+    addresses = region.addresses
+    isPrivateAnonymous = region.backing.isPrivateAnonymous
+  }
+
+  // MARK: Beginning
+
+  func begin(_ region: Region, _ options: SnapshotOptions) throws(PinError) -> Start {
+    // Whatever costs comes before the first page is protected.
+    let store = try CaptureStore(
+      region: region, limit: options.captureLimit, givesUp: options.atLimit == .giveUp)
+    let sweep = options.sweep ? try region.space.snapshotSweep() : nil
+    let start = try state.withLock { state throws(PinError) in
+      if isEnded.load(ordering: .acquiring) { throw PinError(.unmapped, operation: "snapshot", range: addresses) }
+      state.open.reserveCapacity(state.open.count + 1)
+      let (pause, changes) = try arm(region, options, store, &state)
+      let generation = SnapshotGeneration(parent: state.generation?.identity, changes: changes)
+      state.generation?.setNext(generation)
+      state.generation = generation
+      let id = state.nextID
+      state.nextID += 1
+      state.open.append(Member(id: id, store: store, options: options))
+      return Start(id: id, store: store, generation: generation, pause: pause)
+    }
+    sweep?.add(store, of: self)
+    return start
+  }
+
+  /// The instant of the snapshot is inside: `armed` runs under the exclusive lock when no page can be written.
+  private func arm(
+    _ region: Region, _ options: SnapshotOptions, _ store: CaptureStore, _ state: inout State
+  ) throws(PinError) -> (pause: UInt64, changes: DirtySet) {
+    var pause: UInt64?
+    let previous = state.newest
+    let armed = { (domain: borrowing FaultDomain) in
+      previous?.setSuccessor(store)
+      domain.owed.store(
+        UInt(bitPattern: unsafe Unmanaged.passUnretained(store).toOpaque()), ordering: .sequentiallyConsistent)
+      domain.density.reset()
+      pause = Kernel.now() - domain.exclusiveSince.load(ordering: .relaxed)
+    }
+    var changes = DirtySet(pageCount: region.pageCount)
+    // The fault path has it from the moment when all is armed.
+    defer { if pause != nil { state.newest = store } }
+    if let participant = state.participant {
+      try requireMechanism(options.mechanism)
+      changes = try session.arm(participant, armed: armed)
+    } else {
+      state.participant = try session.join(region, options.mechanism, keepsPages: true, armed: armed)
+    }
+    guard let pause else {
+      throw PinError(
+        .inUse, operation: "snapshot", range: addresses, advice: "Nothing protects the region; resume its trackers first.")
+    }
+    return (pause, changes)
+  }
+
+  private func requireMechanism(_ wanted: WriteTracking.Mechanism) throws(PinError) {
+    guard wanted != .automatic, let active = session.activeMechanism, active != wanted else { return }
+    throw PinError(
+      wanted == .asynchronous ? .unsupported : .inUse, operation: "snapshot(.\(wanted))", range: addresses,
+      advice: "The region is protected by .\(active), and has one mechanism at a time: ask for .automatic or .\(active).")
+  }
+
+  // MARK: Ending
+
+  /// A snapshot closes. Whoever it held goes on when the last one does, or when the next older one has room.
+  func end(_ id: UInt64) {
+    state.withLock { state in
+      guard let index = state.open.firstIndex(where: { $0.id == id }) else { return }
+      let member = state.open.remove(at: index)
+      guard let newest = state.newest, !isEnded.load(ordering: .acquiring) else { return }
+      guard let heir = state.open.last else { return removeTarget(&state) }
+      if member.store === newest { handOver(newest, to: heir) }
+    }
+  }
+
+  /// The newest store stays for the sake of older snapshots: from now on with what is left of the latest one's limit.
+  private func handOver(_ store: CaptureStore, to heir: Member) {
+    guard let limit = heir.options.captureLimit else { return store.setLimit(Int.max, givesUp: false) }
+    let rest = max(0, limit - heir.store.bytes)
+    store.setLimit(store.bytes + rest, givesUp: heir.options.atLimit == .giveUp)
+  }
+
+  private func removeTarget(_ state: inout State) {
+    // Where the region has failed, a thread may have stopped inside the store, with the lock: both stay until the region goes.
+    guard protection.failure == nil else { return }
+    protection.exclusive { $0.owed.store(0, ordering: .sequentiallyConsistent) }
+    state.newest = nil
+  }
+
+  /// Runs `body` if no open snapshot is older than that of `store`; nobody comes or goes meanwhile.
+  func whileOldest(_ store: CaptureStore, _ body: () -> Void) {
+    state.withLock { if $0.open.first?.store === store { body() } }
+  }
+
+  /// Ends the protection that stays for the next snapshot.
+  func leave() throws(PinError) {
+    try state.withLock { state throws(PinError) in
+      guard state.open.isEmpty else {
+        throw PinError(
+          .inUse, operation: "endSnapshots", range: addresses,
+          advice: "\(state.open.count) snapshots of the region are open; close them first.")
+      }
+      guard let participant = state.participant.take() else { return }
+      state.generation = nil
+      session.remove(participant)
+    }
+  }
+
+  // MARK: The region goes
+
+  func regionWillUnmap() {}
+
+  func regionWillLoseMemory() {
+    state.withLock { state in
+      defer { isEnded.store(true, ordering: .sequentiallyConsistent) }
+      state.participant = nil
+      sweeping.withLock { $0 = true }
+      guard let newest = state.newest else { return }
+      guard protection.failure == nil else { return newest.lose(.region, errno: 0) }
+      if !state.open.isEmpty, keepOwed(0..<newest.pageCount) == .held { newest.lose(.unmapped, errno: 0) }
+      removeTarget(&state)
+    }
+  }
+}
+
+extension SnapshotSet {
+  /// The set of a region, with the protection and the session that it builds on.
+  static func of(_ region: Region) throws(PinError) -> SnapshotSet {
+    let protection = try region.attachments.findOrMake(RegionProtection.self) { () throws(PinError) in
+      RegionProtection(region: region, handler: try region.space.faultHandler())
+    }
+    let session = try region.attachments.findOrMake(TrackingSession.self) { () throws(PinError) in
+      TrackingSession(region: region, protection: protection)
+    }
+    return try region.attachments.findOrMake(SnapshotSet.self) { () throws(PinError) in
+      SnapshotSet(region: region, protection: protection, session: session)
+    }
+  }
+}
