@@ -39,6 +39,18 @@ public struct PinError: Error, Sendable, Hashable, CustomStringConvertible {
     public static let timedOut = Code("timed out")
     /// The process is a child of `fork()`, and managed memory was not inherited.
     public static let notInherited = Code("not inherited across fork")
+    /// There is no such file, or no image at that path.
+    public static let notFound = Code("not found")
+    /// There is a file of that name already, and replacing it was not asked for.
+    public static let alreadyExists = Code("already exists")
+    /// The caller's own closure called it off.
+    public static let cancelled = Code("cancelled")
+    /// The bytes of an image, or of its header, are not those that were written.
+    public static let corruptImage = Code("image is corrupt")
+    /// The images were not made one on top of the other in this order.
+    public static let brokenChain = Code("images do not form a chain")
+    /// The page size or the number of pages differs.
+    public static let geometryMismatch = Code("geometry does not match")
     /// Any other refusal of the kernel; see ``PinError/errno``.
     public static let system = Code("system error")
   }
