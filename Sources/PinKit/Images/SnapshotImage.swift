@@ -49,11 +49,7 @@ public struct SnapshotImage: Sendable, Hashable {
       let attributes = try Self.dataAttributes(of: path)
       guard try NamedFile.attributes(of: path + ImageHeader.suffix).map(file.isSameFile) ?? false else { continue }
       guard attributes.isRegular, attributes.size == header.byteCount else {
-        throw PinError(
-          .corruptImage, operation: "open \(path)",
-          advice:
-            "It has \(attributes.size) bytes, and \(header.byteCount) were expected: it was cut off or is another file. "
-            + "Take another copy of the image.")
+        throw .wrongSize(attributes.size, of: path, expected: header.byteCount)
       }
       self.init(path: path, header: header)
       return

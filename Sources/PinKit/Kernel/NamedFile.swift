@@ -98,6 +98,22 @@ internal import SystemPackage
     return done
   }
 
+  /// Reads or writes some of `memory` at the file's byte `offset`; returns how many bytes, 0 at the end of the file.
+  static func move(
+    _ reads: Bool, _ descriptor: CInt, _ path: String, at offset: Int, _ memory: AddressRange
+  ) throws(PinError) -> Int {
+    let start = unsafe UnsafeMutableRawPointer(bitPattern: memory.start)!
+    while true {
+      let moved =
+        reads
+        ? unsafe cuffd_pread(descriptor, start, memory.count, Int64(offset))
+        : unsafe cuffd_pwrite(descriptor, start, memory.count, Int64(offset))
+      if moved != -Int(Errno.interrupted.rawValue) {
+        return try check(moved, "\(reads ? "read" : "write") at \(offset)", path)
+      }
+    }
+  }
+
   /// The first byte at or behind `offset` that is not known to lie in a hole; `nil` if there is none.
   func nextData(from offset: Int) -> Int? {
     let found = cuffd_file_seek(descriptor, Int64(offset), 0)
