@@ -23,6 +23,7 @@ struct PartialFile: ~Copyable {
   /// - Throws: `.inUse` if somebody is writing to the same target; `.alreadyExists` if there is such a file and `replacing` is not
   ///   asked for.
   static func begin(_ target: String, replacing: Bool) throws(PinError) -> PartialFile {
+    try NamedFile.check(path: target)
     if let found = try NamedFile.attributes(of: target) {
       guard replacing else { throw .alreadyExists(target) }
       guard found.isRegular else {

@@ -43,6 +43,7 @@ public struct SnapshotImage: Sendable, Hashable {
   /// - Throws: ``PinError``: `.notFound` if there is no image, which is also so where writing one was interrupted; `.corruptImage`
   ///   if the header is not what was written or the file has another size; `.unsupported` for a later version of the format.
   public init(path: String) throws(PinError) {
+    try NamedFile.check(path: path)
     // An image that is being replaced has its header and its pages exchanged one after the other.
     for _ in 0..<3 {
       let (header, file) = try Self.readHeader(of: path)

@@ -155,14 +155,18 @@ internal import SystemPackage
     try retrying("fsync", directory) { cuffd_file_sync(descriptor) }
   }
 
+  /// Throws unless it can be a path at all; every path that comes from outside is asked about once.
+  static func check(path: String) throws(PinError) {
+    guard !path.utf8.contains(0), !path.isEmpty else {
+      throw PinError(.invalidArgument, operation: "use a path", advice: "The path is empty or has a zero byte.")
+    }
+  }
+
   // MARK: Results
 
   private static func call(
     _ operation: String, _ path: String, _ body: (UnsafePointer<CChar>) -> CInt
   ) throws(PinError) -> CInt {
-    guard !path.utf8.contains(0), !path.isEmpty else {
-      throw PinError(.invalidArgument, operation: "\(operation) a file", advice: "The path is empty or has a zero byte.")
-    }
     while true {
       let result = unsafe path.withCString(body)
       if result != -Errno.interrupted.rawValue { return CInt(try check(result, operation, path)) }
