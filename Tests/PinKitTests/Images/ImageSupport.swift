@@ -42,9 +42,13 @@ struct ArraySource: ImageSource {
 
   private static let pattern = (0..<4096).map { UInt8(truncatingIfNeeded: $0 &* 31 &+ $0 >> 8) }
 
-  mutating func setZero(_ run: Range<Int>) {
-    bytes.replaceSubrange(
-      run.lowerBound * pageSize..<run.upperBound * pageSize, with: repeatElement(0, count: run.count * pageSize))
+  mutating func setZero(_ run: Range<Int>) { set(run, [UInt8](repeating: 0, count: run.count * pageSize)) }
+
+  private mutating func set(_ run: Range<Int>, _ content: [UInt8]) {
+    let start = run.lowerBound * pageSize
+    unsafe bytes.withUnsafeMutableBytes { bytes in
+      unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[start..<start + content.count]).copyBytes(from: content)
+    }
   }
 
   /// What comes of it when `pages` get new noise and `zeros` become zero: an increment.
@@ -52,11 +56,7 @@ struct ArraySource: ImageSource {
     var next = self
     next.identity = ImageIdentity()
     next.parent = identity
-    for run in pages {
-      next.bytes.replaceSubrange(
-        run.lowerBound * pageSize..<run.upperBound * pageSize,
-        with: Self.noise(run.count * pageSize, seed &+ UInt64(run.lowerBound) &* 977))
-    }
+    for run in pages { next.set(run, Self.noise(run.count * pageSize, seed &+ UInt64(run.lowerBound) &* 977)) }
     for run in zeros { next.setZero(run) }
     next.runs = DirtySet(pageCount: pageCount, runs: pages + zeros).runs
     return next
