@@ -4,6 +4,8 @@
 #include <liburing.h>
 #include <stdlib.h>
 
+#include "cuffd_sys.h"
+
 struct cuffd_ring {
   struct io_uring ring;
   uint32_t in_flight;  // queued and not reaped
@@ -105,7 +107,8 @@ int cuffd_ring_reap(struct cuffd_ring *ring, struct cuffd_completion *out, int c
   struct io_uring_cqe *entry;
   int count = 0;
   while (count < capacity && io_uring_peek_cqe(&ring->ring, &entry) == 0) {
-    out[count++] = (struct cuffd_completion){entry->user_data, entry->res, entry->flags};
+    int error = cuffd_inject_here(cuffd_call_completion);
+    out[count++] = (struct cuffd_completion){entry->user_data, error ? error : entry->res, entry->flags};
     io_uring_cqe_seen(&ring->ring, entry);
     ring->in_flight--;
   }

@@ -43,6 +43,8 @@ static inline int injected(int call) {
   return -atomic_load(&inject_error);
 }
 
+int cuffd_inject_here(int call) { return injected(call); }
+
 static inline int call_ioctl(int call, int fd, unsigned long request, void *arg) {
   int error = injected(call);
   if (error) return error;

@@ -1,6 +1,8 @@
 #ifndef CUFFD_H
 #define CUFFD_H
+#include "cuffd_checksum.h"
 #include "cuffd_fault.h"
+#include "cuffd_file.h"
 #include "cuffd_lock.h"
 #include "cuffd_probe.h"
 #include "cuffd_ring.h"

@@ -31,6 +31,11 @@ enum cuffd_call {
   cuffd_call_madvise,
   cuffd_call_memfd,
   cuffd_call_pwrite,
+  cuffd_call_create,          // of a file with a name
+  cuffd_call_rename,
+  cuffd_call_unlink,
+  cuffd_call_sync,            // fsync(2)
+  cuffd_call_completion,      // of an operation of an io_uring, which the kernel has carried out
 };
 
 // Makes the next `times` calls of `call`, after `skip` of them went through, fail with `error` without reaching the kernel.
@@ -38,6 +43,8 @@ enum cuffd_call {
 void cuffd_inject(int call, int error, int skip, int times);
 // How many calls have failed by injection since the last cuffd_inject.
 int cuffd_injected(void);
+// What a call of the kind returns instead of being made, or 0.
+int cuffd_inject_here(int call);
 
 // how: 0 = /dev/userfaultfd, 1 = the system call, 2 = the system call with UFFD_USER_MODE_ONLY.
 int cuffd_open(int how);

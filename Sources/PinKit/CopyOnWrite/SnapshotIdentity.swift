@@ -1,32 +1,29 @@
 internal import Synchronization
 
-/// Which snapshot it is: 128 random bits, so that images of different programs and machines can be told apart.
-public struct SnapshotIdentity: Sendable, Hashable, Codable, CustomStringConvertible {
-  public let high: UInt64
-  public let low: UInt64
+/// What tells one snapshot, and an image of it, from every other on any machine: 128 random bits, written as 32 hexadecimal
+/// digits.
+public struct SnapshotIdentity: Sendable, Hashable, CustomStringConvertible {
+  let high: UInt64
+  let low: UInt64
 
-  public init(high: UInt64, low: UInt64) {
-    self.high = high
-    self.low = low
+  /// A new one, from the system's random numbers.
+  public init() {
+    high = .random(in: .min ... .max)
+    low = .random(in: .min ... .max)
   }
 
-  static func random() -> SnapshotIdentity {
-    var random = SystemRandomNumberGenerator()
-    return SnapshotIdentity(high: random.next(), low: random.next())
+  /// Reads a ``description``; `nil` if it is not 32 lowercase hexadecimal digits.
+  public init?(_ description: String) {
+    guard let (high, low) = Hexadecimal.read(description) else { return nil }
+    (self.high, self.low) = (high, low)
   }
 
-  /// 32 hexadecimal digits.
-  public var description: String {
-    [high, low].map { word in
-      let digits = String(word, radix: 16)
-      return String(repeating: "0", count: 16 - digits.count) + digits
-    }.joined()
-  }
+  public var description: String { Hexadecimal.text(high, low) }
 }
 
 /// A moment in the history of a region. Each knows the next one, so it lives as long as somebody may ask what changed since it.
 final class SnapshotGeneration: Sendable {
-  let identity = SnapshotIdentity.random()
+  let identity = SnapshotIdentity()
   let parent: SnapshotIdentity?
   /// What was written since the generation before.
   let changes: DirtySet

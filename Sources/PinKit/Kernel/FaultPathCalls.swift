@@ -134,6 +134,7 @@ enum Injection {
     case open = 1
     case api, register, unregister, writeProtect, unprotect, copy, zeroPage, continueMapping, move, poison, wake, read
     case pagemapScan, mmap, munmap, mprotect, madvise, memfd, pwrite
+    case create, rename, unlink, sync, completion
   }
   static func arm(_ call: Call, _ errno: Errno, skip: Int = 0, times: Int = 1) {
     cuffd_inject(call.rawValue, errno.rawValue, CInt(skip), CInt(times))

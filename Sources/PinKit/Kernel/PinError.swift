@@ -45,6 +45,18 @@ public struct PinError: Error, Sendable, Hashable, CustomStringConvertible {
     public static let closed = Code("snapshot is closed")
     /// These pages of the snapshot were released after they had been copied out.
     public static let released = Code("pages were released")
+    /// There is no such file, or no image at that path.
+    public static let notFound = Code("not found")
+    /// There is a file of that name already, and replacing it was not asked for.
+    public static let alreadyExists = Code("already exists")
+    /// The caller's own closure called it off.
+    public static let cancelled = Code("cancelled")
+    /// The bytes of an image, or of its header, are not those that were written.
+    public static let corruptImage = Code("image is corrupt")
+    /// The images were not made one on top of the other in this order.
+    public static let brokenChain = Code("images do not form a chain")
+    /// The page size or the number of pages differs.
+    public static let geometryMismatch = Code("geometry does not match")
     /// Any other refusal of the kernel; see ``PinError/errno``.
     public static let system = Code("system error")
   }

@@ -23,6 +23,8 @@ enum TestHooks {
     case copied
     /// A reader thread is about to wait.
     case readerIdle
+    /// A file of an image was made, renamed, removed or synced; gets the number of such steps of this image so far.
+    case imageStep
   }
 
   typealias Hook = @Sendable (Int) -> Void

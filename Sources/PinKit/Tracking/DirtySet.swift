@@ -48,6 +48,19 @@ public struct DirtySet: Sendable, Hashable {
     return low < runs.count && runs[low].contains(page)
   }
 
+  /// Whether it has none of `pages`.
+  ///
+  /// - Complexity: O(log runs).
+  public func isDisjoint(with pages: Range<Int>) -> Bool {
+    var low = 0
+    var high = runs.count
+    while low < high {
+      let middle = (low + high) / 2
+      if runs[middle].upperBound <= pages.lowerBound { low = middle + 1 } else { high = middle }
+    }
+    return low == runs.count || runs[low].lowerBound >= pages.upperBound
+  }
+
   /// Every page, in order.
   public var pages: some Sequence<Int> { runs.lazy.joined() }
 

@@ -114,6 +114,8 @@ int ct_mapping_count(void);
 
 // From now on userfaultfd(2) and USERFAULTFD_IOC_NEW fail with EPERM.
 int ct_forbid_userfaultfd(void);
+// From now on io_uring_setup(2) fails with EPERM, as in a container.
+int ct_forbid_io_uring(void);
 // From now on opening /proc/self/pagemap and the like fails too: becomes the user nobody.
 int ct_become_nobody(void);
 
