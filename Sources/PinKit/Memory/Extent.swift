@@ -82,7 +82,7 @@ internal import Synchronization
     var before = unsafe words[frame].load(ordering: .acquiring)
     while true {
       guard let after = change(FrameWord(rawValue: before)) else { return nil }
-      if before == 0 { tracked.insert(frame..<frame + 1) }
+      if before == 0 { tracked.insertVisibly(frame) }
       let (done, seen) = unsafe words[frame].compareExchange(
         expected: before, desired: after.rawValue, ordering: .sequentiallyConsistent)
       if done { return (FrameWord(rawValue: before), after) }
@@ -127,7 +127,7 @@ internal import Synchronization
   @inline(__always) func noteIfDead(_ frame: Int) {
     let word = word(frame)
     if mappers.load(ordering: .sequentiallyConsistent) + word.mappings == 0, word.extra == 0 {
-      dead.insert(frame..<frame + 1)
+      dead.insertVisibly(frame)
     }
   }
 
