@@ -24,6 +24,9 @@ extension Region {
         .accessDenied, operation: "discard", range: addressesUnchecked(of: page..<page + 1),
         advice: "protect(_:to:) took the right to write away from page \(page).")
     }
+    // Before anything is decided: a clone that comes in between would share the frames that are dropped here.
+    _ = discarding.lockShared()
+    defer { discarding.unlockShared() }
     guard let protection = attachments.find(RegionProtection.self) else {
       // A tracker may begin while the pages are dropped, and whatever it did to them is gone with them.
       defer { attachments.find(RegionProtection.self)?.recordDiscard(pages) }
@@ -31,18 +34,16 @@ extension Region {
     }
     // The kernel may announce the removal through the userfaultfd and wait until a reader has read that, so the wrprotect lock may
     // not be held while pages are dropped.
-    try protection.withoutCollections { () throws(PinError) in
-      do throws(PinError) { try drop(range) } catch {
-        // The kernel drops what lies before the piece that it refuses. A userfaultfd has been told exactly what that is; where there
-        // is none, all of it may have changed.
-        if unsafe protection.domain.pointee.delivery.load(ordering: .acquiring) == .mprotect {
-          protection.recordDiscard(pages)
-        }
-        throw error
+    do throws(PinError) { try drop(range) } catch {
+      // The kernel drops what lies before the piece that it refuses. A userfaultfd has been told exactly what that is; where there
+      // is none, all of it may have changed.
+      if unsafe protection.domain.pointee.delivery.load(ordering: .acquiring) == .mprotect {
+        protection.recordDiscard(pages)
       }
-      // After the fact: whoever collects from now on protects the fresh pages again and reports them.
-      protection.recordDiscard(pages)
+      throw error
     }
+    // After the fact: whoever collects from now on protects the fresh pages again and reports them.
+    protection.recordDiscard(pages)
   }
 
   private func drop(_ range: AddressRange) throws(PinError) {

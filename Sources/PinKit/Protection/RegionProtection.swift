@@ -240,13 +240,6 @@ internal import SystemPackage
     }
   }
 
-  /// Runs `body`, which drops pages, while nobody collects.
-  func withoutCollections(_ body: () throws(PinError) -> Void) throws(PinError) {
-    _ = discarding.lockShared()
-    defer { discarding.unlockShared() }
-    try body()
-  }
-
   /// Runs `body`, which collects, while nobody drops pages.
   func withoutDiscards<Result>(_ body: () throws(PinError) -> Result) throws(PinError) -> Result {
     _ = discarding.lockExclusive()

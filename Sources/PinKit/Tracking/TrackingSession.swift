@@ -332,10 +332,12 @@ final class TrackingSession: RegionAttachment {
           try harvest(&state, armed: armed)
           state.trackers[id]?.pending = DirtySet(pageCount: pageCount)
         } else if let mechanism = state.mechanism {
-          try mechanism.resume(armed: armed)
+          try protection.withoutDiscards { () throws(PinError) in try mechanism.resume(armed: armed) }
           state.isSuspended = false
         } else {
-          _ = try running(&state, wanted, .init(), needsFaults: true, of: region, armed: armed)
+          try protection.withoutDiscards { () throws(PinError) in
+            _ = try running(&state, wanted, .init(), needsFaults: true, of: region, armed: armed)
+          }
         }
         updateChunks(state)
         return id
@@ -368,7 +370,9 @@ final class TrackingSession: RegionAttachment {
     state.isSuspended = false
     defer { share(populatedPages(), &state) }
     do throws(PinError) {
-      state.mechanism = try start(wanted, needsFaults: true, of: region, armed: armed)
+      state.mechanism = try protection.withoutDiscards { () throws(PinError) in
+        try start(wanted, needsFaults: true, of: region, armed: armed)
+      }
     } catch {
       do throws(PinError) { state.mechanism = try start(.asynchronous, of: region) { _ in } } catch { state.loss = error }
       throw error
