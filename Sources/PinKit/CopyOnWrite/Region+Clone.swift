@@ -68,6 +68,8 @@ final class Sharing: RegionAttachment {
   }
 
   func regionWillUnmap() {
+    // In a child of fork() a thread that does not exist may hold the locks.
+    guard frames.pool.isOfThisProcess else { return }
     participant.withLock { id in
       if let id { session.remove(id) }
       id = nil
@@ -89,19 +91,18 @@ final class Sharing: RegionAttachment {
       do throws(PinError) {
         guard let childFrames = child.frames else { preconditionFailure("a region of pool frames without frames") }
         try childFrames.prepareTarget()
-        childFrames.renewTarget()
         var failure: PinError?
         try arm(&id, region, mechanism) { domain in
           do throws(PinError) {
-            frames.policy = reuse
-            // Pages that were given frames of the target up to now are shared from now on.
             frames.renewTarget()
             try frames.share(with: childFrames)
+            frames.policy = reuse
             let raw = unsafe UInt(bitPattern: Unmanaged.passUnretained(shared).toOpaque())
             domain.sharing.store(raw, ordering: .sequentiallyConsistent)
             domain.density.reset()
           } catch { failure = error }
         }
+        frames.recycleExtents()
         if let failure { throw failure }
         try childFrames.mapPieces()
         try child.beginSharing(session.activeMechanism ?? mechanism)
@@ -151,28 +152,42 @@ extension Region {
 extension RegionFrames {
   /// Counts `child`, which has the same base, as a mapping of every frame of this region. Under the exclusive wrprotect lock.
   ///
-  /// Frames that are pinned and exclusive are copied for the child at once, and stay this region's own.
+  /// Frames that are pinned and exclusive are copied for the child at once, and stay this region's own. While references of a frame are
+  /// frozen it gets no mapping either (S3), so this waits for whoever has frozen it, and gives up after a second.
   func share(with child: RegionFrames) throws(PinError) {
     unsafe base.pointee.isShared.store(true, ordering: .sequentiallyConsistent)
     var pinned: [Int] = []
+    let deadline = Kernel.now() + 1_000_000_000
+    var frozen: Int?
     // The child counts as a mapper of the base since it was made: what it does not map there is taken off again, last, so that no
     // frame ever looks as if nobody had it.
     broken.forEachRun { run in
       for page in run {
         let id = table.extent(page)
-        if id == 0 { continue }
+        if id == 0 || frozen != nil { continue }
         let extent = unsafe pool.extent(id)
         unsafe share(page, in: extent, &pinned)
-        unsafe extent.pointee.addMapping(page, isExclusive: pinned.last == page)
+        guard unsafe extent.pointee.addMapping(page, isExclusive: pinned.last == page, until: deadline) else {
+          frozen = page
+          continue
+        }
         child.table.setExtent(id, at: page)
         unsafe base.pointee.removeMapping(page)
       }
       child.broken.insert(run)
     }
+    child.notePieces()
     unsafe base.pointee.tracked.forEachRun { run in
       for page in run where table.extent(page) == 0 { unsafe share(page, in: base, &pinned) }
     }
-    unsafe base.pointee.waitUntilThawed()
+    if frozen == nil { frozen = unsafe base.pointee.firstFrozen(at: deadline) }
+    if let frozen {
+      pool.noteDead()
+      let range = AddressRange(start: addresses.start + UInt(frozen * Memory.pageSize), count: Memory.pageSize)
+      throw PinError(
+        .timedOut, operation: "clone", range: range,
+        advice: "The references of page \(frozen)'s frame are frozen: unfreeze it first.")
+    }
     for page in pinned { try copyNow(page, for: child) }
     pool.noteDead()
   }
@@ -216,6 +231,5 @@ extension RegionFrames {
       try PinError.check(Memory.replace(range, file: pool.descriptor, offset: offset), "mmap", range)
       try Memory.advise(range, .dontFork)
     }
-    countPieces()
   }
 }

@@ -36,7 +36,11 @@ internal import Synchronization
   }
 
   @inline(__always) private func decide(_ page: Int, _ policy: ReusePolicy) -> ReuseDecision {
-    unsafe policy.decide(frames.extent(of: page).pointee.counts(page))
+    let extent = unsafe frames.extent(of: page)
+    let decision = unsafe policy.decide(extent.pointee.counts(page))
+    // Taken since the region was last shared, so nobody else has ever had it: whatever the counts say, they are references of its own.
+    // And the target has no second frame for the page.
+    return unsafe decision == .copy && extent == frames.targetExtent ? .reuse : decision
   }
 
   // MARK: Copying
@@ -105,6 +109,17 @@ internal import Synchronization
 
   // MARK: When mappings are scarce
 
+  override func copyInstead(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> FaultResolution {
+    pages.allSatisfy(mayMove) ? copyWidely(pages, reach: 64, in: domain) : .failed
+  }
+
+  /// Whether a page can be copied at all, needed or not: it has a free frame in the target, and nobody expects it where it is.
+  private func mayMove(_ page: Int) -> Bool {
+    let extent = unsafe frames.extent(of: page)
+    let counts = unsafe extent.pointee.counts(page)
+    return unsafe extent != frames.targetExtent && !counts.isFrozen && !(counts.isExclusive && counts.mayBePinned)
+  }
+
   /// Breaks a larger run away, up to where its neighbours have broken away before: then it joins them, and there are fewer mappings than
   /// before. The pages taken along are recorded as opened for a neighbour's sake.
   private func copyWidely(_ pages: Range<Int>, reach: Int, in domain: borrowing FaultDomain) -> FaultResolution {
@@ -138,20 +153,20 @@ internal import Synchronization
     }
   }
 
-  /// Claims shared pages one after the other, up to one that is not, and keeps what snapshots are owed of them. Never waits.
+  /// Claims pages one after the other, up to one that has broken away or must stay, and keeps what snapshots are owed of them. Pages that
+  /// could be written in place are taken along: a copy too many is cheaper than a mapping. Never waits.
   private func claim(
     from start: Int, to limit: Int, by step: Int, _ domain: borrowing FaultDomain
   ) -> (end: Int, isBlocked: Bool) {
-    let policy = frames.policy
     var boundary = start
     while boundary != limit {
       let page = step > 0 ? boundary : boundary - 1
       let before = domain.table.tryClaim(page)
       if before.contains(.claimed) { return (boundary, true) }
       let stays = !before.isDisjoint(with: [.open, .writeDenied, .readDenied])
-      let isShared = stays ? false : decide(page, policy) == .copy
-      if isShared, !before.contains(.told) { FirstWriteCallbacks.call(domain, page: page, opening: page..<page + 1) }
-      if !isShared || domain.withOwedBytes({ $0.keep(page..<page + 1, in: domain) }) == .held {
+      let moves = !stays && mayMove(page)
+      if moves, !before.contains(.told) { FirstWriteCallbacks.call(domain, page: page, opening: page..<page + 1) }
+      if !moves || domain.withOwedBytes({ $0.keep(page..<page + 1, in: domain) }) == .held {
         domain.table.releaseClaim(page)
         return (boundary, false)
       }

@@ -22,6 +22,8 @@ internal import Synchronization
   let mappers = Atomic<Int>(0)
   /// Whether its frames were ever shared as a whole: until then each is exclusive to the one base region.
   let isShared = Atomic<Bool>(false)
+  /// Whether its region is gone, and the pool waits for its last frame.
+  let isAdopted = Atomic<Bool>(false)
   /// The direct map: where the pool itself maps the extent, or 0 until somebody needs it.
   let directAddress = Atomic<UInt>(0)
   private let metadata: Mapping
@@ -82,7 +84,7 @@ internal import Synchronization
     var before = unsafe words[frame].load(ordering: .acquiring)
     while true {
       guard let after = change(FrameWord(rawValue: before)) else { return nil }
-      if before == 0 { tracked.insert(frame..<frame + 1) }
+      if before == 0 { tracked.insertVisibly(frame) }
       let (done, seen) = unsafe words[frame].compareExchange(
         expected: before, desired: after.rawValue, ordering: .sequentiallyConsistent)
       if done { return (FrameWord(rawValue: before), after) }
@@ -113,6 +115,22 @@ internal import Synchronization
     }
   }
 
+  /// Adds a mapping while nobody has frozen the references; false if somebody still has at `deadline`.
+  func addMapping(_ frame: Int, isExclusive: Bool, until deadline: UInt64) -> Bool {
+    while true {
+      let added = update(frame) { word in
+        guard !word.flags.contains(.frozen) else { return nil }
+        var word = word
+        word.mappings += 1
+        if !isExclusive { word.flags.remove(.exclusive) }
+        return word
+      }
+      if added != nil { return true }
+      if Kernel.now() > deadline { return false }
+      Kernel.relax()
+    }
+  }
+
   /// The frame is noted as dead if it was the last.
   @inline(__always) func removeMapping(_ frame: Int) {
     update(frame) { word in
@@ -127,7 +145,7 @@ internal import Synchronization
   @inline(__always) func noteIfDead(_ frame: Int) {
     let word = word(frame)
     if mappers.load(ordering: .sequentiallyConsistent) + word.mappings == 0, word.extra == 0 {
-      dead.insert(frame..<frame + 1)
+      dead.insertVisibly(frame)
     }
   }
 
@@ -188,11 +206,21 @@ internal import Synchronization
     }
   }
 
-  /// Waits until no frame is frozen; called after ``mappers`` has grown.
-  func waitUntilThawed() {
+  /// Waits until no frame is frozen, or returns one that is at `deadline`; called after ``mappers`` has grown.
+  func firstFrozen(at deadline: UInt64) -> Int? {
+    var found: Int?
     tracked.forEachRun { run in
-      for frame in run { while word(frame).flags.contains(.frozen) { Kernel.relax() } }
+      for frame in run where found == nil {
+        while word(frame).flags.contains(.frozen) {
+          if Kernel.now() > deadline {
+            found = frame
+            break
+          }
+          Kernel.relax()
+        }
+      }
     }
+    return found
   }
 
   // MARK: The page lock

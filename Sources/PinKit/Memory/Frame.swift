@@ -36,6 +36,8 @@ public struct FrameState: Sendable, Hashable {
   }
 
   deinit {
+    // A child of fork() has a copy of the value, and none of the counts.
+    guard pool.isOfThisProcess else { return }
     unsafe extent.pointee.put(index, amount)
     pool.noteDead()
   }

@@ -21,6 +21,10 @@ public final class FramePool: Sendable {
   /// Extents by id, for the fault path.
   private let table: Mapping
   private static let capacity = 1 << 20
+  /// Held while memory is given back and while extents change hands: one that somebody is still burying frames of must not go to a new
+  /// region. Outside ``state``; never held in the fault path.
+  private let burial = Mutex<Void>(())
+  private let forkGeneration = Kernel.forkGeneration
   /// Frames died since memory was last given back.
   private let hasDead = Atomic<Bool>(false)
   private let fileDescriptor = Atomic<CInt>(-1)
@@ -29,7 +33,8 @@ public final class FramePool: Sendable {
 
   deinit {
     state.withLock { state in
-      for range in state.directMaps { Mapping.unmap(range) }
+      // A child of fork() has other memory there.
+      if forkGeneration == Kernel.forkGeneration { for range in state.directMaps { Mapping.unmap(range) } }
       for raw in state.extents {
         let extent = unsafe Extent.Pointer(bitPattern: raw)!
         unsafe extent.deinitialize(count: 1)
@@ -51,7 +56,10 @@ public final class FramePool: Sendable {
   /// An extent of so many frames that nobody has.
   func makeExtent(pageCount: Int) throws(PinError) -> Extent.Pointer {
     let made = try state.withLock { state throws(PinError) -> UInt in
-      if let raw = state.free[pageCount]?.popLast() { return raw }
+      if let raw = state.free[pageCount]?.popLast() {
+        unsafe Extent.Pointer(bitPattern: raw)!.pointee.isAdopted.store(false, ordering: .relaxed)
+        return raw
+      }
       guard state.extents.count < Self.capacity - 1 else {
         throw PinError(
           .limitReached, operation: "make an extent", advice: "A pool has at most \(Self.capacity - 1) extents.")
@@ -79,7 +87,9 @@ public final class FramePool: Sendable {
   }
 
   /// Takes an extent back if nobody has a frame of it; false if somebody does.
-  func recycle(_ extent: Extent.Pointer) -> Bool {
+  func recycle(_ extent: Extent.Pointer) -> Bool { burial.withLock { _ in unsafe recycleAlone(extent) } }
+
+  private func recycleAlone(_ extent: Extent.Pointer) -> Bool {
     unsafe giveBackDead(in: extent)
     guard unsafe isEmpty(extent.pointee) else { return false }
     unsafe punch(extent.pointee, 0..<extent.pointee.pageCount)
@@ -90,8 +100,12 @@ public final class FramePool: Sendable {
 
   /// Takes extents back from a region that is gone: at once, or when the last frame of each is let go of.
   func adopt(_ extents: [UInt]) {
-    state.withLock { $0.orphans += extents }
-    recycleOrphans()
+    state.withLock { state in
+      for raw in extents where unsafe !Extent.Pointer(bitPattern: raw)!.pointee.isAdopted.exchange(true, ordering: .relaxed) {
+        state.orphans.append(raw)
+      }
+    }
+    burial.withLock { _ in recycleOrphans() }
   }
 
   private func recycleOrphans() {
@@ -99,7 +113,7 @@ public final class FramePool: Sendable {
       defer { state.orphans = [] }
       return state.orphans
     }
-    let kept = orphans.filter { raw in unsafe !recycle(Extent.Pointer(bitPattern: raw)!) }
+    let kept = orphans.filter { raw in unsafe !recycleAlone(Extent.Pointer(bitPattern: raw)!) }
     state.withLock { $0.orphans += kept }
   }
 
@@ -123,10 +137,15 @@ public final class FramePool: Sendable {
 
   /// Gives the memory of frames back that nobody has; cheap when there are none. Not for the fault path.
   func giveBackDead() {
-    guard hasDead.exchange(false, ordering: .acquiringAndReleasing) else { return }
-    for raw in state.withLock({ $0.extents }) { unsafe giveBackDead(in: Extent.Pointer(bitPattern: raw)!) }
-    recycleOrphans()
+    guard isOfThisProcess, hasDead.exchange(false, ordering: .acquiringAndReleasing) else { return }
+    burial.withLock { _ in
+      for raw in state.withLock({ $0.extents }) { unsafe giveBackDead(in: Extent.Pointer(bitPattern: raw)!) }
+      recycleOrphans()
+    }
   }
+
+  /// False in a child of fork(), which shares the file with its parent, and has none of the metadata.
+  var isOfThisProcess: Bool { forkGeneration == Kernel.forkGeneration }
 
   private func giveBackDead(in extent: Extent.Pointer) {
     unsafe giveBackDead(extent.pointee)
@@ -214,9 +233,11 @@ public final class FramePool: Sendable {
   }
 
   /// What the pool holds now, after memory that nobody has was given back. Looks at every counted frame: for tests, tools and metrics.
+  /// In a child of `fork()` all of it is zero.
   public var usage: Usage {
-    giveBackDead()
     var usage = Usage(extents: 0, countedFrames: 0, mappers: 0, residentBytes: 0)
+    guard isOfThisProcess else { return usage }
+    giveBackDead()
     let extents = state.withLock { state in
       usage.residentBytes = state.file?.residentBytes ?? 0
       let free = Set(state.free.values.joined())

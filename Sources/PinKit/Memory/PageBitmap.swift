@@ -84,6 +84,20 @@ internal import Synchronization
     }
   }
 
+  /// Sets one bit, for callers without the wrprotect lock: when it returns, whoever walks the bitmap finds the bit, also if another thread
+  /// has made the word non-zero and has not announced that above yet.
+  @inline(__always) func insertVisibly(_ page: Int) {
+    var index = page
+    for level in 0..<levels {
+      let mask: UInt64 = 1 << UInt64(index & 63)
+      index >>= 6
+      let found = unsafe word(level, index)
+      if unsafe found.pointee.load(ordering: .acquiring) & mask == 0 {
+        unsafe _ = found.pointee.bitwiseOr(mask, ordering: .sequentiallyConsistent)
+      }
+    }
+  }
+
   /// Clears every bit, calling `body` with each maximal run that was set, in order.
   func drain(_ body: (Range<Int>) -> Void) {
     // Reading an untouched word costs no memory, exchanging it does.

@@ -22,14 +22,15 @@ internal import Synchronization
   private let metadata: Mapping
   /// Where pages get frames of their own: an extent that nobody else takes frames of. 0 while nothing is shared.
   let target = Atomic<UInt>(0)
+  /// The next target; 0 while none is prepared.
   private let spare = Atomic<UInt>(0)
   private let rule: Atomic<UInt8>
   /// The extents that it took frames of, to be used again when they are empty.
   private let extents: Mutex<[UInt]>
   private let isReleased = Atomic<Bool>(false)
+  private let forkGeneration = Kernel.forkGeneration
   /// Runs of pages with consecutive frames, over all regions of the process: each is a mapping of its own to the kernel.
   static let pieces = Atomic<Int>(0)
-  private let ownPieces = Atomic<Int>(0)
 
   /// Makes a region's frames; `base` is counted as mapped by one more region.
   init(
@@ -70,22 +71,26 @@ internal import Synchronization
 
   var targetExtent: Extent.Pointer? { unsafe Extent.Pointer(bitPattern: target.load(ordering: .acquiring)) }
 
-  /// Makes an extent that can become the target. Allocates: not for the fault path.
+  /// Makes the extent that ``renewTarget()`` needs. Allocates: not for the fault path, nor under the wrprotect lock.
   func prepareTarget() throws(PinError) {
-    guard spare.load(ordering: .relaxed) == 0 else { return }
-    let fresh = unsafe try pool.makeExtent(pageCount: table.pageCount)
-    spare.store(UInt(bitPattern: fresh), ordering: .relaxed)
-    extents.withLock { $0.append(UInt(bitPattern: fresh)) }
-    recycleExtents()
+    let isFirst = target.load(ordering: .relaxed) == 0
+    guard isFirst || spare.load(ordering: .relaxed) == 0 else { return }
+    let fresh = unsafe UInt(bitPattern: try pool.makeExtent(pageCount: table.pageCount))
+    extents.withLock { $0.append(fresh) }
+    // Nobody takes frames for a region that shares none.
+    if isFirst {
+      target.store(fresh, ordering: .sequentiallyConsistent)
+    } else {
+      spare.store(fresh, ordering: .sequentiallyConsistent)
+    }
   }
 
-  /// Sees to it that every page finds a free frame in the target, however often it was shared: the region has taken none there
-  /// since it was last shared. Nobody breaks a page away meanwhile: under the exclusive lock, or before the region is known.
+  /// Sees to it that every shared page finds a free frame in the target, whatever else is written: it is one from which the region has
+  /// taken none that it may have shared since. Under the exclusive lock, in which the frames are shared: a frame that a writer took from
+  /// it in between would be shared with the others, and there would be no second one for its page.
   func renewTarget() {
     if let target = unsafe targetExtent, unsafe target.pointee.isUntouched { return }
-    let fresh = spare.exchange(0, ordering: .relaxed)
-    precondition(fresh != 0, "no target was prepared")
-    target.store(fresh, ordering: .sequentiallyConsistent)
+    target.store(spare.exchange(0, ordering: .relaxed), ordering: .sequentiallyConsistent)
   }
 
   /// Sees to it that the pool maps every extent that a page has its frame in.
@@ -102,11 +107,14 @@ internal import Synchronization
   }
 
   /// Makes the extents available to others from which everybody has taken leave. The base is the region's until it goes.
-  private func recycleExtents() {
+  ///
+  /// Whoever was resolving a fault while one of them was the target is through: the exclusive lock was taken since.
+  func recycleExtents() {
     extents.withLock { list in
       list.removeAll { raw in
-        let isTarget = raw == target.load(ordering: .relaxed) || raw == spare.load(ordering: .relaxed)
-        guard !isTarget, unsafe raw != UInt(bitPattern: base) else { return false }
+        guard raw != target.load(ordering: .relaxed), raw != spare.load(ordering: .relaxed),
+          unsafe raw != UInt(bitPattern: base)
+        else { return false }
         return unsafe pool.recycle(Extent.Pointer(bitPattern: raw)!)
       }
     }
@@ -137,19 +145,22 @@ internal import Synchronization
     }
     broken.insert(pages)
     pool.noteDead()
-    count(pieces: countPieces(around: pages) - before)
+    Self.pieces.add(countPieces(around: pages) - before, ordering: .relaxed)
   }
 
-  private func count(pieces: Int) {
-    ownPieces.add(pieces, ordering: .relaxed)
-    Self.pieces.add(pieces, ordering: .relaxed)
-  }
+  /// Notes the boundaries between the pieces that a clone begins with.
+  func notePieces() { Self.pieces.add(boundaryCount(), ordering: .relaxed) }
 
-  /// Counts what a clone has taken over.
-  func countPieces() {
-    var pieces = 0
-    unsafe try? forEachPiece { _, _ in pieces += 2 }
-    count(pieces: pieces)
+  private func boundaryCount() -> Int {
+    var count = 0
+    var last = 0
+    unsafe try? forEachPiece { run, _ in
+      // A piece that begins where the one before it ends has one boundary with it.
+      if run.lowerBound > 0, run.lowerBound != last { count += 1 }
+      if run.upperBound < table.pageCount { count += 1 }
+      last = run.upperBound
+    }
+    return count
   }
 
   /// How many mappings end within `pages` or at their edges.
@@ -183,7 +194,10 @@ internal import Synchronization
 
   /// Lets go of every frame. The pages are not mapped any more.
   func release() {
+    // A child of fork() has neither the metadata nor a say in what its parent's frames hold.
+    guard forkGeneration == Kernel.forkGeneration else { return }
     guard !isReleased.exchange(true, ordering: .acquiringAndReleasing) else { return }
+    Self.pieces.subtract(boundaryCount(), ordering: .relaxed)
     unsafe try? forEachPiece { run, extent in
       for page in run {
         // In this order the counts are never too low: a frame that others have is never taken for dead.
@@ -192,7 +206,6 @@ internal import Synchronization
         unsafe extent.pointee.removeMapping(page)
       }
     }
-    Self.pieces.subtract(ownPieces.load(ordering: .relaxed), ordering: .relaxed)
     unsafe base.pointee.mappers.subtract(1, ordering: .sequentiallyConsistent)
     unsafe base.pointee.tracked.forEachRun { run in
       for frame in run { unsafe base.pointee.noteIfDead(frame) }
@@ -200,6 +213,7 @@ internal import Synchronization
     pool.noteDead()
     pool.giveBackDead()
     target.store(0, ordering: .sequentiallyConsistent)
+    spare.store(0, ordering: .sequentiallyConsistent)
     pool.adopt(
       extents.withLock { list in
         defer { list = [] }

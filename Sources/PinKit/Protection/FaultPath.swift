@@ -85,6 +85,7 @@ enum FaultPath {
       if resolution == .retry || resolution == .held { for page in pages { table.insert(.told, at: page) } }
       return resolution
     }
+    if decision == .reuse, domain.sharing.load(ordering: .relaxed) != 0 { domain.counters.add(.reuses, pages.count) }
     if isTold { table.remove(.told, at: page) }
     TestHooks.reach(.unprotected, page: page)
     record(pages, faulted: page, in: domain)

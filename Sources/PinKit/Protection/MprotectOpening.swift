@@ -21,8 +21,8 @@ enum MprotectOpening {
     let table = domain.table
     var reach = 64
     while true {
-      let low = claim(from: pages.lowerBound, to: max(0, pages.lowerBound - reach), by: -1, table)
-      let high = claim(from: pages.upperBound, to: min(table.pageCount, pages.upperBound + reach), by: 1, table)
+      let low = claim(from: pages.lowerBound, to: max(0, pages.lowerBound - reach), by: -1, domain)
+      let high = claim(from: pages.upperBound, to: min(table.pageCount, pages.upperBound + reach), by: 1, domain)
       tell(low.end..<pages.lowerBound, domain)
       tell(pages.upperBound..<high.end, domain)
       let isKept = keep(low.end..<pages.lowerBound, domain) && keep(pages.upperBound..<high.end, domain)
@@ -41,6 +41,9 @@ enum MprotectOpening {
       // Whoever has the page that stopped this thread will let go of it.
       if low.isBlocked || high.isBlocked { return .retry }
       if reach >= table.pageCount {
+        // Between pages that others have, a copy can join what has broken away before.
+        let resolution = domain.withSharing { $0.copyInstead(pages, in: domain) }
+        if let resolution, resolution != .failed { return resolution }
         domain.fail(.refused, errno: noMemory)
         return .failed
       }
@@ -48,11 +51,13 @@ enum MprotectOpening {
     }
   }
 
-  /// Claims pages one after the other, up to one that is denied, or that somebody else is deciding on. Open pages are passed over
-  /// without a claim: so of what was passed, the pages that are not open are this thread's. Never waits.
+  /// Claims pages one after the other, up to one that is denied, whose frame others have, or that somebody else is deciding on. Open
+  /// pages are passed over without a claim: so of what was passed, the pages that are not open are this thread's, and what snapshots
+  /// are owed of them is kept. Never waits.
   private static func claim(
-    from start: Int, to limit: Int, by step: Int, _ table: PageTable
+    from start: Int, to limit: Int, by step: Int, _ domain: borrowing FaultDomain
   ) -> (end: Int, isBlocked: Bool) {
+    let table = domain.table
     var boundary = start
     while boundary != limit {
       let page = step > 0 ? boundary : boundary - 1
@@ -62,10 +67,25 @@ enum MprotectOpening {
       } else if !before.isDisjoint(with: [.open, .writeDenied, .readDenied]) {
         table.releaseClaim(page)
         if !before.contains(.open) { return (boundary, false) }
+      } else if !mayBeOpened(page, isTold: before.contains(.told), domain) {
+        table.releaseClaim(page)
+        return (boundary, false)
       }
       boundary += step
     }
     return (boundary, false)
+  }
+
+  /// Whether a claimed page may be written in place. Callbacks hear of it before its bytes are kept.
+  private static func mayBeOpened(_ page: Int, isTold: Bool, _ domain: borrowing FaultDomain) -> Bool {
+    let decision = domain.withSharing { $0.decide(page, among: page..<page + 1).decision } ?? .reuse
+    guard decision == .reuse else { return false }
+    guard domain.owed.load(ordering: .relaxed) != 0 else { return true }
+    if !isTold {
+      FirstWriteCallbacks.call(domain, page: page, opening: page..<page + 1)
+      domain.table.insert(.told, at: page)
+    }
+    return domain.withOwedBytes { $0.keep(page..<page + 1, in: domain) } != .held
   }
 
   /// Tells the callbacks of the runs among `pages` that are this thread's and that they have not heard of.

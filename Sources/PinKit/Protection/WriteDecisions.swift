@@ -30,6 +30,9 @@ class FrameSharing: @unchecked Sendable {  // subclasses hold atomics and preall
   /// scarce it takes more pages along, and records those itself.
   func copy(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> FaultResolution { .failed }
 
+  /// Copies `pages`, which could be written in place if the kernel had a mapping left for that, together with their neighbours.
+  func copyInstead(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> FaultResolution { .failed }
+
   /// Gives those of `pages` whose frames others have empty frames of their own, and wakes who waits for them. Adds the runs that are this
   /// region's alone to `own`. Not in the fault path; 0 or a negative errno.
   func leave(_ pages: Range<Int>, in domain: borrowing FaultDomain, own: inout [Range<Int>]) -> CInt {

@@ -1,0 +1,46 @@
+import Glibc
+import Testing
+
+@testable import PinKit
+
+/// Families of clones against a shadow model. `PINKIT_FAMILY_ROUNDS` sets how many rounds each case runs, and `PINKIT_FAMILY_SEED` makes a
+/// run take the decisions of an earlier one again.
+@Suite("Families of clones", .serialized) struct FamilyTests {
+  private static func number(_ name: String) -> Int? {
+    guard let text = unsafe getenv(name) else { return nil }
+    return Int(unsafe String(cString: text))
+  }
+  static let rounds = number("PINKIT_FAMILY_ROUNDS") ?? 10
+  static var seed: UInt64 { UInt64(number("PINKIT_FAMILY_SEED") ?? Int(Kernel.now() & 0xffff_ffff)) }
+
+  static let policies: [ReusePolicy] = [.exclusive, .refcount, .mapcount, .unsafeBareMapcount]
+
+  struct Case: Sendable, CustomTestStringConvertible {
+    var policy: ReusePolicy
+    var mechanism: WriteTracking.Mechanism
+    var testDescription: String { "\(policy), \(mechanism)" }
+    static let all = FamilyTests.policies.flatMap { policy in
+      Mechanisms.synchronous.map { Case(policy: policy, mechanism: $0) }
+    }
+  }
+
+  @Test("W5: every region holds what its own history says, every clone one moment of its parent", arguments: Case.all)
+  func races(_ example: Case) throws {
+    let plan = FamilyPlan(policy: example.policy, mechanism: example.mechanism, seed: Self.seed, rounds: Self.rounds)
+    let model = FamilyModel(plan)
+    try model.run()
+    #expect(model.clones > 0)
+    #expect(model.copies > 0)
+  }
+
+  @Test("K1/W5: the same beside an exact tracker and forks", arguments: Case.all)
+  func tracked(_ example: Case) throws {
+    var plan = FamilyPlan(policy: example.policy, mechanism: example.mechanism, seed: Self.seed, rounds: Self.rounds)
+    plan.tracks = true
+    plan.forks = true
+    plan.members = 3
+    let model = FamilyModel(plan)
+    try model.run()
+    #expect(model.clones > 0)
+  }
+}
