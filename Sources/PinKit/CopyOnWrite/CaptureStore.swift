@@ -141,7 +141,6 @@ internal import SystemPackage
       }
       page = end
     }
-    TestHooks.reach(.capturing, page: pages.lowerBound)
     record(pages, in: domain)
     return .kept
   }
@@ -151,6 +150,7 @@ internal import SystemPackage
   private func copyIn(_ pages: Range<Int>, _ domain: borrowing FaultDomain) -> CInt? {
     let result = Memory.populate(addresses(of: pages))
     if result < 0 { return -result }
+    TestHooks.reach(.capturing, page: pages.lowerBound)
     for page in pages { unsafe (base + page * pageSize).copyMemory(from: source(page, domain), byteCount: pageSize) }
     filled.insert(pages)
     return nil

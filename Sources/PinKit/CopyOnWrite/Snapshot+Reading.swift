@@ -85,8 +85,8 @@ extension Snapshot {
   ) throws(PinError) {
     if try enterRegion() {
       defer { region.leave() }
+      TestHooks.reach(.readingLive, page: pages.lowerBound)
       unsafe try copyFromRegion(pages, into: target)
-      TestHooks.reach(.readLive, page: pages.lowerBound)
       atomicMemoryFence(ordering: .acquiring)
       set.settle()
       if let failure = set.protection.failure { throw failure }

@@ -21,7 +21,11 @@ extension SnapshotSet {
       if keepOwed(pages) == .held { return false }
       // What a reader thread hears of it now is no news.
       unsafe announce(pages, protection.domain.pointee)
-      defer { unsafe announce(0..<0, protection.domain.pointee) }
+      defer {
+        // The kernel drops the pages when somebody has read of it, who may get to note it later.
+        settle()
+        unsafe announce(0..<0, protection.domain.pointee)
+      }
       try drop()
       return true
     }
@@ -147,10 +151,11 @@ extension SnapshotSet {
     return present.runs
   }
 
-  /// The pages that have an entry in the page table that is not the kernel's page of zeros. Private anonymous memory only.
+  /// The pages that have an entry in the page table that holds something, and not just the kernel's page of zeros. Private anonymous
+  /// memory only.
   func presentPages(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> DirtySet? {
     var found = DirtySet(pageCount: domain.table.pageCount)
-    let query = PageMap.Query(required: .zeroFrame, inverted: .zeroFrame, anyOf: [.present, .swapped], returned: [])
+    let query = PageMap.Query(required: .zeroFrame, inverted: .zeroFrame, anyOf: PageMap.populated, returned: [])
     do throws(PinError) {
       try PageMap().scan(domain.addresses(of: pages), query) { run, _ in
         found.append(domain.page(at: run.start)..<domain.page(at: run.end - 1) + 1)

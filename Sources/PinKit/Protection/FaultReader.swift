@@ -240,6 +240,7 @@ internal import Synchronization
     case .pageFault: return
     case .remove(let range):
       domain.counters.add(.removeEvents)
+      TestHooks.reach(.removing, page: domain.page(at: max(range.start, domain.addresses.start)))
       domain.recordDiscard(range, keepsBefore: keepsBefore)
     case .unmap(let range):
       domain.counters.add(.unmapEvents)

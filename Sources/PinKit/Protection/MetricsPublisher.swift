@@ -23,6 +23,12 @@ struct MetricsPublisher {
     (.unmapEvents, "pinkit_events", [("event", "unmap")]),
     (.remapEvents, "pinkit_events", [("event", "remap")]),
     (.widenedOpenings, "pinkit_widened_openings", []),
+    (.minorFaults, "pinkit_minor_faults", []),
+    (.reuses, "pinkit_write_decisions", [("decision", "reuse")]),
+    (.copies, "pinkit_write_decisions", [("decision", "copy")]),
+    (.spuriousCopies, "pinkit_spurious_copies", []),
+    (.capturedPages, "pinkit_captured_pages", []),
+    (.heldWrites, "pinkit_held_writes", []),
     (.unexplained, "pinkit_unexplained_faults", []),
   ]
 

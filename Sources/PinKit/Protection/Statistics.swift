@@ -38,6 +38,17 @@ extension AddressSpace {
     public var unknownEvents: UInt64
     /// Faults under mprotect that had to open more than their page because `vm.max_map_count` was reached.
     public var widenedOpenings: UInt64
+    /// Faults on pages that were there and not mapped.
+    public var minorFaults: UInt64
+    /// First writes to shared frames that could use the frame as it was, that copied it, and those among the latter that need not
+    /// have.
+    public var reuses: UInt64
+    public var copies: UInt64
+    public var spuriousCopies: UInt64
+    /// Pages whose bytes were kept for snapshots, pages of zeros included.
+    public var capturedPages: UInt64
+    /// Writes that had to wait because a snapshot had reached its capture limit.
+    public var heldWrites: UInt64
     /// From reading a fault (or entering the signal handler) to its page being open, in nanoseconds.
     public var faultLatency: LatencySummary
   }
@@ -67,6 +78,9 @@ extension AddressSpace {
       batches: counters[.batches], messages: counters[.messages], removeEvents: counters[.removeEvents],
       unmapEvents: counters[.unmapEvents], remapEvents: counters[.remapEvents],
       unknownEvents: counters[.unknownEvents], widenedOpenings: counters[.widenedOpenings],
+      minorFaults: counters[.minorFaults], reuses: counters[.reuses], copies: counters[.copies],
+      spuriousCopies: counters[.spuriousCopies], capturedPages: counters[.capturedPages],
+      heldWrites: counters[.heldWrites],
       faultLatency: latencySummary())
   }
 

@@ -15,10 +15,12 @@ enum TestHooks {
     case unprotected
     /// What snapshots are owed was kept, and the page is still protected.
     case kept
-    /// The bytes were copied for a snapshot, which does not know it yet.
+    /// Bytes are about to be copied for a snapshot.
     case capturing
-    /// A reader of a snapshot has copied memory that nothing was kept of, and has not looked whether something is now.
-    case readLive
+    /// A reader of a snapshot has found that nothing was kept of a page, and is about to read the region.
+    case readingLive
+    /// It was read from a userfaultfd that pages are dropped, and is not noted yet.
+    case removing
     /// The bytes were copied to another frame, which is not mapped yet.
     case copied
     /// A reader thread is about to wait.

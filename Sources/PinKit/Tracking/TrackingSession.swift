@@ -387,7 +387,7 @@ final class TrackingSession: RegionAttachment {
     let base = addresses.start
     let pageSize = UInt(addresses.count / pageCount)
     do throws(PinError) {
-      let query = PageMap.Query(anyOf: [.present, .swapped], returned: [])
+      let query = PageMap.Query(anyOf: PageMap.populated, returned: [])
       try PageMap().scan(addresses, query) { run, _ in
         populated.append(Int((run.start - base) / pageSize)..<Int((run.end - base + pageSize - 1) / pageSize))
       }

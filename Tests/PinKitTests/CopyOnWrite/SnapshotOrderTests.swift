@@ -1,0 +1,149 @@
+import Glibc
+import Testing
+
+@testable import PinKit
+
+/// Races of readers and captures, held still by hooks. They are the process's: these tests run one after the other, and look only at
+/// pages that no other suite has.
+@Suite("Snapshot order", .serialized) struct SnapshotOrderTests {
+  private static let page = 9001
+  private static let pageCount = 9100
+
+  private func with(_ mechanism: WriteTracking.Mechanism, _ body: (Region, Snapshot) throws -> Void) throws {
+    let space = try AddressSpace.forTests()
+    let region = try space.map(.anonymous(hugePages: .never), pages: Self.pageCount)
+    try region.write(version: 1, to: Self.page - 1..<Self.page + 2)
+    let snapshot = try region.snapshot(.init(mechanism: mechanism))
+    defer { for point in [TestHooks.Point.capturing, .readingLive, .removing] { TestHooks.set(point, nil) } }
+    try body(region, snapshot)
+    try space.close()
+  }
+
+  private func expectOld(_ snapshot: Snapshot) throws {
+    let word = try snapshot.word(Self.page)
+    #expect(word == Pattern.word(Self.page, 1, 0))
+  }
+
+  @Test(
+    "W6: a page that is written between the look for its copy and the read of the region is found kept",
+    arguments: Mechanisms.synchronous)
+  func writeBeforeReading(_ mechanism: WriteTracking.Mechanism) throws {
+    try with(mechanism) { region, snapshot in
+      TestHooks.set(.readingLive) { page in
+        guard page == Self.page else { return }
+        do { try TestThread { try region.write(version: 2, to: CollectionOfOne(Self.page)) }.join() } catch {
+          Issue.record("\(error)")
+        }
+      }
+      try expectOld(snapshot)
+      #expect(try region.load(fromByteOffset: Self.page * 4096, as: UInt64.self) == Pattern.word(Self.page, 2, 0))
+    }
+  }
+
+  @Test("W6: the same where another snapshot is taken in between", arguments: Mechanisms.synchronous)
+  func snapshotBeforeReading(_ mechanism: WriteTracking.Mechanism) throws {
+    try with(mechanism) { region, snapshot in
+      let other = Shared()
+      TestHooks.set(.readingLive) { page in
+        guard page == Self.page, other.add() == 1 else { return }
+        do {
+          try TestThread {
+            let second = try region.snapshot()
+            try region.write(version: 2, to: CollectionOfOne(Self.page))
+            second.close()
+          }.join()
+        } catch { Issue.record("\(error)") }
+      }
+      try expectOld(snapshot)
+    }
+  }
+
+  @Test("W6: one that is closed in between tells its reader", arguments: Mechanisms.synchronous)
+  func closeBeforeReading(_ mechanism: WriteTracking.Mechanism) throws {
+    try with(mechanism) { region, snapshot in
+      TestHooks.set(.readingLive) { page in
+        guard page == Self.page else { return }
+        snapshot.close()
+        do { try TestThread { try region.write(version: 2, to: CollectionOfOne(Self.page)) }.join() } catch {
+          Issue.record("\(error)")
+        }
+      }
+      #expect(code { _ = try snapshot.read(Self.page) } == .closed)
+    }
+  }
+
+  @Test("W6: a copy that is not complete is not taken for one", arguments: Mechanisms.synchronous)
+  func readDuringCapture(_ mechanism: WriteTracking.Mechanism) throws {
+    try with(mechanism) { region, snapshot in
+      let isCapturing = Shared()
+      let mayGoOn = Shared()
+      TestHooks.set(.capturing) { page in
+        guard Self.page - 8...Self.page ~= page else { return }
+        isCapturing.value = 1
+        _ = spin { mayGoOn.value == 1 }
+      }
+      let writer = TestThread { try region.write(version: 2, to: CollectionOfOne(Self.page)) }
+      defer { mayGoOn.value = 1 }
+      try #require(spin { isCapturing.value == 1 })
+      try expectOld(snapshot)
+      mayGoOn.value = 1
+      try writer.join()
+      try expectOld(snapshot)
+    }
+  }
+
+  @Test(
+    "W6: a removal that was read and is not noted yet is waited for",
+    arguments: [
+      WriteTracking.Mechanism.handlerThread, .inPlace,
+    ])
+  func removalBeforeReading(_ mechanism: WriteTracking.Mechanism) throws {
+    try with(mechanism) { region, snapshot in
+      let isRemoving = Shared()
+      let mayGoOn = Shared()
+      TestHooks.set(.removing) { page in
+        guard page == Self.page else { return }
+        isRemoving.value = 1
+        _ = spin { mayGoOn.value == 1 }
+      }
+      defer { mayGoOn.value = 1 }
+      let dropper = TestThread { try Memory.advise(region.addresses(of: Self.page..<Self.page + 1), .dontNeed) }
+      // The page is gone, and who heard of it has not said so.
+      try #require(spin { isRemoving.value == 1 })
+      try dropper.join()
+      let reader = TestThread {
+        let found = code { _ = try snapshot.read(Self.page) }
+        #expect(found == .snapshotLost)
+      }
+      _ = spin(forAtMost: 5) { reader.hasEnded || reader.isAsleep }
+      mayGoOn.value = 1
+      try reader.join()
+    }
+  }
+
+  @Test(
+    "W6: bytes that were kept after a removal are not taken for the old ones",
+    arguments: [
+      WriteTracking.Mechanism.handlerThread, .inPlace,
+    ])
+  func removalBeforeKeeping(_ mechanism: WriteTracking.Mechanism) throws {
+    try with(mechanism) { region, snapshot in
+      let isRemoving = Shared()
+      let mayGoOn = Shared()
+      TestHooks.set(.removing) { page in
+        guard page == Self.page else { return }
+        isRemoving.value = 1
+        _ = spin { mayGoOn.value == 1 }
+      }
+      defer { mayGoOn.value = 1 }
+      let dropper = TestThread { try Memory.advise(region.addresses(of: Self.page..<Self.page + 1), .dontNeed) }
+      try #require(spin { isRemoving.value == 1 })
+      try dropper.join()
+      // Its page is gone; only now is it kept.
+      let set = region.attachments.find(SnapshotSet.self)!
+      #expect(set.keepOwed(Self.page..<Self.page + 1) == .kept)
+      mayGoOn.value = 1
+      #expect(spin { code { _ = try snapshot.read(Self.page) } == .snapshotLost })
+    }
+  }
+}
