@@ -20,7 +20,7 @@ internal import Synchronization
   let dead: PageBitmap
   /// How many regions have it as their base: each maps every frame of it but those that its page table says otherwise of.
   let mappers = Atomic<Int>(0)
-  /// Whether its frames were ever shared as a whole: until then each is exclusive to the one base region.
+  /// Whether a frame is exclusive only if its word says so. False while it is the base of one region that was never shared: then all are.
   let isShared = Atomic<Bool>(false)
   /// Whether its region is gone, and the pool waits for its last frame.
   let isAdopted = Atomic<Bool>(false)

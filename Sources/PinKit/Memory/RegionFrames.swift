@@ -75,7 +75,10 @@ internal import Synchronization
   func prepareTarget() throws(PinError) {
     let isFirst = target.load(ordering: .relaxed) == 0
     guard isFirst || spare.load(ordering: .relaxed) == 0 else { return }
-    let fresh = unsafe UInt(bitPattern: try pool.makeExtent(pageCount: table.pageCount))
+    let made = unsafe try pool.makeExtent(pageCount: table.pageCount)
+    // Its frames are taken one by one, and each says for itself whether it is exclusive.
+    unsafe made.pointee.isShared.store(true, ordering: .sequentiallyConsistent)
+    let fresh = UInt(bitPattern: made)
     extents.withLock { $0.append(fresh) }
     // Nobody takes frames for a region that shares none.
     if isFirst {
