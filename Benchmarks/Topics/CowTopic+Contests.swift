@@ -27,11 +27,14 @@ extension CowTopic {
   ) throws -> BenchContest {
     let space = try AddressSpace()
     let pages = plan.pages(65_536)
+    let all = PageOrder.sequential(pages)
     let order = Array(PageOrder.random(pages).prefix(written(pages)))
     let floor = try FloorFork(pages: pages)
     return BenchContest {
-      // Nobody has written the frames that it takes: the kernel's copies are new pages, too.
-      let region = try mapPopulated(space, pages: pages)
+      // Nobody has had the frames that it takes: the kernel's copies are new pages, too. Filled as programs fill memory: bulk calls
+      // count as a use of their own to the kernel's page replacement, which every later use then has to move the page for.
+      let region = try space.map(.pool, pages: pages)
+      _ = region.write(all)
       let clone = try region.clone(mechanism: mechanism)
       let time = region.write(order)
       let copied = try framesTaken(space) - pages
