@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <linux/userfaultfd.h>
 #include <malloc.h>
 #include <pthread.h>
@@ -60,6 +61,11 @@ uint64_t cfloor_map_shared(size_t pages, int huge, int populate) {
 
 size_t cfloor_free_pages(void) {
   return (size_t)sysconf(_SC_AVPHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / FLOOR_PAGE;
+}
+
+void cfloor_populate(uint64_t base, size_t pages) {
+  while (madvise(floor_at(base), pages * FLOOR_PAGE, MADV_POPULATE_WRITE))
+    floor_check(errno == EINTR || errno == EAGAIN, "MADV_POPULATE_WRITE");
 }
 
 void cfloor_unmap(uint64_t base, size_t pages) { munmap(floor_at(base), pages * FLOOR_PAGE); }

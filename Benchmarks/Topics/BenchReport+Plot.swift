@@ -32,7 +32,8 @@ extension BenchReport {
   }
 
   private func panel(_ rows: [(goal: BenchGoal, result: BenchResult)], unit: String, y: inout Double) -> String {
-    let axis = LogAxis(rows.flatMap { [$0.result.pinkit, $0.result.floor, $0.goal.limit(floor: $0.result.floor)] })
+    let axis = LogAxis(
+      rows.flatMap { goal, result in [result.pinkit, result.floor, goal.limit(floor: result.floor)].compactMap(\.self) })
     let top = y + 26
     let bottom = top + Chart.row * Double(rows.count)
     var out = text(unit, x: 16, y: y + 18, style: "font-weight=\"600\" fill=\"#1f2937\"")
@@ -48,8 +49,10 @@ extension BenchReport {
       out += text(result.name, x: Chart.left - 10, y: at + 20, style: "text-anchor=\"end\" fill=\"\(missed)\"")
       out += bar(x: Chart.left, y: at + 5, width: axis.x(result.pinkit) - Chart.left, color: Chart.pinkit)
       out += bar(x: Chart.left, y: at + 17, width: axis.x(result.floor) - Chart.left, color: Chart.floor)
-      let goal = axis.x(entry.goal.limit(floor: result.floor))
-      out += line(x1: goal, x2: goal, y1: at + 2, y2: at + 16, color: Chart.goal, width: 2)
+      if let limit = entry.goal.limit(floor: result.floor) {
+        let goal = axis.x(limit)
+        out += line(x1: goal, x2: goal, y1: at + 2, y2: at + 16, color: Chart.goal, width: 2)
+      }
       let ratio = "\(figure(result.pinkit)) / \(figure(result.floor)) = \(figure(result.ratio))×"
       out += text(ratio, x: Chart.right + 10, y: at + 20, style: "fill=\"\(missed)\"")
     }
@@ -59,10 +62,11 @@ extension BenchReport {
 }
 
 extension BenchGoal {
-  fileprivate func limit(floor: Double) -> Double {
+  fileprivate func limit(floor: Double) -> Double? {
     switch self {
     case .ratio(let limit): limit * floor
     case .value(let limit): limit
+    case .reported: nil
     }
   }
 }

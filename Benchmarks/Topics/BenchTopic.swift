@@ -15,9 +15,14 @@ struct BenchFault: Error, CustomStringConvertible {
   let description: String
 }
 
+/// Why a row is left out on this machine: it says nothing of PinKit.
+public struct BenchSkip: Error, CustomStringConvertible {
+  public let description: String
+}
+
 /// All topics, in the order in which `pinctl bench` runs them.
 public enum BenchTopics {
-  public static var all: [any BenchTopic.Type] { [TrackTopic.self] }
+  public static var all: [any BenchTopic.Type] { [TrackTopic.self, CowTopic.self] }
 }
 
 /// How much is measured.
@@ -41,6 +46,8 @@ public enum BenchGoal: Sendable, Hashable {
   case ratio(Double)
   /// At most so much, whatever the floor.
   case value(Double)
+  /// Nothing: the figures are for the reader.
+  case reported
 }
 
 /// One measurement: PinKit and a floor that does the same work without it.
@@ -98,12 +105,15 @@ public struct BenchResult: Sendable, Encodable {
     switch goal {
     case .ratio(let limit): ratio <= limit
     case .value(let limit): pinkit <= limit
+    case .reported: true
     }
   }
 }
 
 extension BenchRow {
   /// Measures both sides in turn, so that whatever drifts on the machine drifts for both; who goes first alternates.
+  ///
+  /// - Throws: ``BenchSkip`` where this machine cannot run the row.
   public func run(_ plan: BenchPlan) throws -> BenchResult {
     let contest = try prepare(plan)
     var pinkit: [Double] = []

@@ -5,9 +5,10 @@ final class FloorMemory: Sendable {
   let base: UInt64
   let pages: Int
 
-  /// Private anonymous memory; every page has been written once unless `isPopulated` is false.
-  init(pages: Int, huge: Bool = false, isPopulated: Bool = true) {
-    base = cfloor_map(pages, huge ? 1 : 0, isPopulated ? 1 : 0)
+  /// Private anonymous memory, or that of a memfd; every page has been written once unless `isPopulated` is false.
+  init(pages: Int, huge: Bool = false, isPopulated: Bool = true, isShared: Bool = false) {
+    let map = isShared ? cfloor_map_shared : cfloor_map
+    base = map(pages, huge ? 1 : 0, isPopulated ? 1 : 0)
     self.pages = pages
   }
 
@@ -17,12 +18,21 @@ final class FloorMemory: Sendable {
   static var freePages: Int { cfloor_free_pages() }
 
   /// Writes each page of `order` once; wall ns a page.
-  func write(_ order: [UInt32], writers: Int = 1) -> Double {
-    // The kernel keeps the array's bytes only during the call.
-    unsafe writers == 2
-      ? cfloor_write_pages_by_two(base, order, order.count) : cfloor_write_pages(base, order, order.count)
-  }
+  func write(_ order: [UInt32], writers: Int = 1) -> Double { writePages(at: base, order, writers: writers) }
 }
+
+/// The writer of both sides: writes each page of `order` once, by one thread or two; wall ns a page.
+func writePages(at base: UInt64, _ order: [UInt32], writers: Int = 1) -> Double {
+  // The array's bytes are used only during the call.
+  unsafe writers == 2
+    ? cfloor_write_pages_by_two(base, order, order.count) : cfloor_write_pages(base, order, order.count)
+}
+
+/// Takes memory for every page in bulk.
+func populate(at base: UInt64, pages: Int) { cfloor_populate(base, pages) }
+
+/// How many of the pages are mapped by huge page-table entries; negative if the kernel does not tell.
+func hugePages(at base: UInt64, pages: Int) -> Int { Int(cfloor_huge_pages(base, pages)) }
 
 /// The floor's own write tracking. One at a time in a process.
 @safe struct FloorWatch: ~Copyable {
@@ -73,3 +83,10 @@ func nanoseconds() -> UInt64 { cfloor_now() }
 
 /// What the process occupies, page tables included.
 func residentKiB() -> Int { cfloor_resident_kib() }
+
+/// What the page tables alone occupy.
+func pageTableKiB() -> Int {
+  var footprint = cfloor_footprint()
+  guard unsafe cfloor_footprint_of(0, &footprint) == 0 else { return 0 }
+  return Int(footprint.page_tables >> 10)
+}

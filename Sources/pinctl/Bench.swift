@@ -48,7 +48,11 @@ struct Bench: ParsableCommand {
       try topic.check()
       for row in topic.rows where only.map(row.name.contains) ?? true {
         if !json { FileHandle.standardError.write(Data("\(row.name) …\n".utf8)) }
-        report.entries.append((row.goal, try row.run(plan)))
+        do {
+          report.entries.append((row.goal, try row.run(plan)))
+        } catch let skip as BenchSkip {
+          FileHandle.standardError.write(Data("\(row.name) was skipped: \(skip)\n".utf8))
+        }
       }
     }
     print(json ? try report.json() : report.table())

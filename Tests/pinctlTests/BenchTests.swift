@@ -35,7 +35,10 @@ struct BenchTests {
     .enabled(
       if: (try? Userfaultfd.availableFeatures().contains(.wpAsync)) == true,
       "needs a userfaultfd with WP_ASYNC (Linux 6.7)"),
-    arguments: ["first-write/async", "collect/sync-one-percent", "arm/4k"])
+    arguments: [
+      "first-write/async", "collect/sync-one-percent", "arm/4k", "cow/reuse", "cow/break-in-place", "cow/break-sparse",
+      "clone/create-4k",
+    ])
   func measuring(name: String) throws {
     let row = try #require(BenchTopics.all.flatMap { $0.rows }.first { $0.name == name })
     let result = try row.run(BenchPlan(rounds: 2, quick: true))
@@ -59,6 +62,16 @@ struct BenchTests {
   @Test("A goal is a ratio to the floor or a figure of its own")
   func goals() {
     #expect(Self.sample.entries.map { $0.result.meets($0.goal) } == [true, false, true])
+  }
+
+  @Test("A row without a goal cannot miss it, and none is drawn")
+  func reportedOnly() {
+    var report = BenchReport()
+    let result = BenchResult(name: "sparse", unit: "ns/page", pinkit: 900, floor: 1, floorName: "x", rounds: 7)
+    report.entries = [(.reported, result)]
+    #expect(result.meets(.reported))
+    #expect(!report.table().contains("≤") && !report.table().contains("!"))
+    #expect(!report.plot().contains("NaN") && !report.plot().contains("nan"))
   }
 
   @Test("JSON has the fields that scripts read")

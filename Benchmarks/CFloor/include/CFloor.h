@@ -22,6 +22,8 @@ int64_t cfloor_huge_pages(uint64_t base, size_t pages);
 // How many 4 KiB pages are free now.
 size_t cfloor_free_pages(void);
 void cfloor_unmap(uint64_t base, size_t pages);
+// Takes and maps the memory of every page for writing, in bulk, whoever mapped the range.
+void cfloor_populate(uint64_t base, size_t pages);
 
 // The writer of both sides. One write to each page of `order`; ns a page.
 double cfloor_write_pages(uint64_t base, const uint32_t *_Nonnull order, size_t count);

@@ -65,15 +65,15 @@ internal import Synchronization
     TestHooks.reach(.copied, page: pages.lowerBound)
     let range = domain.addresses(of: pages)
     domain.needsRegistration.store(true, ordering: .sequentiallyConsistent)
-    guard Memory.replace(range, file: frames.pool.descriptor, offset: offset) == 0 else {
+    // The entries come with the mapping: the kernel makes those of reads by the dozen, those of writes one by one. The one who
+    // faulted needs no help.
+    guard Memory.replace(range, file: frames.pool.descriptor, offset: offset, mapsPages: pages.count > 1) == 0 else {
       unsafe frames.unclaimTarget(pages, target)
       return .failed
     }
     _ = Memory.adviseResult(range, .dontFork)
     note(pages, domain)
     unsafe frames.move(pages, to: target)
-    // One call for all of them instead of a fault each. The one who faulted needs no help.
-    if pages.count > 1 { _ = Memory.adviseResult(range, .populateWrite) }
     return .opened
   }
 

@@ -101,7 +101,8 @@ public final class FramePool: Sendable {
   /// Takes extents back from a region that is gone: at once, or when the last frame of each is let go of.
   func adopt(_ extents: [UInt]) {
     state.withLock { state in
-      for raw in extents where unsafe !Extent.Pointer(bitPattern: raw)!.pointee.isAdopted.exchange(true, ordering: .relaxed) {
+      for raw in extents where unsafe !Extent.Pointer(bitPattern: raw)!.pointee.isAdopted.exchange(true, ordering: .relaxed)
+      {
         state.orphans.append(raw)
       }
     }
