@@ -1,6 +1,7 @@
 #include "cuffd_ring.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <liburing.h>
 #include <stdlib.h>
 
@@ -83,6 +84,15 @@ int cuffd_ring_fsync(struct cuffd_ring *ring, int fd, int data_only, uint64_t da
   struct io_uring_sqe *entry = io_uring_get_sqe(&ring->ring);
   if (!entry) return -EAGAIN;
   io_uring_prep_fsync(entry, fd, data_only ? IORING_FSYNC_DATASYNC : 0);
+  entry->user_data = data;
+  ring->in_flight++;
+  return 0;
+}
+
+int cuffd_ring_start_writeback(struct cuffd_ring *ring, int fd, uint64_t data) {
+  struct io_uring_sqe *entry = io_uring_get_sqe(&ring->ring);
+  if (!entry) return -EAGAIN;
+  io_uring_prep_sync_file_range(entry, fd, 0, 0, SYNC_FILE_RANGE_WRITE);
   entry->user_data = data;
   ring->in_flight++;
   return 0;

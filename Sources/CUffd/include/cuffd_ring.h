@@ -28,6 +28,8 @@ int cuffd_ring_read(
 int cuffd_ring_write(
   struct cuffd_ring *_Nonnull ring, int fd, const void *_Nonnull buffer, uint32_t length, uint64_t offset, uint64_t data);
 int cuffd_ring_fsync(struct cuffd_ring *_Nonnull ring, int fd, int data_only, uint64_t data);
+// Has the kernel begin to write the file's dirty pages to the device; promises nothing about when they are there.
+int cuffd_ring_start_writeback(struct cuffd_ring *_Nonnull ring, int fd, uint64_t data);
 // Submits what is queued and waits until `wait_for` completions can be reaped (all of them, if fewer are in flight);
 // returns how many were submitted, or -errno. Signals do not end it.
 int cuffd_ring_submit(struct cuffd_ring *_Nonnull ring, uint32_t wait_for);

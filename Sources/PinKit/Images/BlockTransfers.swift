@@ -25,7 +25,10 @@ struct BlockTransfers: ~Copyable {
   /// Moved so far.
   private(set) var bytesDone = 0
 
+  private var isWritingBack = false
+
   private static let depth = 128
+  private static let writeback = UInt64.max
 
   /// `path` is what an error calls the file.
   init(_ direction: Direction, _ descriptor: CInt, path: String) {
@@ -55,10 +58,27 @@ struct BlockTransfers: ~Copyable {
     if hasRing { try wait(forCompletions: 0) }
   }
 
+  /// Keeps the device busy while pages are still being copied: without it, most of the writing is left to the sync.
+  mutating func startWriteback() throws(PinError) {
+    guard hasRing, !isWritingBack else { return }
+    if ring!.queueWriteback(descriptor, userData: Self.writeback) == .queued { isWritingBack = true }
+    try start()
+  }
+
   /// Blocks until nothing of the buffer is on its way.
   mutating func finish(_ buffer: Int) throws(PinError) {
     while outstanding[buffer] > 0 { try wait(forCompletions: 1) }
   }
+
+  /// Blocks until there is a buffer of which nothing is on its way. The same ones come again and again, and stay in the caches.
+  mutating func idleBuffer() throws(PinError) -> Int {
+    while true {
+      if let buffer = outstanding.firstIndex(of: 0) { return buffer }
+      try wait(forCompletions: 1)
+    }
+  }
+
+  func isBusy(_ buffer: Int) -> Bool { outstanding[buffer] > 0 }
 
   mutating func finishAll() throws(PinError) {
     for buffer in outstanding.indices { try finish(buffer) }
@@ -86,6 +106,10 @@ struct BlockTransfers: ~Copyable {
     var taken = 0
     while let completion = ring!.nextCompletion() {
       taken += 1
+      if completion.userData == Self.writeback {
+        isWritingBack = false  // an error of it is the sync's to report
+        continue
+      }
       let slot = Int(completion.userData)
       switch completion.outcome {
       case .failed(.interrupted), .failed(.resourceTemporarilyUnavailable): try hand(slot)

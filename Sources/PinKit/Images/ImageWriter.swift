@@ -55,20 +55,18 @@ enum ImageWriter {
     var zeros = ZeroChecksums()
     var checksums: [Checksum] = []
     checksums.reserveCapacity(ImageBlocks.count(pages: pagesTotal, pageSize: pageSize))
-    /// Per buffer, the pages whose writes have not been waited for.
-    var pending = [Int](repeating: 0, count: BlockBuffers.count)
-    var pagesDone = 0
-    func report(_ bytes: Int) throws(PinError) {
+    /// Per buffer, the pages that were last in it.
+    var pages = [Int](repeating: 0, count: BlockBuffers.count)
+    var pagesTaken = 0
+    func report(_ pagesDone: Int, _ bytes: Int) throws(PinError) {
       let state = ImageProgress(pagesDone: pagesDone, pagesTotal: pagesTotal, bytesTransferred: bytes)
       guard progress(state) == .proceed else { throw .cancelled("write \(path)") }
     }
-    try report(0)
-    for (index, block) in ImageBlocks(source.runs, pageSize: pageSize).enumerated() {
-      let buffer = index % BlockBuffers.count
-      try transfers.finish(buffer)
-      pagesDone += pending[buffer]
-      pending[buffer] = block.pageTotal
-
+    try report(0, 0)
+    for block in ImageBlocks(source.runs, pageSize: pageSize) {
+      let buffer = try transfers.idleBuffer()
+      pages[buffer] = block.pageTotal
+      pagesTaken += block.pageTotal
       let bytes = unsafe buffers.bytes(buffer, count: block.pageTotal * pageSize)
       var offset = 0
       var isZero = true
@@ -95,17 +93,18 @@ enum ImageWriter {
         offset += part.count
       }
       try transfers.start()
+      if checksums.count % 4 == 3 { try transfers.startWriteback() }
       if !isZero {
         for gap in unfilled {
           unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[gap]).initializeMemory(as: UInt8.self, repeating: 0)
         }
       }
       checksums.append(isZero ? zeros.checksum(count: offset) : unsafe Checksum(of: UnsafeRawBufferPointer(bytes)))
-      try report(transfers.bytesDone)
+      let pagesOnTheirWay = pages.indices.reduce(0) { $0 + (transfers.isBusy($1) ? pages[$1] : 0) }
+      try report(pagesTaken - pagesOnTheirWay, transfers.bytesDone)
     }
     try transfers.finishAll()
-    pagesDone = pagesTotal
-    if pagesTotal > 0 { try report(transfers.bytesDone) }
+    if pagesTotal > 0 { try report(pagesTotal, transfers.bytesDone) }
     return checksums
   }
 }

@@ -79,6 +79,11 @@ public import SystemPackage
     Self.outcome(unsafe cuffd_ring_fsync(raw, descriptor, dataOnly ? 1 : 0, userData))
   }
 
+  /// Has the kernel begin to write the file's dirty pages to the device. Only advice: a sync must follow, and reports the errors.
+  mutating func queueWriteback(_ descriptor: CInt, userData: UInt64) -> QueueOutcome {
+    Self.outcome(unsafe cuffd_ring_start_writeback(raw, descriptor, userData))
+  }
+
   /// Hands what is queued to the kernel and blocks until `count` completions can be taken, or all if fewer are in flight.
   ///
   /// Signals do not end it. Returns how many operations were submitted.
