@@ -61,6 +61,14 @@ import Testing
     expect(.corruptImage, "some.pinkit") { _ = try read(header) }
   }
 
+  @Test(
+    "runs of an increment that touch, overlap, go back or leave the region",
+    arguments: ["0-3,4-7", "0-3,3-7", "2,2", "5,1", "7-8", "8"])
+  func impossibleRuns(_ pages: String) throws {
+    let header = try Self.header(["kind": "increment", "parent": ImageIdentity().description, "pages": pages])
+    expect(.corruptImage, "list of stored pages") { _ = try read(header) }
+  }
+
   @Test("the wrong checksums are refused") func checksums() throws {
     for list in [[], [Self.sum, Self.sum], ["0"], ["Z" + Self.sum.dropFirst()]] {
       expect(.corruptImage, "some.pinkit") { _ = try read(try Self.header(["checksums": list])) }
