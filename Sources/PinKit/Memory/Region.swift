@@ -27,6 +27,9 @@ public final class Region: Sendable {
   /// Discarding holds it shared, collecting exclusively; outside the wrprotect lock. A page that is dropped loses its protection:
   /// a write to it before the drop is on record would be in the next collection instead of this one.
   let discarding = FutexLock()
+  /// Held shared by a discard of a region that had no protection when it began. Whoever must know of every discard attaches a
+  /// protection, which later ones find, and then takes it exclusively once.
+  let unwatchedDiscards = FutexLock()
   private let metadata: Mapping
   private let owned: Mutex<Mapping?>
 
@@ -56,6 +59,7 @@ public final class Region: Sendable {
     if gate.close() { tearDown() }
     checkedAccesses.deallocate()
     discarding.deallocate()
+    unwatchedDiscards.deallocate()
   }
 
   /// Gives the memory up: owned memory is unmapped, adopted memory is left to the program, unprotected.
@@ -91,8 +95,9 @@ public final class Region: Sendable {
   }
 
   private func tearDown() {
-    // Later ones build on earlier ones: what is owed to snapshots is kept while the pages are protected.
-    for attachment in attachments.all(as: (any RegionAttachment).self).reversed() { attachment.regionWillUnmap() }
+    let attached = attachments.all(as: (any RegionAttachment).self)
+    for attachment in attached { attachment.bytesWillGo() }
+    for attachment in attached { attachment.regionWillUnmap() }
     attachments.removeAll()
     // As it was when it was adopted: readable and writable.
     if isAdopted, table.hasDeniedPages { _ = Memory.protect(addresses, [.read, .write]) }
