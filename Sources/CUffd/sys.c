@@ -201,6 +201,36 @@ int cuffd_madvise(uint64_t start, uint64_t length, int advice) {
   return madvise((void *)(uintptr_t)start, length, advice) < 0 ? -errno : 0;
 }
 
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define HAS_THREAD_SANITIZER 1
+#endif
+#endif
+
+#ifdef HAS_THREAD_SANITIZER
+typedef uint64_t __attribute__((aligned(1), may_alias)) loose_word;
+
+// Volatile, or the compiler makes a memcpy of it, which is watched.
+__attribute__((no_sanitize("thread"))) void cuffd_copy_bytes(void *target, const void *source, size_t length) {
+  size_t at = 0;
+  for (; at + 8 <= length; at += 8)
+    *(volatile loose_word *)((char *)target + at) = *(const volatile loose_word *)((const char *)source + at);
+  for (; at < length; at++) ((volatile char *)target)[at] = ((const volatile char *)source)[at];
+}
+#else
+void cuffd_copy_bytes(void *target, const void *source, size_t length) { memcpy(target, source, length); }
+#endif
+
+__attribute__((no_sanitize("thread"))) int cuffd_is_zero(const void *source, size_t length) {
+  const uint64_t *words = source;
+  for (size_t at = 0; at < length / 8; at += 8) {
+    uint64_t bits = words[at] | words[at + 1] | words[at + 2] | words[at + 3] | words[at + 4] | words[at + 5] |
+                    words[at + 6] | words[at + 7];
+    if (bits) return 0;
+  }
+  return 1;
+}
+
 int cuffd_memfd(const char *name, unsigned flags) {
   int error = injected(cuffd_call_memfd);
   if (error) return error;

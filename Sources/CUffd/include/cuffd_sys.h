@@ -79,6 +79,11 @@ int cuffd_munmap(uint64_t start, uint64_t length);
 int cuffd_mprotect(uint64_t start, uint64_t length, int prot);
 int cuffd_madvise(uint64_t start, uint64_t length, int advice);
 int cuffd_memfd(const char *_Nonnull name, unsigned flags);
+// Copies memory that other threads may write meanwhile: whoever calls it finds out by other means whether they did. The thread
+// sanitizer is not told, as it knows nothing of page-table entries.
+void cuffd_copy_bytes(void *_Nonnull target, const void *_Nonnull source, size_t length);
+// Whether all of the bytes, a multiple of 64, are zeros; as above.
+int cuffd_is_zero(const void *_Nonnull source, size_t length);
 ssize_t cuffd_pwrite(int fd, const void *_Nonnull buffer, size_t length, int64_t offset);
 ssize_t cuffd_pread(int fd, void *_Nonnull buffer, size_t length, int64_t offset);
 int cuffd_open_file(const char *_Nonnull path, int flags);

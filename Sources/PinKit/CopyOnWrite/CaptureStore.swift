@@ -125,7 +125,7 @@ internal import SystemPackage
     var page = pages.lowerBound
     while page < pages.upperBound {
       var end = page
-      while end < pages.upperBound, unsafe !Self.isZero(source(end, domain), pageSize) { end += 1 }
+      while end < pages.upperBound, unsafe !Memory.isZero(source(end, domain), count: pageSize) { end += 1 }
       guard end > page else {
         page += 1
         continue
@@ -151,7 +151,7 @@ internal import SystemPackage
     let result = Memory.populate(addresses(of: pages))
     if result < 0 { return -result }
     TestHooks.reach(.capturing, page: pages.lowerBound)
-    for page in pages { unsafe (base + page * pageSize).copyMemory(from: source(page, domain), byteCount: pageSize) }
+    for page in pages { unsafe Memory.copy(source(page, domain), to: base + page * pageSize, count: pageSize) }
     filled.insert(pages)
     return nil
   }
@@ -167,19 +167,6 @@ internal import SystemPackage
 
   @inline(__always) private func source(_ page: Int, _ domain: borrowing FaultDomain) -> UnsafeRawPointer {
     unsafe UnsafeRawPointer(bitPattern: domain.readableAddress(of: page))!
-  }
-
-  /// Most pages that hold something hold it early.
-  private static func isZero(_ page: UnsafeRawPointer, _ count: Int) -> Bool {
-    if unsafe page.load(as: UInt64.self) != 0 { return false }
-    var offset = 0
-    while offset < count {
-      var bits: UInt64 = 0
-      for word in 0..<8 { bits |= unsafe page.load(fromByteOffset: offset + word * 8, as: UInt64.self) }
-      if bits != 0 { return false }
-      offset += 64
-    }
-    return true
   }
 
   private func addresses(of pages: Range<Int>) -> AddressRange {

@@ -123,7 +123,7 @@ extension Snapshot {
     let start = region.addresses.start
     guard table.hasDeniedPages else {
       let source = unsafe UnsafeRawPointer(bitPattern: start + UInt(pages.lowerBound * pageSize))!
-      return unsafe target.copyMemory(from: source, byteCount: pages.count * pageSize)
+      return unsafe Memory.copy(source, to: target, count: pages.count * pageSize)
     }
     var memory: ProcessMemory?
     for page in pages {
@@ -134,7 +134,7 @@ extension Snapshot {
         let result = unsafe memory!.read(address, into: place, count: pageSize)
         try PinError.check(result, "read a page without the right to", region.addressesUnchecked(of: page..<page + 1))
       } else {
-        unsafe place.copyMemory(from: UnsafeRawPointer(bitPattern: address)!, byteCount: pageSize)
+        unsafe Memory.copy(UnsafeRawPointer(bitPattern: address)!, to: place, count: pageSize)
       }
     }
   }

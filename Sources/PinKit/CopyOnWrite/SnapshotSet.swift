@@ -57,6 +57,9 @@ internal import Synchronization
     // Whatever costs comes before the first page is protected.
     let store = try CaptureStore(
       region: region, limit: options.captureLimit, givesUp: options.atLimit == .giveUp)
+    // A discard that began before there was a protection knows nothing of what it would have to keep.
+    _ = region.unwatchedDiscards.lockExclusive()
+    region.unwatchedDiscards.unlockExclusive()
     let sweep = options.sweep ? try region.space.snapshotSweep() : nil
     let start = try state.withLock { state throws(PinError) in
       if isEnded.load(ordering: .acquiring) { throw PinError(.unmapped, operation: "snapshot", range: addresses) }
@@ -160,7 +163,7 @@ internal import Synchronization
 
   func regionWillUnmap() {}
 
-  func regionWillLoseMemory() {
+  func bytesWillGo() {
     state.withLock { state in
       defer { isEnded.store(true, ordering: .sequentiallyConsistent) }
       state.participant = nil

@@ -149,6 +149,16 @@ enum Memory {
     }
   }
 
+  /// Copies bytes that other threads may change meanwhile; whether they did has to be found out by other means.
+  @inline(__always) static func copy(
+    _ source: UnsafeRawPointer, to target: UnsafeMutableRawPointer, count: Int
+  ) { unsafe cuffd_copy_bytes(target, source, count) }
+
+  /// Whether `count` bytes, a multiple of 64, are all zeros.
+  @inline(__always) static func isZero(_ bytes: UnsafeRawPointer, count: Int) -> Bool {
+    unsafe cuffd_is_zero(bytes, count) != 0
+  }
+
   static func advise(_ range: AddressRange, _ advice: Advice) throws(PinError) {
     try PinError.check(
       cuffd_madvise(UInt64(range.start), UInt64(range.count), advice.rawValue), "madvise(\(advice))", range)

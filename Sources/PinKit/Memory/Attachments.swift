@@ -2,14 +2,14 @@ internal import Synchronization
 
 /// What a higher floor keeps with a region, and what it must do when the region changes.
 protocol RegionAttachment: AnyObject, Sendable {
+  /// The region's memory is about to go, and nothing has been lifted yet: keep what is owed of it. Called once, before the other.
+  func bytesWillGo()
   /// The region's memory is about to go: lift every protection and wake whoever waits. Called once, without locks held.
   func regionWillUnmap()
-  /// The first call of the two: all protection is in place still, and what must be kept can be.
-  func regionWillLoseMemory()
 }
 
 extension RegionAttachment {
-  func regionWillLoseMemory() {}
+  func bytesWillGo() {}
 }
 
 /// What a higher floor keeps with an address space.

@@ -29,6 +29,9 @@ public final class Region: Sendable {
   let discarding = FutexLock()
   /// Which frames its pages have; of `.pool` regions only.
   let frames: RegionFrames?
+  /// Held shared by a discard of a region that had no protection when it began. Whoever must know of every discard attaches a
+  /// protection, which later ones find, and then takes it exclusively once.
+  let unwatchedDiscards = FutexLock()
   private let metadata: Mapping
   private let owned: Mutex<Mapping?>
 
@@ -65,6 +68,7 @@ public final class Region: Sendable {
     if gate.close() { tearDown() }
     checkedAccesses.deallocate()
     discarding.deallocate()
+    unwatchedDiscards.deallocate()
   }
 
   /// Gives the memory up: owned memory is unmapped, adopted memory is left to the program, unprotected.
@@ -100,9 +104,9 @@ public final class Region: Sendable {
   }
 
   private func tearDown() {
-    // First whatever must be kept while the pages are protected, then the protection ends.
-    for attachment in attachments.all(as: (any RegionAttachment).self) { attachment.regionWillLoseMemory() }
-    for attachment in attachments.all(as: (any RegionAttachment).self) { attachment.regionWillUnmap() }
+    let attached = attachments.all(as: (any RegionAttachment).self)
+    for attachment in attached { attachment.bytesWillGo() }
+    for attachment in attached { attachment.regionWillUnmap() }
     attachments.removeAll()
     // As it was when it was adopted: readable and writable.
     if isAdopted, table.hasDeniedPages { _ = Memory.protect(addresses, [.read, .write]) }

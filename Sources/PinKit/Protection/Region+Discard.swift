@@ -33,21 +33,28 @@ extension Region {
 
   /// False if a snapshot has no room for the bytes; nothing has changed then.
   private func tryDiscard(_ pages: Range<Int>, _ range: AddressRange) throws(PinError) -> Bool {
+    guard let protection = try protectionOrDrop(pages, range) else { return true }
     // The kernel may announce the removal through the userfaultfd and wait until a reader has read that, so the wrprotect lock may
     // not be held while pages are dropped.
     _ = discarding.lockShared()
     defer { discarding.unlockShared() }
-    guard let protection = attachments.find(RegionProtection.self) else {
-      // A tracker may begin while the pages are dropped, and whatever it did to them is gone with them. A snapshot cannot.
-      defer { attachments.find(RegionProtection.self)?.recordDiscard(pages) }
-      try drop(range)
-      return true
-    }
     guard let snapshots = attachments.find(SnapshotSet.self) else {
       try drop(pages, range, protection)
       return true
     }
     return try snapshots.keeping(pages) { () throws(PinError) in try drop(pages, range, protection) }
+  }
+
+  /// Drops the pages if the region has no protection, and has had none since before; returns it otherwise.
+  private func protectionOrDrop(_ pages: Range<Int>, _ range: AddressRange) throws(PinError) -> RegionProtection? {
+    if let protection = attachments.find(RegionProtection.self) { return protection }
+    _ = unwatchedDiscards.lockShared()
+    defer { unwatchedDiscards.unlockShared() }
+    if let protection = attachments.find(RegionProtection.self) { return protection }
+    // A tracker may begin while the pages are dropped, and whatever it did to them is gone with them. A snapshot cannot.
+    defer { attachments.find(RegionProtection.self)?.recordDiscard(pages) }
+    try drop(range)
+    return nil
   }
 
   private func drop(_ pages: Range<Int>, _ range: AddressRange, _ protection: RegionProtection) throws(PinError) {

@@ -22,7 +22,11 @@ final class CutWriters: Sendable {
 
   static let wordsOfAPage = 3
 
-  init(_ region: Region, writers: Int, seed: UInt64) {
+  /// Whether they write through a pointer of their own, so that unmapping the region does not wait for them.
+  private let isForeign: Bool
+
+  init(_ region: Region, writers: Int, seed: UInt64, isForeign: Bool = false) {
+    self.isForeign = isForeign
     self.region = region
     self.writers = writers
     var random = SeededRandom(seed: seed)
@@ -44,15 +48,21 @@ final class CutWriters: Sendable {
   }
 
   private func write(_ writer: Int) throws {
-    try unsafe region.withUnsafeMutableBytes { bytes in
-      while isOver.value == 0 {
-        for _ in 0..<64 {
-          begun.increment(writer)
-          let number = begun[writer]
-          let place = unsafe bytes.baseAddress! + offset(order[Int(number) % order.count], writer)
-          unsafe place.assumingMemoryBound(to: Atomic<UInt64>.self).pointee.store(number, ordering: .sequentiallyConsistent)
-          made.increment(writer)
-        }
+    if isForeign {
+      let start = unsafe UnsafeMutableRawPointer(bitPattern: region.addresses.start)
+      return unsafe write(writer, UnsafeMutableRawBufferPointer(start: start, count: region.addresses.count))
+    }
+    try unsafe region.withUnsafeMutableBytes { unsafe write(writer, $0) }
+  }
+
+  private func write(_ writer: Int, _ bytes: UnsafeMutableRawBufferPointer) {
+    while isOver.value == 0 {
+      for _ in 0..<64 {
+        begun.increment(writer)
+        let number = begun[writer]
+        let place = unsafe bytes.baseAddress! + offset(order[Int(number) % order.count], writer)
+        unsafe place.assumingMemoryBound(to: Atomic<UInt64>.self).pointee.store(number, ordering: .sequentiallyConsistent)
+        made.increment(writer)
       }
     }
   }

@@ -1,4 +1,5 @@
 import Glibc
+import Synchronization
 import Testing
 
 @testable import PinKit
@@ -111,13 +112,15 @@ import Testing
       // The page is gone, and who heard of it has not said so.
       try #require(spin { isRemoving.value == 1 })
       try dropper.join()
+      let found = Mutex<PinError.Code?>(nil)
       let reader = TestThread {
-        let found = code { _ = try snapshot.read(Self.page) }
-        #expect(found == .snapshotLost)
+        let code = code { _ = try snapshot.read(Self.page) }
+        found.withLock { $0 = code }
       }
       _ = spin(forAtMost: 5) { reader.hasEnded || reader.isAsleep }
       mayGoOn.value = 1
       try reader.join()
+      #expect(found.withLock { $0 } == .snapshotLost)
     }
   }
 

@@ -69,6 +69,28 @@ import Testing
     }
   }
 
+  @Test(
+    "W5/W6: memory that stays the program's goes on being written while its region ends",
+    arguments: Combination.snapshots.filter { [.adoptedAnonymous, .adoptedShared, .adoptedFile].contains($0.subject) })
+  func unmapUnderWriters(_ combination: Combination) throws {
+    for _ in 0..<10 {
+      let seed = Kernel.now()
+      let space = try AddressSpace.forTests()
+      try combination.subject.with(space, pages: 200) { region in
+        let writers = CutWriters(region, writers: 2, seed: seed, isForeign: true)
+        writers.start()
+        defer { do { try writers.stop() } catch { Issue.record("\(error)") } }
+        let progress = writers.progress
+        let snapshot = try region.snapshot(.init(mechanism: combination.mechanism))
+        let horizon = writers.horizon
+        try region.unmap()
+        let flaw = try writers.flaw(in: snapshot, after: progress, before: horizon)
+        try #require(flaw == nil, "seed \(seed)")
+      }
+      try space.close()
+    }
+  }
+
   @Test("W6: many rounds on memory where chunks are large", arguments: Mechanisms.synchronous)
   func manyRounds(_ mechanism: WriteTracking.Mechanism) throws {
     try race(Combination(mechanism: mechanism, subject: .anonymous), pages: 256, rounds: 100)
