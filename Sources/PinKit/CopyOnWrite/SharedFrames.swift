@@ -37,10 +37,14 @@ internal import Synchronization
 
   @inline(__always) private func decide(_ page: Int, _ policy: ReusePolicy) -> ReuseDecision {
     let extent = unsafe frames.extent(of: page)
-    let decision = unsafe policy.decide(extent.pointee.counts(page))
+    let counts = unsafe extent.pointee.counts(page)
+    let decision = policy.decide(counts)
+    guard decision == .copy else { return decision }
     // Taken since the region was last shared, so nobody else has ever had it: whatever the counts say, they are references of its own.
     // And the target has no second frame for the page.
-    return unsafe decision == .copy && extent == frames.targetExtent ? .reuse : decision
+    if unsafe extent == frames.targetExtent { return .reuse }
+    // A clone of a relative counts as a mapping of the whole base for a moment. Who has pinned the frame must not be left behind for it.
+    return policy == .mapcount && counts.isExclusive ? .reuse : .copy
   }
 
   // MARK: Copying
