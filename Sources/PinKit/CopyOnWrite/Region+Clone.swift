@@ -156,11 +156,12 @@ extension RegionFrames {
   /// frozen it gets no mapping either (S3), so this waits for whoever has frozen it, and gives up after a second.
   func share(with child: RegionFrames) throws(PinError) {
     unsafe base.pointee.isShared.store(true, ordering: .sequentiallyConsistent)
+    child.beginMapping()
     var pinned: [Int] = []
     let deadline = Kernel.now() + 1_000_000_000
     var frozen: Int?
-    // The child counts as a mapper of the base since it was made: what it does not map there is taken off again, last, so that no
-    // frame ever looks as if nobody had it.
+    // The child counts as a mapper of all of the base: what it does not map there is taken off again, last, so that no frame ever looks
+    // as if nobody had it.
     broken.forEachRun { run in
       for page in run {
         let id = table.extent(page)

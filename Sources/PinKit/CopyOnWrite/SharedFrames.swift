@@ -37,10 +37,14 @@ internal import Synchronization
 
   @inline(__always) private func decide(_ page: Int, _ policy: ReusePolicy) -> ReuseDecision {
     let extent = unsafe frames.extent(of: page)
-    let decision = unsafe policy.decide(extent.pointee.counts(page))
+    let counts = unsafe extent.pointee.counts(page)
+    let decision = policy.decide(counts)
+    guard decision == .copy else { return decision }
     // Taken since the region was last shared, so nobody else has ever had it: whatever the counts say, they are references of its own.
     // And the target has no second frame for the page.
-    return unsafe decision == .copy && extent == frames.targetExtent ? .reuse : decision
+    if unsafe extent == frames.targetExtent { return .reuse }
+    // A clone of a relative counts as a mapping of the whole base for a moment. Who has pinned the frame must not be left behind for it.
+    return policy == .mapcount && counts.isExclusive ? .reuse : .copy
   }
 
   // MARK: Copying
@@ -178,7 +182,7 @@ internal import Synchronization
 
   // MARK: Discarding
 
-  override func leave(_ pages: Range<Int>, in domain: borrowing FaultDomain, own: inout [Range<Int>]) -> CInt {
+  override func leave(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> CInt {
     for page in pages { _ = domain.table.claim(page) }
     defer { for page in pages { domain.table.releaseClaim(page) } }
     var start = pages.lowerBound
@@ -186,12 +190,23 @@ internal import Synchronization
       let isShared = hasOthers(start)
       var end = start + 1
       while end < pages.upperBound, hasOthers(end) == isShared { end += 1 }
-      if isShared {
-        let result = leave(start..<end, domain)
-        if result != 0 { return result }
-      } else {
-        own.append(start..<end)
-      }
+      let result = isShared ? leave(start..<end, domain) : dropOwn(start..<end)
+      if result != 0 { return result }
+      start = end
+    }
+    return 0
+  }
+
+  /// Makes frames read as zeros while their pages are claimed: a fault beside them that takes them along into other frames would
+  /// bring the bytes back. Through the file, which announces nothing, so that nobody has to read of it.
+  private func dropOwn(_ pages: Range<Int>) -> CInt {
+    var start = pages.lowerBound
+    while start < pages.upperBound {
+      let extent = unsafe frames.extent(of: start)
+      var end = start + 1
+      while end < pages.upperBound, unsafe frames.extent(of: end) == extent { end += 1 }
+      let result = unsafe frames.pool.punch(extent.pointee, start..<end)
+      if result != 0 { return result }
       start = end
     }
     return 0
@@ -208,7 +223,11 @@ internal import Synchronization
   private func leave(_ pages: Range<Int>, _ domain: borrowing FaultDomain) -> CInt {
     guard let target = unsafe frames.targetExtent, unsafe frames.claimTarget(pages, target) else { return -11 }
     // What the frames held for somebody before may still be there.
-    unsafe frames.pool.punch(target.pointee, pages)
+    let punched = unsafe frames.pool.punch(target.pointee, pages)
+    guard punched == 0 else {
+      unsafe frames.unclaimTarget(pages, target)
+      return punched
+    }
     domain.needsRegistration.store(true, ordering: .sequentiallyConsistent)
     let range = domain.addresses(of: pages)
     let result = Memory.replace(

@@ -1,4 +1,5 @@
 internal import Synchronization
+internal import SystemPackage
 
 /// The "physical memory" of an address space: the frames of one memfd, with reference counts.
 ///
@@ -174,7 +175,15 @@ public final class FramePool: Sendable {
       word.flags = .dying
       return word
     }
-    return marked != nil
+    guard marked != nil else { return false }
+    // The extent may have been shared as a whole between the two looks, and a page of the newcomer have left.
+    if extent.mappers.load(ordering: .sequentiallyConsistent) + extent.word(frame).mappings == 0 { return true }
+    extent.update(frame) { word in
+      var word = word
+      word.flags.remove(.dying)
+      return word
+    }
+    return false
   }
 
   private func bury(_ extent: borrowing Extent, _ frames: Range<Int>) {
@@ -188,11 +197,13 @@ public final class FramePool: Sendable {
     }
   }
 
-  /// Makes frames read as zeros and cost nothing.
-  func punch(_ extent: borrowing Extent, _ frames: Range<Int>) {
+  /// Makes frames read as zeros and cost nothing. 0 or a negative errno: it can fail for want of memory only.
+  @discardableResult func punch(_ extent: borrowing Extent, _ frames: Range<Int>) -> CInt {
     let offsets = extent.offsets(of: frames)
-    // It can fail for want of memory only, and then the memory is given back another time.
-    state.withLock { state in try? state.file?.punchHole(offsets) }
+    return state.withLock { state in
+      do throws(PinError) { try state.file?.punchHole(offsets) } catch { return -(error.errno?.rawValue ?? 12) }
+      return 0
+    }
   }
 
   // MARK: The direct map

@@ -28,11 +28,12 @@ internal import Synchronization
   /// The extents that it took frames of, to be used again when they are empty.
   private let extents: Mutex<[UInt]>
   private let isReleased = Atomic<Bool>(false)
+  private let isCounted = Atomic<Bool>(false)
   private let forkGeneration = Kernel.forkGeneration
   /// Runs of pages with consecutive frames, over all regions of the process: each is a mapping of its own to the kernel.
   static let pieces = Atomic<Int>(0)
 
-  /// Makes a region's frames; `base` is counted as mapped by one more region.
+  /// Makes a region's frames; the owner's `base` is counted as mapped by it.
   init(
     pool: FramePool, base: Extent.Pointer, isOwner: Bool, addresses: AddressRange, table: PageTable, policy: ReusePolicy
   ) throws(PinError) {
@@ -49,6 +50,13 @@ internal import Synchronization
     self.table = table
     rule = Atomic(policy.rule.rawValue)
     extents = Mutex(isOwner ? [UInt(bitPattern: base)] : [])
+    if isOwner { beginMapping() }
+  }
+
+  /// Counts the region as one that maps the base. A clone does so in the moment in which it shares: before that its parent's frames
+  /// would look shared, and a writer would leave them.
+  func beginMapping() {
+    isCounted.store(true, ordering: .relaxed)
     unsafe base.pointee.mappers.add(1, ordering: .sequentiallyConsistent)
   }
 
@@ -209,7 +217,7 @@ internal import Synchronization
         unsafe extent.pointee.removeMapping(page)
       }
     }
-    unsafe base.pointee.mappers.subtract(1, ordering: .sequentiallyConsistent)
+    if isCounted.load(ordering: .relaxed) { unsafe base.pointee.mappers.subtract(1, ordering: .sequentiallyConsistent) }
     unsafe base.pointee.tracked.forEachRun { run in
       for frame in run { unsafe base.pointee.noteIfDead(frame) }
     }

@@ -132,8 +132,8 @@ extension RegionProtection {
     // From now on the frame is known as this region's own: sharing it copies it at once.
     let now = unsafe extent.pointee.counts(page)
     let isOwn = now.mappings == 1 && (now.isExclusive || frames.policy.pinsBreakSharing)
-    // A clone that is being made counts as a mapping already: it would take the frame for a shared one, and the owner's writes would
-    // leave the pin behind.
+    // A clone of a clone may count as a mapping for a moment. The next clone of this region would take the frame for a shared one, and
+    // the owner's writes would leave the pin behind.
     if access == .reading, !isOwn, frames.policy.pinsBreakSharing {
       unsafe extent.pointee.put(page, FrameCounts.pinBias)
       return .notNow

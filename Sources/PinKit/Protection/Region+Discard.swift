@@ -73,7 +73,7 @@ extension Region {
   private func drop(_ range: AddressRange) throws(PinError) {
     guard frames != nil, let protection = attachments.find(RegionProtection.self) else { return try dropAlone(range) }
     // Frames that others have stay theirs: the pages leave them.
-    for own in try protection.leaveSharedFrames(pages(touching: range)) { try dropAlone(addressesUnchecked(of: own)) }
+    if try !protection.leaveFrames(pages(touching: range)) { try dropAlone(range) }
   }
 
   private func dropAlone(_ range: AddressRange) throws(PinError) {

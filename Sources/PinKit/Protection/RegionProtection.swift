@@ -267,26 +267,26 @@ internal import SystemPackage
     }
   }
 
-  /// Lets pages leave the frames that others have too, for empty ones. Returns the runs that are this region's alone.
-  func leaveSharedFrames(_ pages: Range<Int>) throws(PinError) -> [Range<Int>] {
-    var own: [Range<Int>] = []
+  /// Drops pages whose frames others may have too, and may get at any time; false if the region shares none.
+  func leaveFrames(_ pages: Range<Int>) throws(PinError) -> Bool {
+    let begun = Kernel.now()
     var start = pages.lowerBound
     while start < pages.upperBound {
       let end = min(start + 512, pages.upperBound)
-      let result = Kernel.withSignalsBlocked { unsafe leave(start..<end, domain.pointee, &own) }
+      guard let result = Kernel.withSignalsBlocked({ unsafe leave(start..<end, domain.pointee) }) else { return false }
+      if UffdResult(result) == .again, unsafe Kernel.now() - begun < domain.pointee.patience {
+        // The frame that a page would go to is being given back, or somebody looks it up at this moment.
+        Kernel.pause(nanoseconds: 20_000)
+        continue
+      }
       try PinError.check(result, "mmap", addresses)
       start = end
     }
-    return own
+    return true
   }
 
-  private func leave(_ pages: Range<Int>, _ domain: borrowing FaultDomain, _ own: inout [Range<Int>]) -> CInt {
-    var found: [Range<Int>] = []
-    let result = domain.lock.withShared { _ in
-      domain.withSharing { $0.leave(pages, in: domain, own: &found) }
-    }
-    own += result == nil ? [pages] : found
-    return result ?? 0
+  private func leave(_ pages: Range<Int>, _ domain: borrowing FaultDomain) -> CInt? {
+    domain.lock.withShared { _ in domain.withSharing { $0.leave(pages, in: domain) } }
   }
 
   /// Replaces the first-write callbacks. When it returns, no earlier one is running.

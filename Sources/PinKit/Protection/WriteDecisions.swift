@@ -33,12 +33,10 @@ class FrameSharing: @unchecked Sendable {  // subclasses hold atomics and preall
   /// Copies `pages`, which could be written in place if the kernel had a mapping left for that, together with their neighbours.
   func copyInstead(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> FaultResolution { .failed }
 
-  /// Gives those of `pages` whose frames others have empty frames of their own, and wakes who waits for them. Adds the runs that are this
-  /// region's alone to `own`. Not in the fault path; 0 or a negative errno.
-  func leave(_ pages: Range<Int>, in domain: borrowing FaultDomain, own: inout [Range<Int>]) -> CInt {
-    own.append(pages)
-    return 0
-  }
+  /// Makes `pages` read as zeros: those whose frames others have get empty frames of their own, and who waits for them is woken. Not in the
+  /// fault path; 0 or a negative errno.
+  func leave(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> CInt { 0 }
+
 }
 
 /// How many pages to copy for a write, from how often its neighbourhood was written.

@@ -108,7 +108,8 @@ final class FamilyMember: @unchecked Sendable {
       }
       guard let first = matches.first, let last = matches.last else {
         findings.note(
-          "the clone holds no moment of writer \(writer), who had finished \(finished[writer]) of \(operations.count) operations")
+          "the clone holds no moment of writer \(writer), who had finished \(finished[writer]) of \(operations.count) operations"
+        )
         return
       }
       shortest.append(first)
@@ -227,7 +228,9 @@ final class FamilyWriter: @unchecked Sendable {
     try region.protect(page..<page + 1)
     let code = errorCode { try region.store(UInt64(1), toByteOffset: page * 4096) }
     if code == .unmapped { return }
-    if code != .accessDenied { findings.note("a store to page \(page) that was denied: \(code?.description ?? "went through")") }
+    if code != .accessDenied {
+      findings.note("a store to page \(page) that was denied: \(code?.description ?? "went through")")
+    }
     try region.protect(page..<page + 1, to: .readWrite)
   }
 
@@ -241,6 +244,9 @@ final class FamilyWriter: @unchecked Sendable {
   }
 
   private func pinForReading(_ page: Int) throws {
+    // To a tracker a page that leaves a shared frame for the pin's sake counts as written.
+    member.changes.started.increment(page)
+    defer { member.changes.finished.increment(page) }
     let pin = try region.pin(page, for: .reading)
     let stamp = begin(page, page * 3 + 1..<page * 3 + 2)
     defer { end(page) }

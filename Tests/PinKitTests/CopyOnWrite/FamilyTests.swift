@@ -10,7 +10,7 @@ import Testing
     guard let text = unsafe getenv(name) else { return nil }
     return Int(unsafe String(cString: text))
   }
-  static let rounds = number("PINKIT_FAMILY_ROUNDS") ?? 10
+  static let rounds = number("PINKIT_FAMILY_ROUNDS") ?? 40
   static var seed: UInt64 { UInt64(number("PINKIT_FAMILY_SEED") ?? Int(Kernel.now() & 0xffff_ffff)) }
 
   static let policies: [ReusePolicy] = [.exclusive, .refcount, .mapcount, .unsafeBareMapcount]
