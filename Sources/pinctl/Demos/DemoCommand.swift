@@ -17,8 +17,8 @@ struct DemoCommand: ParsableCommand {
     subcommands: [DemoAllCommand.self, TrackCommand.self], defaultSubcommand: DemoAllCommand.self)
 
   /// Runs one demo, prints its result and exits with its code.
-  static func perform(_ demo: any Demo, json: Bool) throws {
-    let result = try demo.run(on: DemoStage(isSilent: json))
+  static func perform(_ demo: any Demo, on stage: DemoStage? = nil, json: Bool) throws {
+    let result = try demo.run(on: stage ?? DemoStage(isSilent: json))
     if json { print(try encode(result)) }
     if !result.ok { throw ExitCode.failure }
   }
