@@ -221,7 +221,7 @@ __attribute__((no_sanitize("thread"))) void cuffd_copy_bytes(void *target, const
 void cuffd_copy_bytes(void *target, const void *source, size_t length) { memcpy(target, source, length); }
 #endif
 
-__attribute__((no_sanitize("thread"))) int cuffd_is_zero(const void *source, size_t length) {
+__attribute__((no_sanitize("thread"))) int cuffd_is_zero_beside_writers(const void *source, size_t length) {
   const uint64_t *words = source;
   for (size_t at = 0; at < length / 8; at += 8) {
     uint64_t bits = words[at] | words[at + 1] | words[at + 2] | words[at + 3] | words[at + 4] | words[at + 5] |

@@ -83,7 +83,7 @@ int cuffd_memfd(const char *_Nonnull name, unsigned flags);
 // sanitizer is not told, as it knows nothing of page-table entries.
 void cuffd_copy_bytes(void *_Nonnull target, const void *_Nonnull source, size_t length);
 // Whether all of the bytes, a multiple of 64, are zeros; as above.
-int cuffd_is_zero(const void *_Nonnull source, size_t length);
+int cuffd_is_zero_beside_writers(const void *_Nonnull source, size_t length);
 ssize_t cuffd_pwrite(int fd, const void *_Nonnull buffer, size_t length, int64_t offset);
 ssize_t cuffd_pread(int fd, void *_Nonnull buffer, size_t length, int64_t offset);
 int cuffd_open_file(const char *_Nonnull path, int flags);

@@ -156,7 +156,7 @@ enum Memory {
 
   /// Whether `count` bytes, a multiple of 64, are all zeros.
   @inline(__always) static func isZero(_ bytes: UnsafeRawPointer, count: Int) -> Bool {
-    unsafe cuffd_is_zero(bytes, count) != 0
+    unsafe cuffd_is_zero_beside_writers(bytes, count) != 0
   }
 
   static func advise(_ range: AddressRange, _ advice: Advice) throws(PinError) {

@@ -53,7 +53,7 @@ public struct Backing: Sendable, Hashable, CustomStringConvertible {
     public static let mprotectTracking = Support(rawValue: 1 << 2)
     /// `Region.discard(_:)` gives pages back that then read as zeros.
     public static let discard = Support(rawValue: 1 << 3)
-    /// ``Region/clone(reuse:)`` shares the frames with another region.
+    /// ``Region/clone(reuse:mechanism:)`` shares the frames with another region.
     public static let clone = Support(rawValue: 1 << 4)
     /// ``Region/snapshot(_:)`` keeps the bytes of a moment.
     public static let snapshot = Support(rawValue: 1 << 5)

@@ -1,3 +1,5 @@
+internal import PinKit
+
 /// Something that PinKit does, shown on real memory and judged while it is shown.
 protocol Demo: Sendable {
   /// What it is called on the command line.
@@ -12,7 +14,7 @@ protocol Demo: Sendable {
 
 enum Demos {
   /// All there are, in the order in which `pinctl demo` shows them.
-  static var all: [any Demo] { [TrackDemo()] }
+  static var all: [any Demo] { [TrackDemo(), CowDemo()] }
 }
 
 /// A sentence about PinKit, and whether it was true in this run.
@@ -54,4 +56,9 @@ struct DemoResult: Codable, Sendable {
     self.skipped = skipped
     ok = !claims.isEmpty && claims.allSatisfy(\.holds)
   }
+}
+
+extension PinError {
+  /// Whether it says that this machine cannot do what was asked, rather than that something went wrong.
+  var meansCannot: Bool { [.unsupported, .permissionDenied, .limitReached].contains(code) }
 }

@@ -14,11 +14,11 @@ struct DemoCommand: ParsableCommand {
       [{"demo", "claims": [{"contract", "claim", "holds", "evidence"}], "measurements", "ok", "skipped"}]. A subcommand \
       prints its one object.
       """,
-    subcommands: [DemoAllCommand.self, TrackCommand.self], defaultSubcommand: DemoAllCommand.self)
+    subcommands: [DemoAllCommand.self, TrackCommand.self, CowCommand.self], defaultSubcommand: DemoAllCommand.self)
 
   /// Runs one demo, prints its result and exits with its code.
-  static func perform(_ demo: any Demo, json: Bool) throws {
-    let result = try demo.run(on: DemoStage(isSilent: json))
+  static func perform(_ demo: any Demo, on stage: DemoStage? = nil, json: Bool) throws {
+    let result = try demo.run(on: stage ?? DemoStage(isSilent: json))
     if json { print(try encode(result)) }
     if !result.ok { throw ExitCode.failure }
   }

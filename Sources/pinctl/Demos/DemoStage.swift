@@ -71,6 +71,19 @@ struct DemoStage: Sendable {
     }
   }
 
+  /// Says what all came to, and what did not hold.
+  func conclude(_ result: DemoResult) {
+    show()
+    let failing = result.claims.filter { !$0.holds }
+    let skipped = result.skipped.isEmpty ? "" : " Skipped: \(result.skipped.map(\.subject).joined(separator: ", "))."
+    guard failing.isEmpty else {
+      say(bold("\(failing.count) of \(result.claims.count) claims do not hold.") + skipped)
+      show(failing)
+      return
+    }
+    say(bold("All \(result.claims.count) claims hold.") + skipped)
+  }
+
   func bold(_ text: String) -> String { paint(text, 1) }
 
   private func paint(_ text: String, _ code: Int) -> String {
@@ -90,6 +103,9 @@ extension FixedWidthInteger {
     return (self < 0 ? "-" : "") + String(digits)
   }
 }
+
+/// `1 page`, `1,234 pages`.
+func counted(_ count: Int, _ name: String) -> String { "\(count.grouped) \(name)\(count == 1 ? "" : "s")" }
 
 extension Double {
   /// With so many digits behind the point.

@@ -48,7 +48,7 @@ struct TrackDemo: Demo {
           contract: "W5", claim: "a mechanism works here", holds: false, evidence: "All \(skipped.count) were skipped."))
     }
     let result = DemoResult(demo: name, claims: claims, measurements: measurements, skipped: skipped)
-    conclude(result, stage)
+    stage.conclude(result)
     return result
   }
 
@@ -109,23 +109,6 @@ struct TrackDemo: Demo {
   private func percent(_ share: Double) -> String {
     share == 0 ? "none" : "\((share * 100).rounded(to: share < 0.1 ? 1 : 0)) %"
   }
-
-  private func conclude(_ result: DemoResult, _ stage: DemoStage) {
-    stage.show()
-    let failing = result.claims.filter { !$0.holds }
-    let skipped = result.skipped.isEmpty ? "" : " Skipped: \(result.skipped.map(\.subject).joined(separator: ", "))."
-    guard failing.isEmpty else {
-      stage.say(stage.bold("\(failing.count) of \(result.claims.count) claims do not hold.") + skipped)
-      stage.show(failing)
-      return
-    }
-    stage.say(stage.bold("All \(result.claims.count) claims hold.") + skipped)
-  }
-}
-
-extension PinError {
-  /// Whether it says that this machine cannot do what was asked, rather than that something went wrong.
-  fileprivate var meansCannot: Bool { [.unsupported, .permissionDenied, .limitReached].contains(code) }
 }
 
 extension WriteTracking.Mechanism {
