@@ -118,7 +118,14 @@ final class Sharing: RegionAttachment {
   private func arm(
     _ id: inout UInt64?, _ region: Region, _ mechanism: WriteTracking.Mechanism, armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) {
-    if let id { return _ = try session.arm(id, armed: armed) }
+    if let id {
+      if mechanism != .automatic, let active = session.activeMechanism, active != mechanism {
+        throw PinError(
+          .inUse, operation: "clone", range: region.addresses,
+          advice: "The region is protected by .\(active), and has one mechanism at a time: ask for .automatic or .\(active).")
+      }
+      return _ = try session.arm(id, armed: armed)
+    }
     id = try session.join(region, mechanism, keepsPages: false, armed: armed)
   }
 

@@ -39,6 +39,8 @@ internal import Synchronization
     let extent = unsafe frames.extent(of: page)
     let counts = unsafe extent.pointee.counts(page)
     let decision = policy.decide(counts)
+    // Proven once, it need not be proven again, whoever looks the frame up meanwhile.
+    if decision == .reuse, policy == .exclusive, !counts.isExclusive { unsafe extent.pointee.markExclusive(page) }
     guard decision == .copy else { return decision }
     // Taken since the region was last shared, so nobody else has ever had it: whatever the counts say, they are references of its own.
     // And the target has no second frame for the page.

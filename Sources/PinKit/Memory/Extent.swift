@@ -149,6 +149,17 @@ internal import Synchronization
     }
   }
 
+  /// Marks a frame as its one mapping's own if that holds the only reference: it has been proven so.
+  func markExclusive(_ frame: Int) {
+    let mappers = mappers.load(ordering: .acquiring)
+    update(frame) { word in
+      guard mappers + word.mappings + word.extra == 1, word.flags.isDisjoint(with: [.frozen, .dying]) else { return nil }
+      var word = word
+      word.flags.insert(.exclusive)
+      return word
+    }
+  }
+
   // MARK: References
 
   /// Takes `amount` references unless the frame has none (it is nobody's) or is dying. While references are frozen it spins: the

@@ -65,7 +65,7 @@ import Testing
     "runs of an increment that touch, overlap, go back or leave the region",
     arguments: ["0-3,4-7", "0-3,3-7", "2,2", "5,1", "7-8", "8"])
   func impossibleRuns(_ pages: String) throws {
-    let header = try Self.header(["kind": "increment", "parent": ImageIdentity().description, "pages": pages])
+    let header = try Self.header(["kind": "increment", "parent": SnapshotIdentity().description, "pages": pages])
     expect(.corruptImage, "list of stored pages") { _ = try read(header) }
   }
 
