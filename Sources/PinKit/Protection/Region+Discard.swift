@@ -25,13 +25,16 @@ extension Region {
         advice: "protect(_:to:) took the right to write away from page \(page).")
     }
     // Before anything is decided: a clone that comes in between would share the frames that are dropped here.
-    _ = discarding.lockShared()
-    defer { discarding.unlockShared() }
+    var isHeld = frames != nil
+    if isHeld { _ = discarding.lockShared() }
+    defer { if isHeld { discarding.unlockShared() } }
     guard let protection = attachments.find(RegionProtection.self) else {
       // A tracker may begin while the pages are dropped, and whatever it did to them is gone with them.
       defer { attachments.find(RegionProtection.self)?.recordDiscard(pages) }
       return try drop(range)
     }
+    if !isHeld { _ = discarding.lockShared() }
+    isHeld = true
     // The kernel may announce the removal through the userfaultfd and wait until a reader has read that, so the wrprotect lock may
     // not be held while pages are dropped.
     do throws(PinError) { try drop(range) } catch {
