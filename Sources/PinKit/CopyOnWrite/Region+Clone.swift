@@ -217,9 +217,14 @@ extension RegionFrames {
     guard let target = unsafe child.targetExtent, unsafe child.claimTarget(page..<page + 1, target) else {
       throw PinError(.inUse, operation: "clone", range: addresses, advice: "A pinned page could not be copied; try again.")
     }
-    let offset = unsafe target.pointee.offsets(of: page..<page + 1).lowerBound
-    let source = try directAddresses(of: page)
-    try PinError.check(Memory.write(source, file: pool.descriptor, offset: offset), "copy a pinned page", source)
+    do throws(PinError) {
+      let offset = unsafe target.pointee.offsets(of: page..<page + 1).lowerBound
+      let source = try directAddresses(of: page)
+      try PinError.check(Memory.write(source, file: pool.descriptor, offset: offset), "copy a pinned page", source)
+    } catch {
+      unsafe child.unclaimTarget(page..<page + 1, target)
+      throw error
+    }
     unsafe child.move(page..<page + 1, to: target)
   }
 

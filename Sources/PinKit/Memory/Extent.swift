@@ -24,6 +24,8 @@ internal import Synchronization
   let isShared = Atomic<Bool>(false)
   /// Whether its region is gone, and the pool waits for its last frame.
   let isAdopted = Atomic<Bool>(false)
+  /// Whether what nobody held then was given back when the last region that had it as its base went.
+  let isSwept = Atomic<Bool>(false)
   /// The direct map: where the pool itself maps the extent, or 0 until somebody needs it.
   let directAddress = Atomic<UInt>(0)
   private let metadata: Mapping

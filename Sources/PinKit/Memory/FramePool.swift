@@ -59,6 +59,7 @@ public final class FramePool: Sendable {
     let made = try state.withLock { state throws(PinError) -> UInt in
       if let raw = state.free[pageCount]?.popLast() {
         unsafe Extent.Pointer(bitPattern: raw)!.pointee.isAdopted.store(false, ordering: .relaxed)
+        unsafe Extent.Pointer(bitPattern: raw)!.pointee.isSwept.store(false, ordering: .relaxed)
         return raw
       }
       guard state.extents.count < Self.capacity - 1 else {
@@ -92,7 +93,10 @@ public final class FramePool: Sendable {
 
   private func recycleAlone(_ extent: Extent.Pointer) -> Bool {
     unsafe giveBackDead(in: extent)
-    guard unsafe isEmpty(extent.pointee) else { return false }
+    guard unsafe isEmpty(extent.pointee) else {
+      unsafe sweep(extent)
+      return false
+    }
     unsafe punch(extent.pointee, 0..<extent.pointee.pageCount)
     unsafe extent.pointee.reset()
     state.withLock { unsafe $0.free[extent.pointee.pageCount, default: []].append(UInt(bitPattern: extent)) }
@@ -117,6 +121,16 @@ public final class FramePool: Sendable {
     }
     let kept = orphans.filter { raw in unsafe !recycleAlone(Extent.Pointer(bitPattern: raw)!) }
     state.withLock { $0.orphans += kept }
+  }
+
+  /// Gives back what nobody holds of a base that nobody maps any more: its frames were not counted one by one, so none was noted as dead.
+  private func sweep(_ extent: Extent.Pointer) {
+    guard unsafe extent.pointee.mappers.load(ordering: .sequentiallyConsistent) == 0,
+      unsafe extent.pointee.isAdopted.load(ordering: .relaxed),
+      unsafe !extent.pointee.isSwept.exchange(true, ordering: .relaxed)
+    else { return }
+    unsafe extent.pointee.dead.insert(0..<extent.pointee.pageCount)
+    unsafe giveBackDead(in: extent)
   }
 
   private func isEmpty(_ extent: borrowing Extent) -> Bool {
