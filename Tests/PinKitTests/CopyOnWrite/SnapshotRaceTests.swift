@@ -71,8 +71,10 @@ import Testing
 
   @Test(
     "W5/W6: memory that stays the program's goes on being written while its region ends",
-    arguments: Combination.snapshots.filter { [.adoptedAnonymous, .adoptedShared, .adoptedFile].contains($0.subject) })
-  func unmapUnderWriters(_ combination: Combination) throws {
+    arguments: [Subject.adoptedAnonymous, .adoptedShared])
+  func unmapUnderWriters(_ subject: Subject) throws {
+    // A fault that is on its way as a signal when the region ends finds nobody who knows of it; one that waits is woken.
+    let combination = Combination(mechanism: .handlerThread, subject: subject)
     for _ in 0..<10 {
       let seed = Kernel.now()
       let space = try AddressSpace.forTests()
