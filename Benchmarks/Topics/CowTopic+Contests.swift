@@ -126,8 +126,3 @@ extension CowTopic {
     }
   }
 }
-
-extension Region {
-  /// Writes each page of `order` once; ns a page.
-  fileprivate func write(_ order: [UInt32]) -> Double { writePages(at: UInt64(addresses.start), order) }
-}

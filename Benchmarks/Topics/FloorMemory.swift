@@ -1,4 +1,5 @@
 internal import CFloor
+import PinKit
 
 /// Memory of the kernel floor, which PinKit adopts for its rounds: both sides write the very same pages.
 final class FloorMemory: Sendable {
@@ -26,6 +27,11 @@ func writePages(at base: UInt64, _ order: [UInt32], writers: Int = 1) -> Double 
   // The array's bytes are used only during the call.
   unsafe writers == 2
     ? cfloor_write_pages_by_two(base, order, order.count) : cfloor_write_pages(base, order, order.count)
+}
+
+extension Region {
+  /// The same on a region of 4 KiB pages.
+  func write(_ order: [UInt32]) -> Double { writePages(at: UInt64(addresses.start), order) }
 }
 
 /// Takes memory for every page in bulk.
@@ -89,4 +95,11 @@ func pageTableKiB() -> Int {
   var footprint = cfloor_footprint()
   guard unsafe cfloor_footprint_of(0, &footprint) == 0 else { return 0 }
   return Int(footprint.page_tables >> 10)
+}
+
+/// Writes memory to a file by io_uring, and fsync(2); ns a page.
+func writeByRing(at base: UInt64, pages: Int, to path: String) throws -> Double {
+  let time = unsafe path.withCString { unsafe cfloor_stream(base, pages, $0, 1 << 20, 8, 0) }
+  guard time >= 0 else { throw BenchFault(description: "writing \(path) failed with errno \(-time)") }
+  return Double(time) / Double(pages)
 }

@@ -1,0 +1,38 @@
+import PinKit
+
+/// Snapshots: how long taking one stops a program, what its writers pay while one is held, and how fast it reaches a file.
+enum SnapshotTopic: BenchTopic {
+  static let name = "snapshot"
+
+  static func check() throws {
+    let features = try Userfaultfd.availableFeatures()
+    guard features.contains([.pagefaultFlagWP, .wpUnpopulated, .sigbus]) else {
+      throw BenchFault(description: "It needs Linux 6.4 or newer: its userfaultfd offers only \(features).")
+    }
+  }
+
+  static let rows: [BenchRow] = [
+    BenchRow("snapshot/pause-thp", unit: "µs", goal: .ratio(0.1), floor: "fork() of 2 GiB on huge pages") {
+      try firstPause($0, huge: true)
+    },
+    BenchRow("snapshot/pause-4k", unit: "µs", goal: .ratio(1.1), floor: "fork() of 2 GiB on 4 KiB pages") {
+      try firstPause($0, huge: false)
+    },
+    BenchRow("snapshot/pause-second", unit: "µs", goal: .ratio(0.25), floor: "fork() of 2 GiB on 4 KiB pages") {
+      try secondPause($0)
+    },
+
+    // Beyond what the same writes cost where nothing is protected.
+    BenchRow("snapshot/writer", goal: .ratio(0.4), floor: "the kernel's copy after fork()") {
+      try writer($0, .handlerThread)
+    },
+    BenchRow("snapshot/writer-in-place", goal: .ratio(0.4), floor: "the kernel's copy after fork()") {
+      try writer($0, .inPlace)
+    },
+
+    // Nine tenths of the floor's rate.
+    BenchRow("snapshot/stream", goal: .ratio(1 / 0.9), floor: "io_uring: 1 MiB writes, 8 in flight, fsync(2)") {
+      try stream($0)
+    },
+  ]
+}
