@@ -144,6 +144,9 @@ extension Region {
   fileprivate func sharing(_ frames: RegionFrames, isUntouched: Bool = false) throws(PinError) -> Sharing {
     let protection = try protection()
     let session = try session(protection, isUntouched: isUntouched)
+    // A discard that found no protection drops frames that a clone would share.
+    _ = unwatchedDiscards.lockExclusive()
+    unwatchedDiscards.unlockExclusive()
     return try attachments.findOrMake(Sharing.self) { () throws(PinError) in
       Sharing(frames: frames, protection: protection, session: session)
     }
