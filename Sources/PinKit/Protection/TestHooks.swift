@@ -17,6 +17,8 @@ enum TestHooks {
     case kept
     /// The bytes were copied to another frame, which is not mapped yet.
     case copied
+    /// The other frame is mapped, and the counts do not say so yet.
+    case mapped
     /// A reader thread is about to wait.
     case readerIdle
   }
