@@ -19,6 +19,8 @@ enum TestHooks {
     case copied
     /// The other frame is mapped, and the counts do not say so yet.
     case mapped
+    /// The mappings of an extent were counted, and a frame of it is about to be frozen.
+    case freezing
     /// A reader thread is about to wait.
     case readerIdle
   }

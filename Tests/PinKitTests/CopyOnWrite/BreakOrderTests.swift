@@ -100,6 +100,26 @@ import Testing
     }
   }
 
+  @Test("P5: a clone of the whole extent, or a get, that arrives in the middle of a freeze makes it fail")
+  func freezing() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(30)
+      let pool = try FramePool()
+      let raw = UInt(bitPattern: unsafe try pool.makeExtent(pageCount: 4))
+      let extent = unsafe Extent.Pointer(bitPattern: raw)!
+      unsafe extent.pointee.mappers.store(1, ordering: .sequentiallyConsistent)
+      TestHooks.set(.freezing) { _ in
+        unsafe Extent.Pointer(bitPattern: raw)!.pointee.mappers.add(1, ordering: .sequentiallyConsistent)
+      }
+      check(unsafe extent.pointee.freeze(2, expecting: 1), is: false, "a clone")
+      check(unsafe extent.pointee.word(2).rawValue, is: 0)
+      TestHooks.set(.freezing) { _ in _ = unsafe Extent.Pointer(bitPattern: raw)!.pointee.tryGet(2) }
+      check(unsafe extent.pointee.freeze(2, expecting: 2), is: false, "a get")
+      TestHooks.set(.freezing, nil)
+      check(unsafe extent.pointee.freeze(2, expecting: 3), is: true)
+    }
+  }
+
   /// Writes behind the region's back when its protection has just been lifted, and before its memory goes.
   private final class LateWriter: RegionAttachment {
     let start: UInt64
