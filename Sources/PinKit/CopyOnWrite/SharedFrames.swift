@@ -77,6 +77,7 @@ internal import Synchronization
       unsafe frames.unclaimTarget(pages, target)
       return .failed
     }
+    TestHooks.reach(.mapped, page: pages.lowerBound)
     _ = Memory.adviseResult(range, .dontFork)
     note(pages, domain)
     unsafe frames.move(pages, to: target)

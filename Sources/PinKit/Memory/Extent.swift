@@ -198,6 +198,7 @@ internal import Synchronization
   /// one, also one that arrived a moment ago (P5).
   func freeze(_ frame: Int, expecting count: Int) -> Bool {
     let mappers = mappers.load(ordering: .sequentiallyConsistent)
+    TestHooks.reach(.freezing, page: frame)
     let frozen = update(frame) { word in
       guard word.flags.isDisjoint(with: [.frozen, .dying]), mappers + word.mappings + word.extra == count else { return nil }
       var word = word

@@ -23,6 +23,10 @@ enum TestHooks {
     case removing
     /// The bytes were copied to another frame, which is not mapped yet.
     case copied
+    /// The other frame is mapped, and the counts do not say so yet.
+    case mapped
+    /// The mappings of an extent were counted, and a frame of it is about to be frozen.
+    case freezing
     /// A reader thread is about to wait.
     case readerIdle
     /// A file of an image was made, renamed, removed or synced; gets the number of such steps of this image so far.
