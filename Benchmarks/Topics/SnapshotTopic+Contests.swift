@@ -15,6 +15,8 @@ extension SnapshotTopic {
           throw BenchSkip(description: "The kernel mapped \(found) of \(pages) pages by huge entries.")
         }
       }
+      // The floor has just walked its page tables, to undo the sharing of its last round.
+      populate(at: UInt64(region.addresses.start), pages: pages)
       let time = try timeOfSnapshot(region)
       try region.endSnapshots()
       return time

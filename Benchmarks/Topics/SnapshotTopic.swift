@@ -12,13 +12,13 @@ enum SnapshotTopic: BenchTopic {
   }
 
   static let rows: [BenchRow] = [
-    BenchRow("snapshot/pause-thp", unit: "µs", goal: .ratio(0.1), floor: "fork() of 2 GiB on huge pages") {
+    BenchRow("snapshot/pause-thp", unit: "µs", goal: .ratio(0.1), floor: "fork() of 2 GiB on huge pages", tries: 2) {
       try firstPause($0, huge: true)
     },
-    BenchRow("snapshot/pause-4k", unit: "µs", goal: .ratio(1.1), floor: "fork() of 2 GiB on 4 KiB pages") {
+    BenchRow("snapshot/pause-4k", unit: "µs", goal: .ratio(1.1), floor: "fork() of 2 GiB on 4 KiB pages", tries: 2) {
       try firstPause($0, huge: false)
     },
-    BenchRow("snapshot/pause-second", unit: "µs", goal: .ratio(0.25), floor: "fork() of 2 GiB on 4 KiB pages") {
+    BenchRow("snapshot/pause-second", unit: "µs", goal: .ratio(0.25), floor: "fork() of 2 GiB on 4 KiB pages", tries: 2) {
       try secondPause($0)
     },
 
