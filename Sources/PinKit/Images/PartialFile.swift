@@ -15,7 +15,11 @@ struct PartialFile: ~Copyable {
   }
 
   deinit {
-    if !isPublished { _ = try? NamedFile.remove(file.path) }
+    guard !isPublished else { return }
+    _ = try? NamedFile.remove(file.path)
+    // The kernel holds files of io_uring operations for a moment after they have completed: the name alone does not give the
+    // space back before the caller hears of the failure.
+    _ = try? file.setSize(0)
   }
 
   /// Makes the file, empty, beside where it shall be.
