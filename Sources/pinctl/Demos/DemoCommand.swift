@@ -14,7 +14,8 @@ struct DemoCommand: ParsableCommand {
       [{"demo", "claims": [{"contract", "claim", "holds", "evidence"}], "measurements", "ok", "skipped"}]. A subcommand \
       prints its one object.
       """,
-    subcommands: [DemoAllCommand.self, TrackCommand.self, CowCommand.self], defaultSubcommand: DemoAllCommand.self)
+    subcommands: [DemoAllCommand.self, TrackCommand.self, CowCommand.self, SnapshotCommand.self],
+    defaultSubcommand: DemoAllCommand.self)
 
   /// Runs one demo, prints its result and exits with its code.
   static func perform(_ demo: any Demo, on stage: DemoStage? = nil, json: Bool) throws {
