@@ -11,7 +11,7 @@ struct SnapshotCommand: ParsableCommand {
       Damaged images must be refused. Then fork() saves the same memory twice, and the writers' times, the pauses and the \
       extra memory are shown side by side.
 
-      The files need about three times the table's size under $TMPDIR (or /tmp) while it runs; they are always removed. The \
+      The files need about four times the table's size under $TMPDIR (or /tmp) while it runs; they are always removed. The \
       exit code is 0 if every claim holds, 1 if one does not, and 64 if the input makes no sense.
       """)
 

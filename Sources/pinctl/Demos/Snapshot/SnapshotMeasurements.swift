@@ -44,7 +44,7 @@ struct SnapshotMeasurements {
 
   /// For people.
   var lines: [String] {
-    let heads = ["pause", "p50", "p99", "p99.9", "longest", "slowed", "writes/s", "memory", "file", "complete"]
+    let heads = ["pause", "p50", "p99", "p99.9", "longest", "slowed", "writes", "memory", "file", "took"]
     return [Self.line("", heads)]
       + rows.map { row in
         let checkpoint = row.checkpoint
@@ -53,7 +53,7 @@ struct SnapshotMeasurements {
           row.subject,
           [checkpoint.map { milliseconds(Double($0.pause)) } ?? ""]
             + Self.percentiles.map { microseconds(Self.time(row, $0.percentile)) } + [
-              milliseconds(Self.time(row, 100)), milliseconds(slowed(row) * 1e6), "\((rate(row) / 1e3).rounded(to: 0))k",
+              milliseconds(Self.time(row, 100)), milliseconds(slowed(row) * 1e6), "\((rate(row) / 1e3).rounded(to: 0))k/s",
               mebibytes(checkpoint?.extraMemory),
               mebibytes(checkpoint?.fileSize), checkpoint.map { milliseconds(Double($0.duration)) } ?? "",
             ])
@@ -80,7 +80,8 @@ struct SnapshotMeasurements {
   }
 
   private static func line(_ head: String, _ cells: [String]) -> String {
-    head.padded(to: 18) + cells.map { $0.aligned(to: 9) }.joined()
+    let last = cells.lastIndex { !$0.isEmpty } ?? 0
+    return head.padded(to: 18) + cells[...last].map { $0.aligned(to: 8) }.joined()
   }
 }
 

@@ -47,8 +47,8 @@ struct SnapshotTimeline {
 
   var legend: String {
     "From left to right \(columnTime) ms a column; ▲ snapshot taken, ■ image complete and on the disk. Above are the "
-      + "writers' transfers, below is the part of their time that went into slow ones, of 1 µs to 1 ms: those that waited for "
-      + "the copy of a page."
+      + "writers' transfers, below is the part of their time that went into slow ones, of 1 µs to 1 ms: what a "
+      + "write takes that waits for the copy of a page."
   }
 
   private func row(_ label: String, _ parts: [String]) -> String {
