@@ -111,6 +111,8 @@ uint64_t cuffd_now_ns(void);
 void cuffd_pause(uint64_t ns);
 void cuffd_relax(void);
 int cuffd_tid(void);
+// Of this process's affinity mask; 1 if it cannot be read.
+int cuffd_processor_count(void);
 // The calling thread's stack, [start, end); 0 or -errno.
 int cuffd_stack(uint64_t *_Nonnull start, uint64_t *_Nonnull end);
 

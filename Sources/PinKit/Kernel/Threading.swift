@@ -9,6 +9,8 @@ enum Kernel {
   static func pause(nanoseconds: UInt64) { cuffd_pause(nanoseconds) }
   @inline(__always) static func relax() { cuffd_relax() }
   static var threadID: CInt { cuffd_tid() }
+  /// How many processors this process may use.
+  static var processorCount: Int { Int(cuffd_processor_count()) }
   /// The calling thread's stack; `nil` where it cannot be told.
   static var stack: AddressRange? {
     var start: UInt64 = 0

@@ -135,14 +135,14 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     if kind != .mprotect, try !RegionProtection.registerAgain(domain) { return false }
     let runs = rest.runs
     let mayMerge = !domain.table.hasDeniedPages
+    if kind != .mprotect, !domain.mayHaveHugeFrames, mayMerge, isMuch(runs) {
+      guard try protectTogether(runs, domain) else { return false }
+      rest.removeRuns(before: runs.count)
+      return true
+    }
     var index = 0
     while index < runs.count {
-      var end = index + 1
-      var last = runs[index]
-      while mayMerge, end < runs.count, runs[end].lowerBound - last.upperBound <= mergedGap {
-        last = last.lowerBound..<runs[end].upperBound
-        end += 1
-      }
+      let (last, end) = merged(runs, from: index, mayMerge: mayMerge)
       let done: Bool
       do throws(PinError) { done = try protect(last, domain, kind) } catch {
         rest.removeRuns(before: index)
@@ -157,6 +157,36 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     }
     rest.removeRuns(before: runs.count)
     return true
+  }
+
+  /// The run at `index` with those close behind it, and the index of the next.
+  private static func merged(_ runs: [Range<Int>], from index: Int, mayMerge: Bool) -> (run: Range<Int>, end: Int) {
+    var end = index + 1
+    var run = runs[index]
+    while mayMerge, end < runs.count, runs[end].lowerBound - run.upperBound <= mergedGap {
+      run = run.lowerBound..<runs[end].upperBound
+      end += 1
+    }
+    return (run, end)
+  }
+
+  /// Whether it may take long enough for a second thread.
+  private static func isMuch(_ runs: [Range<Int>]) -> Bool {
+    runs.count >= 1024 || runs.contains { $0.count >= 16_384 }
+  }
+
+  /// Protects all runs, or none that can be vouched for: what was protected all the same is opened again by its next fault.
+  private static func protectTogether(_ runs: [Range<Int>], _ domain: borrowing FaultDomain) throws(PinError) -> Bool {
+    var ranges: [AddressRange] = []
+    var index = 0
+    while index < runs.count {
+      let (run, end) = merged(runs, from: index, mayMerge: true)
+      ranges.append(domain.addresses(of: run))
+      index = end
+    }
+    let descriptor = domain.descriptor.load(ordering: .acquiring)
+    let all = AddressRange(start: ranges[0].start, end: ranges[ranges.count - 1].end)
+    return try domain.settle(ParallelProtection.protect(ranges, descriptor: descriptor), "UFFDIO_WRITEPROTECT", all)
   }
 
   private static func protect(
