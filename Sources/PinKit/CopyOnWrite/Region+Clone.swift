@@ -122,7 +122,8 @@ final class Sharing: RegionAttachment {
       if mechanism != .automatic, let active = session.activeMechanism, active != mechanism {
         throw PinError(
           .inUse, operation: "clone", range: region.addresses,
-          advice: "The region is protected by .\(active), and has one mechanism at a time: ask for .automatic or .\(active).")
+          advice: "The region is protected by .\(active), and has one mechanism at a time: ask for .automatic or .\(active)."
+        )
       }
       return _ = try session.arm(id, armed: armed)
     }
