@@ -120,10 +120,14 @@ extension RegionProtection {
       case .gone, .retry, .held, .failed: return .notNow
       }
     }
+    // With the claim: a fault beside it that takes the page along would find it pinned and not yet noted as its owner's, and copy it.
+    _ = domain.table.claim(page)
+    defer { domain.table.releaseClaim(page) }
     let extent = unsafe frames.extent(of: page)
     guard unsafe extent.pointee.tryGet(page, FrameCounts.pinBias) else {
       return unsafe extent.pointee.word(page).extra > FrameWord.maximumExtra - FrameCounts.pinBias ? .full : .notNow
     }
+    TestHooks.reach(.pinned, page: page)
     // Another fault moved the page meanwhile.
     guard unsafe frames.extent(of: page) == extent else {
       unsafe extent.pointee.put(page, FrameCounts.pinBias)

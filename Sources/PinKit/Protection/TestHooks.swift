@@ -27,6 +27,8 @@ enum TestHooks {
     case mapped
     /// The mappings of an extent were counted, and a frame of it is about to be frozen.
     case freezing
+    /// A pin has its references, and the frame is not yet noted as its owner's.
+    case pinned
     /// A reader thread is about to wait.
     case readerIdle
     /// A file of an image was made, renamed, removed or synced; gets the number of such steps of this image so far.

@@ -120,6 +120,37 @@ import Testing
     }
   }
 
+  @Test("W4: a fault that takes neighbours along leaves one that is being pinned", arguments: Mechanisms.inSignalHandlers)
+  func pinning(_ mechanism: WriteTracking.Mechanism) async {
+    await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
+      ct_deadline(30)
+      let (space, parent, child) = try Self.family(mechanism)
+      try child.unmap()
+      // Page 4 is copied for the lookup's sake, and page 5 would be taken along if its pin looked like one.
+      let reference = try parent.lookUp(4)
+      let hasStored = Shared()
+      let thread = Mutex<TestThread?>(nil)
+      TestHooks.set(.pinned) { page in
+        guard page == 5 else { return }
+        let writer = TestThread {
+          try parent.store(UInt64(1004), toByteOffset: 4 * 4096)
+          hasStored.value = 1
+        }
+        thread.withLock { $0 = writer }
+        check(spin(forAtMost: 10) { hasStored.value == 1 }, "the fault waits for the pin")
+      }
+      let pin = try parent.pin(5, for: .reading)
+      TestHooks.set(.pinned, nil)
+      try thread.withLock { $0 }?.join()
+      try parent.store(UInt64(1005), toByteOffset: 5 * 4096)
+      let seen = unsafe pin.withUnsafeBytes { unsafe $0.load(as: UInt64.self) }
+      check(seen, is: 1005)
+      check(space.counters[.copies], is: 1)
+      _ = reference.frame
+      try space.close()
+    }
+  }
+
   /// Writes behind the region's back when its protection has just been lifted, and before its memory goes.
   private final class LateWriter: RegionAttachment {
     let start: UInt64
