@@ -23,6 +23,10 @@ internal import SystemPackage
   let captured: PageMarks
   /// Of those, the pages that have a copy; the others held zeros. Set before `captured`.
   let filled: PageMarks
+  /// Of those, the pages whose copy is in the second mapping, which has huge pages. Set before `captured`.
+  private let isDense: PageMarks
+  /// From the first mapping to the second, in bytes.
+  private let denseOffset: Int
   private let usedBytes = Atomic<Int>(0)
   /// Alive as long as there are faults in it, which is when it is asked.
   private unowned(unsafe) let region: Region
@@ -41,10 +45,16 @@ internal import SystemPackage
     let copies = region.addresses.count
     let marks = (PageMarks.size(pageCount: pageCount) + 4095) & ~4095
     let isHuge = pageSize > Memory.pageSize
-    mapping = try Mapping(count: copies + 2 * marks, alignment: isHuge ? pageSize : Memory.pageSize)
-    // Sparse copies on huge pages would take 512 times the memory.
-    let whole = AddressRange(start: mapping.range.start, count: copies)
-    do throws(PinError) { try Memory.advise(whole, isHuge ? .hugePages : .noHugePages) } catch {}
+    let alignment = max(pageSize, HugeFrames.size)
+    denseOffset = (copies + 3 * marks + alignment - 1) / alignment * alignment
+    mapping = try Mapping(count: denseOffset + (isHuge ? 0 : copies), alignment: alignment)
+    // Sparse copies on huge pages would take 512 times the memory, dense ones on small pages three times the time: those have a
+    // mapping of their own.
+    let sparse = AddressRange(start: mapping.range.start, count: copies)
+    do throws(PinError) {
+      try Memory.advise(sparse, isHuge ? .hugePages : .noHugePages)
+      if !isHuge { try Memory.advise(AddressRange(start: sparse.start + UInt(denseOffset), count: copies), .hugePages) }
+    } catch {}
     // Without these a child or a core dump is larger, nothing else.
     for advice in [Memory.Advice.dontFork, .dontDump] {
       do throws(PinError) { try Memory.advise(mapping.range, advice) } catch {}
@@ -52,6 +62,7 @@ internal import SystemPackage
     unsafe base = UnsafeMutableRawPointer(bitPattern: mapping.range.start)!
     captured = unsafe PageMarks(memory: base + copies, pageCount: pageCount)
     filled = unsafe PageMarks(memory: base + copies + marks, pageCount: pageCount)
+    isDense = unsafe PageMarks(memory: base + copies + 2 * marks, pageCount: pageCount)
     self.limit = Atomic(limit ?? Int.max)
     self.givesUp = Atomic(givesUp)
   }
@@ -148,10 +159,14 @@ internal import SystemPackage
   /// Only the one thread that has claimed a page writes its copy, and nobody reads the copy before `captured` says so. Returns an
   /// errno if there is no memory.
   private func copyIn(_ pages: Range<Int>, _ domain: borrowing FaultDomain) -> CInt? {
-    let result = Memory.populate(addresses(of: pages))
+    let isDense = pages.count >= Self.denseRun && pageSize == Memory.pageSize && hasRoomForDenseRuns
+    let offset = isDense ? denseOffset : 0
+    let range = addresses(of: pages)
+    let result = Memory.populate(AddressRange(start: range.start + UInt(offset), count: range.count))
     if result < 0 { return -result }
     TestHooks.reach(.capturing, page: pages.lowerBound)
-    for page in pages { unsafe Memory.copy(source(page, domain), to: base + page * pageSize, count: pageSize) }
+    for page in pages { unsafe Memory.copy(source(page, domain), to: base + offset + page * pageSize, count: pageSize) }
+    if isDense { self.isDense.insert(pages) }
     filled.insert(pages)
     return nil
   }
@@ -168,6 +183,12 @@ internal import SystemPackage
   @inline(__always) private func source(_ page: Int, _ domain: borrowing FaultDomain) -> UnsafeRawPointer {
     unsafe UnsafeRawPointer(bitPattern: domain.readableAddress(of: page))!
   }
+
+  /// A fault that takes so many pages along has found its block written densely: most of it will be kept.
+  private static let denseRun = 16
+
+  /// A huge page is taken as a whole, whatever of it is used; a small limit means what it says.
+  private var hasRoomForDenseRuns: Bool { limit.load(ordering: .relaxed) >= 64 << 20 }
 
   private func addresses(of pages: Range<Int>) -> AddressRange {
     AddressRange(start: mapping.range.start + UInt(pages.lowerBound * pageSize), count: pages.count * pageSize)
@@ -202,7 +223,10 @@ internal import SystemPackage
 
   /// Copies pages that are captured.
   func copyOut(_ pages: Range<Int>, into target: UnsafeMutableRawPointer) {
-    unsafe target.copyMemory(from: base + pages.lowerBound * pageSize, byteCount: pages.count * pageSize)
+    for page in pages {
+      let offset = (isDense.contains(page) ? denseOffset : 0) + page * pageSize
+      unsafe (target + (page - pages.lowerBound) * pageSize).copyMemory(from: base + offset, byteCount: pageSize)
+    }
   }
 
   /// Owes these pages to nobody any more, and gives their memory back. They are claimed, or this store is not the newest.
@@ -211,7 +235,13 @@ internal import SystemPackage
     captured.insert(pages)
     filled.remove(pages)
     for run in copies.runs {
-      do throws(PinError) { try Memory.advise(addresses(of: run), .dontNeed) } catch {}
+      let range = addresses(of: run)
+      do throws(PinError) {
+        try Memory.advise(range, .dontNeed)
+        if pageSize == Memory.pageSize {
+          try Memory.advise(AddressRange(start: range.start + UInt(denseOffset), count: range.count), .dontNeed)
+        }
+      } catch {}
       usedBytes.subtract(run.count * pageSize, ordering: .relaxed)
     }
   }
