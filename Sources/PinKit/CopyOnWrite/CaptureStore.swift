@@ -17,7 +17,8 @@ internal import SystemPackage
 @safe final class CaptureStore: OwedBytes, @unchecked Sendable {  // all atomic, but the bytes: see `copyIn`
   let pageCount: Int
   let pageSize: Int
-  private let mapping: Mapping
+  private let memory: CaptureMemory
+  private let recycler: CaptureRecycler
   private let base: UnsafeMutableRawPointer
   /// What is owed no more.
   let captured: PageMarks
@@ -37,37 +38,24 @@ internal import SystemPackage
   /// The store of the snapshot after this one; set while the wrprotect lock is held exclusively.
   private let next = Mutex<CaptureStore?>(nil)
 
-  /// Maps the memory and touches none of it.
-  init(region: Region, limit: Int?, givesUp: Bool) throws(PinError) {
+  /// Touches no memory.
+  init(region: Region, recycler: CaptureRecycler, limit: Int?, givesUp: Bool) throws(PinError) {
     unsafe self.region = region
     pageCount = region.pageCount
     pageSize = region.pageSize
-    let copies = region.addresses.count
-    let marks = (PageMarks.size(pageCount: pageCount) + 4095) & ~4095
-    let isHuge = pageSize > Memory.pageSize
-    let alignment = max(pageSize, HugeFrames.size)
-    denseOffset = (copies + 3 * marks + alignment - 1) / alignment * alignment
-    mapping = try Mapping(count: denseOffset + (isHuge ? 0 : copies), alignment: alignment)
-    // Sparse copies on huge pages would take 512 times the memory, dense ones on small pages three times the time: those have a
-    // mapping of their own.
-    let sparse = AddressRange(start: mapping.range.start, count: copies)
-    do throws(PinError) {
-      try Memory.advise(sparse, isHuge ? .hugePages : .noHugePages)
-      if !isHuge { try Memory.advise(AddressRange(start: sparse.start + UInt(denseOffset), count: copies), .hugePages) }
-    } catch {}
-    // Without these a child or a core dump is larger, nothing else.
-    for advice in [Memory.Advice.dontFork, .dontDump] {
-      do throws(PinError) { try Memory.advise(mapping.range, advice) } catch {}
-    }
-    unsafe base = UnsafeMutableRawPointer(bitPattern: mapping.range.start)!
-    captured = unsafe PageMarks(memory: base + copies, pageCount: pageCount)
-    filled = unsafe PageMarks(memory: base + copies + marks, pageCount: pageCount)
-    isDense = unsafe PageMarks(memory: base + copies + 2 * marks, pageCount: pageCount)
+    memory = try recycler.take(for: region)
+    self.recycler = recycler
+    denseOffset = memory.denseOffset
+    unsafe base = UnsafeMutableRawPointer(bitPattern: memory.start)!
+    captured = unsafe PageMarks(memory: UnsafeMutableRawPointer(bitPattern: memory.marks(0))!, pageCount: pageCount)
+    filled = unsafe PageMarks(memory: UnsafeMutableRawPointer(bitPattern: memory.marks(1))!, pageCount: pageCount)
+    isDense = unsafe PageMarks(memory: UnsafeMutableRawPointer(bitPattern: memory.marks(2))!, pageCount: pageCount)
     self.limit = Atomic(limit ?? Int.max)
     self.givesUp = Atomic(givesUp)
   }
 
   deinit {
+    recycler.put(memory)
     // One after the other: a long chain would otherwise be let go of recursively, as deep as it is long.
     var following = next.withLock { $0.take() }
     while isKnownUniquelyReferenced(&following) { following = following?.next.withLock { $0.take() } }
@@ -191,7 +179,7 @@ internal import SystemPackage
   private var hasRoomForDenseRuns: Bool { limit.load(ordering: .relaxed) >= 64 << 20 }
 
   private func addresses(of pages: Range<Int>) -> AddressRange {
-    AddressRange(start: mapping.range.start + UInt(pages.lowerBound * pageSize), count: pages.count * pageSize)
+    AddressRange(start: memory.start + UInt(pages.lowerBound * pageSize), count: pages.count * pageSize)
   }
 
   // MARK: Keeping outside of faults

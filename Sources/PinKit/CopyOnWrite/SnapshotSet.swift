@@ -11,6 +11,7 @@ internal import Synchronization
   let addresses: AddressRange
   let isPrivateAnonymous: Bool
   private let session: TrackingSession
+  private let recycler: CaptureRecycler
   private let state = Mutex(State())
   /// The memory is gone; what could be kept was kept before.
   let isEnded = Atomic<Bool>(false)
@@ -46,6 +47,7 @@ internal import Synchronization
 
   init(region: Region, protection: RegionProtection, session: TrackingSession) {
     self.protection = protection
+    recycler = CaptureRecycler(handler: protection.handler)
     self.session = session
     addresses = region.addresses
     isPrivateAnonymous = region.backing.isPrivateAnonymous
@@ -56,7 +58,7 @@ internal import Synchronization
   func begin(_ region: Region, _ options: SnapshotOptions) throws(PinError) -> Start {
     // Whatever costs comes before the first page is protected.
     let store = try CaptureStore(
-      region: region, limit: options.captureLimit, givesUp: options.atLimit == .giveUp)
+      region: region, recycler: recycler, limit: options.captureLimit, givesUp: options.atLimit == .giveUp)
     // A discard that began before there was a protection knows nothing of what it would have to keep.
     _ = region.unwatchedDiscards.lockExclusive()
     region.unwatchedDiscards.unlockExclusive()
@@ -168,6 +170,7 @@ internal import Synchronization
       defer { isEnded.store(true, ordering: .sequentiallyConsistent) }
       state.participant = nil
       sweeping.withLock { $0 = true }
+      defer { recycler.drop() }
       guard let newest = state.newest else { return }
       guard protection.failure == nil else { return newest.lose(.region, errno: 0) }
       if !state.open.isEmpty, keepOwed(0..<newest.pageCount) == .held { newest.lose(.unmapped, errno: 0) }

@@ -26,6 +26,7 @@ internal import Synchronization
   private let threads = Mutex<Threads>(Threads())
   /// Frames that die in the fault path are given back by the watchdog.
   private let framePool = Mutex<FramePool?>(nil)
+  private let ticks = Mutex<[@Sendable () -> Bool]>([])
   private let errands = Mutex<[@Sendable () -> Void]>([])
 
   private struct Threads {
@@ -93,6 +94,18 @@ internal import Synchronization
   func later(_ body: @escaping @Sendable () -> Void) {
     errands.withLock { $0.append(body) }
     alarm.signal()
+  }
+
+  /// Has `body` called by the watchdog a few times a second until it returns false.
+  func everyTick(_ body: @escaping @Sendable () -> Bool) { ticks.withLock { $0.append(body) } }
+
+  func runTicks() {
+    let list = ticks.withLock { list in
+      defer { list = [] }
+      return list
+    }
+    let rest = list.filter { $0() }
+    ticks.withLock { $0 += rest }
   }
 
   func runErrands() {

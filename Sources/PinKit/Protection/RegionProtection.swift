@@ -8,7 +8,7 @@ internal import SystemPackage
 @safe final class RegionProtection: RegionAttachment, @unchecked Sendable {
   let addresses: AddressRange
   let domain: UnsafeMutablePointer<FaultDomain>
-  private let handler: FaultHandler
+  let handler: FaultHandler
   private let inheritsAcrossFork: Bool
   private let state = Mutex(State())
   private let forkGeneration = Kernel.forkGeneration

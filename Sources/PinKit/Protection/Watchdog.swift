@@ -37,6 +37,7 @@ internal import Synchronization
       if handler.alarm.wait(milliseconds: Self.interval) { handler.alarm.drain() }
       if handler.isStopping.load(ordering: .acquiring) { return }
       handler.runErrands()
+      handler.runTicks()
       handler.pool?.giveBackDead()
       checkReaders(&stuck)
       if handler.metricsInterval > 0, Double(Kernel.now() - published) > handler.metricsInterval * 1e9 {
