@@ -212,8 +212,14 @@ internal import SystemPackage
   /// Copies pages that are captured.
   func copyOut(_ pages: Range<Int>, into target: UnsafeMutableRawPointer) {
     for page in pages {
+      let place = unsafe target + (page - pages.lowerBound) * pageSize
+      guard filled.contains(page) else {
+        // The memory may hold the copies of an earlier store.
+        unsafe place.initializeMemory(as: UInt8.self, repeating: 0, count: pageSize)
+        continue
+      }
       let offset = (isDense.contains(page) ? denseOffset : 0) + page * pageSize
-      unsafe (target + (page - pages.lowerBound) * pageSize).copyMemory(from: base + offset, byteCount: pageSize)
+      unsafe place.copyMemory(from: base + offset, byteCount: pageSize)
     }
   }
 
