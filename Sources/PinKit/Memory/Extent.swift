@@ -20,6 +20,8 @@ internal import Synchronization
   let dead: PageBitmap
   /// How many regions have it as their base: each maps every frame of it but those that its page table says otherwise of.
   let mappers = Atomic<Int>(0)
+  /// How often ``mappers`` has changed.
+  private let comings = Atomic<UInt64>(0)
   /// Whether a frame is exclusive only if its word says so. False while it is the base of one region that was never shared: then all are.
   let isShared = Atomic<Bool>(false)
   /// Whether its region is gone, and the pool waits for its last frame.
@@ -66,9 +68,36 @@ internal import Synchronization
     FrameWord(rawValue: unsafe words[frame].load(ordering: .acquiring))
   }
 
+  /// A frame's word and the mappers, between which no region has come or gone.
+  ///
+  /// A region that comes is counted first, and what it does not map is taken off the words after that; one that goes, the other way
+  /// round. So each half by itself never makes the sum too small, but a word from before and a number from after would: a frame of two
+  /// would look like a frame of one, and be written in place.
+  @inline(__always) private func consistent(_ frame: Int) -> (word: FrameWord, mappers: Int) {
+    while true {
+      let before = comings.load(ordering: .sequentiallyConsistent)
+      let mappers = mappers.load(ordering: .sequentiallyConsistent)
+      let word = FrameWord(rawValue: unsafe words[frame].load(ordering: .sequentiallyConsistent))
+      if comings.load(ordering: .sequentiallyConsistent) == before { return (word, mappers) }
+    }
+  }
+
+  /// Counts a region that comes (1), before anything is taken off the words, or goes (-1), after everything was put back.
+  func addMapper(_ change: Int) {
+    mappers.add(change, ordering: .sequentiallyConsistent)
+    comings.add(1, ordering: .sequentiallyConsistent)
+  }
+
+  /// Whether nobody has a frame.
+  func isNobodys(_ frame: Int) -> Bool {
+    let (word, mappers) = consistent(frame)
+    return mappers + word.mappings == 0
+  }
+
   /// What the metadata says of a frame now.
   @inline(__always) func counts(_ frame: Int) -> FrameCounts {
-    counts(word(frame), mappers: mappers.load(ordering: .acquiring))
+    let (word, mappers) = consistent(frame)
+    return counts(word, mappers: mappers)
   }
 
   @inline(__always) private func counts(_ word: FrameWord, mappers: Int) -> FrameCounts {
@@ -153,9 +182,11 @@ internal import Synchronization
 
   /// Marks a frame as its one mapping's own if that holds the only reference: it has been proven so.
   func markExclusive(_ frame: Int) {
-    let mappers = mappers.load(ordering: .acquiring)
+    let (proven, mappers) = consistent(frame)
     update(frame) { word in
-      guard mappers + word.mappings + word.extra == 1, word.flags.isDisjoint(with: [.frozen, .dying]) else { return nil }
+      guard word == proven, mappers + word.mappings + word.extra == 1, word.flags.isDisjoint(with: [.frozen, .dying]) else {
+        return nil
+      }
       var word = word
       word.flags.insert(.exclusive)
       return word

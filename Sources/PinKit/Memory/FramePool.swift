@@ -191,7 +191,7 @@ public final class FramePool: Sendable {
     }
     guard marked != nil else { return false }
     // The extent may have been shared as a whole between the two looks, and a page of the newcomer have left.
-    if extent.mappers.load(ordering: .sequentiallyConsistent) + extent.word(frame).mappings == 0 { return true }
+    if extent.isNobodys(frame) { return true }
     extent.update(frame) { word in
       var word = word
       word.flags.remove(.dying)

@@ -57,7 +57,7 @@ internal import Synchronization
   /// would look shared, and a writer would leave them.
   func beginMapping() {
     isCounted.store(true, ordering: .relaxed)
-    unsafe base.pointee.mappers.add(1, ordering: .sequentiallyConsistent)
+    unsafe base.pointee.addMapper(1)
   }
 
   deinit { release() }
@@ -217,7 +217,7 @@ internal import Synchronization
         unsafe extent.pointee.removeMapping(page)
       }
     }
-    if isCounted.load(ordering: .relaxed) { unsafe base.pointee.mappers.subtract(1, ordering: .sequentiallyConsistent) }
+    if isCounted.load(ordering: .relaxed) { unsafe base.pointee.addMapper(-1) }
     unsafe base.pointee.tracked.forEachRun { run in
       for frame in run { unsafe base.pointee.noteIfDead(frame) }
     }

@@ -109,7 +109,7 @@ import Testing
       let extent = unsafe Extent.Pointer(bitPattern: raw)!
       unsafe extent.pointee.mappers.store(1, ordering: .sequentiallyConsistent)
       TestHooks.set(.freezing) { _ in
-        unsafe Extent.Pointer(bitPattern: raw)!.pointee.mappers.add(1, ordering: .sequentiallyConsistent)
+        unsafe Extent.Pointer(bitPattern: raw)!.pointee.addMapper(1)
       }
       check(unsafe extent.pointee.freeze(2, expecting: 1), is: false, "a clone")
       check(unsafe extent.pointee.word(2).rawValue, is: 0)

@@ -138,12 +138,12 @@ import Testing
     let cloner = TestThread {
       let extent = unsafe Extent.Pointer(bitPattern: raw)!
       while isOver.value == 0 {
-        unsafe extent.pointee.mappers.add(1, ordering: .sequentiallyConsistent)
+        unsafe extent.pointee.addMapper(1)
         if unsafe extent.pointee.firstFrozen(at: .max) != nil { findings.note("still frozen") }
         if frozen.value != 0, unsafe extent.pointee.mappers.load(ordering: .sequentiallyConsistent) != 2 {
           findings.note("P5: frozen with other mappings than expected")
         }
-        unsafe extent.pointee.mappers.subtract(1, ordering: .sequentiallyConsistent)
+        unsafe extent.pointee.addMapper(-1)
       }
     }
     for _ in 0..<200_000 where findings.isEmpty {
