@@ -44,7 +44,7 @@ class FrameSharing: @unchecked Sendable {  // subclasses hold atomics and preall
 /// Whoever copies a page can copy its neighbours for a fraction of the price of a fault each, which is wasted on a writer that
 /// touches a page here and a page there. So the first faults in a block of 512 pages take few pages along, later ones many: a writer
 /// of one page in a hundred seldom gets beyond the first steps, and one that writes them all faults about fifteen times. More than
-/// 256 pages would save little, and hold a writer up for longer. All state is advisory.
+/// 128 pages would save little, and hold a writer up for longer. All state is advisory.
 @safe struct WriteDensity: ~Copyable, @unchecked Sendable {  // bytes are touched through atomics only
   private static let blockShift = 9
   private let counts: UnsafeMutablePointer<Atomic<UInt8>>
@@ -64,7 +64,7 @@ class FrameSharing: @unchecked Sendable {  // subclasses hold atomics and preall
     let faults = unsafe counts[block].load(ordering: .relaxed)
     if faults < 255 { unsafe counts[block].store(faults + 1, ordering: .relaxed) }
     if faults == 0 { isTouched.store(true, ordering: .relaxed) }
-    return faults < 4 ? 1 : faults < 6 ? 4 : faults < 8 ? 16 : faults < 10 ? 128 : 256
+    return faults < 4 ? 1 : faults < 6 ? 4 : faults < 8 ? 16 : 128
   }
 
   /// Forgets what was written; called under the exclusive lock.
