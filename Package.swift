@@ -84,6 +84,6 @@ let package = Package(
       ],
       swiftSettings: house
     ),
-    .testTarget(name: "pinctlTests", dependencies: ["pinctl"], swiftSettings: house),
+    .testTarget(name: "pinctlTests", dependencies: ["pinctl", "CFloor"], swiftSettings: house),
   ]
 )

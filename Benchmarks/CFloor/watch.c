@@ -41,21 +41,24 @@ static void *reader_main(void *unused) {
   }
 }
 
+// Whoever watches other memory of the process with the same signal had its handler here first.
+static void pass_on(int number, siginfo_t *info, void *context) {
+  if (!(previous.sa_flags & SA_SIGINFO)) abort();
+  previous.sa_sigaction(number, info, context);
+}
+
 // The floor of in-place delivery: the writer's own thread removes the protection; nobody waits, so nobody is woken.
 static void on_sigbus(int number, siginfo_t *info, void *context) {
-  (void)number;
-  (void)context;
   uint64_t start = (uint64_t)(uintptr_t)info->si_addr & ~(watch.fault_length - 1);
-  if (!floor_writeprotect(watch.uffd, start, watch.fault_length, UFFDIO_WRITEPROTECT_MODE_DONTWAKE)) abort();
+  if (start - watch.base >= watch.length) pass_on(number, info, context);
+  else if (!floor_writeprotect(watch.uffd, start, watch.fault_length, UFFDIO_WRITEPROTECT_MODE_DONTWAKE)) abort();
 }
 
 // The floor of mprotect delivery.
 static void on_sigsegv(int number, siginfo_t *info, void *context) {
-  (void)number;
-  (void)context;
   uint64_t start = (uint64_t)(uintptr_t)info->si_addr & ~(watch.fault_length - 1);
-  if (start - watch.base >= watch.length) abort();
-  if (mprotect((void *)(uintptr_t)start, watch.fault_length, PROT_READ | PROT_WRITE)) abort();
+  if (start - watch.base >= watch.length) pass_on(number, info, context);
+  else if (mprotect((void *)(uintptr_t)start, watch.fault_length, PROT_READ | PROT_WRITE)) abort();
 }
 
 static void take_signal(int number, void (*handler)(int, siginfo_t *, void *)) {

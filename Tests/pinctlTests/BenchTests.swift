@@ -1,4 +1,5 @@
 import ArgumentParser
+import CFloor
 import Foundation
 import FoundationXML
 import PinKit
@@ -44,6 +45,25 @@ struct BenchTests {
     let result = try row.run(BenchPlan(rounds: 2, quick: true))
     #expect(result.pinkit > 0 && result.floor > 0)
     #expect(result.name == name && result.rounds == 2 && result.floorName == row.floorName)
+  }
+
+  @Test(
+    "A floor's signal handler leaves faults on other memory to whoever watches that",
+    arguments: [
+      (cfloor_in_place, WriteTracking.Mechanism.inPlace), (cfloor_mprotect, .mprotect),
+    ])
+  func floorsKeepToThemselves(floor: cfloor_mechanism, mechanism: WriteTracking.Mechanism) throws {
+    let space = try AddressSpace()
+    let region = try space.map(.anonymous, pages: 8)
+    let tracker = try region.trackWrites(mechanism)
+    let base = cfloor_map(8, 0, 1)
+    var time = 0.0
+    let watch = unsafe cfloor_watch_start(base, 8, CInt(floor.rawValue), 1, &time)
+    try region.store(UInt8(1), toByteOffset: 3 * 4096)
+    unsafe cfloor_watch_stop(watch)
+    cfloor_unmap(base, 8)
+    #expect(try tracker.collect().runs == [3..<4])
+    try space.close()
   }
 
   static var sample: BenchReport {

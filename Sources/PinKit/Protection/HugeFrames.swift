@@ -127,11 +127,13 @@ enum HugeFrames {
     let mapping = try Mapping(
       count: run.count * Memory.pageSize, alignment: size,
       source: .file(frames.pool.descriptor, offset: offset, shared: true))
-    let made = mapping.range
+    let made = mapping.keep()
+    // What has moved away leaves room behind that others map into at once: only what is still ours is unmapped.
+    var rest = made
+    defer { if !rest.isEmpty { Mapping.unmap(rest) } }
     try? Memory.advise(made, .hugePages)
     try Memory.advise(made, .dontFork)
     guard Uffd.register(descriptor, made, .writeProtect) == .done else { return }
-    defer { _ = Uffd.unregister(descriptor, made) }
     try Memory.advise(made, .populateRead)
     guard Uffd.register(descriptor, made, [.writeProtect, .minor]) == .done else { return }
     var huge: [AddressRange] = []
@@ -139,6 +141,9 @@ enum HugeFrames {
     for part in huge where part.start % UInt(size) == 0 && part.count % size == 0 {
       let target = domain.addresses(of: run).start + (part.start - made.start)
       try Remap.move(part, to: target, descriptor: descriptor)
+      TestHooks.reach(.moved)
+      if rest.start < part.start { Mapping.unmap(AddressRange(start: rest.start, end: part.start)) }
+      rest = AddressRange(start: part.end, end: made.end)
     }
   }
 }

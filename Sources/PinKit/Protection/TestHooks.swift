@@ -29,6 +29,8 @@ enum TestHooks {
     case freezing
     /// A pin has its references, and the frame is not yet noted as its owner's.
     case pinned
+    /// A huge mapping was moved over its pages; where it was made there is room now.
+    case moved
     /// A reader thread is about to wait.
     case readerIdle
     /// A file of an image was made, renamed, removed or synced; gets the number of such steps of this image so far.

@@ -12,6 +12,8 @@ int ct_has_thread_sanitizer(void);
 // Whether any sanitizer is in.
 int ct_has_sanitizer(void);
 void ct_store(uint64_t address, uint8_t value);
+// Sequentially consistent.
+void ct_store_in_order(uint64_t address, uint64_t value);
 uint8_t ct_load(uint64_t address);
 // Stores with errno set to a value of its own; whether errno still has it afterwards.
 int ct_store_keeps_errno(uint64_t address, uint8_t value);

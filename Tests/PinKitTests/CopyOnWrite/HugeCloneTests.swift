@@ -1,4 +1,5 @@
 import CTestSupport
+import Glibc
 import Synchronization
 import Testing
 
@@ -23,7 +24,7 @@ enum HugePageSetting {
 /// Clones of pool memory on huge pages. They need `shmem_enabled` at `advise`, which root may set for the time of the test.
 @Suite("Clones on huge pages", .serialized)
 struct HugeCloneTests {
-  private static let pages = 32 * 512
+  fileprivate static let pages = 32 * 512
 
   /// How many pages of the region are mapped by huge entries.
   private func hugePages(_ region: Region) throws -> Int {
@@ -34,7 +35,7 @@ struct HugeCloneTests {
     return count
   }
 
-  private func restore(_ region: Region) throws {
+  fileprivate func restore(_ region: Region) throws {
     let protection = try region.protection()
     unsafe protection.domain.pointee.lostHugeMappings.store(true, ordering: .relaxed)
     protection.restoreHugeMappings()
@@ -79,6 +80,41 @@ struct HugeCloneTests {
         #expect(try region.load(fromByteOffset: page * 4096) == UInt64(1_000_000 + page))
         #expect(try clone.load(fromByteOffset: page * 4096) == UInt64(page))
         #expect(try clone.load(fromByteOffset: (page + 1) % Self.pages * 4096) == UInt64(2_000_000 + page))
+      }
+    }
+  }
+
+  @Test(
+    "What others map while huge mappings are put back stays theirs",
+    .enabled(if: HugePageSetting.isOurs, "needs root, for shmem_enabled"))
+  func leavesOthersAlone() async {
+    await #expect(processExitsWith: .success) {
+      try HugePageSetting.allowed {
+        let space = try AddressSpace()
+        let region = try space.map(.pool(hugePages: .prefer), pages: HugeCloneTests.pages)
+        for page in stride(from: 0, to: region.pageCount, by: 512) {
+          try region.store(UInt64(page), toByteOffset: page * 4096)
+        }
+        let clone = try region.clone()
+        let made = Mutex<[UInt]>([])
+        TestHooks.set(.moved) { _ in
+          // As large as the room that the move leaves, and smaller: whatever fits there goes there.
+          for size in [64 << 20, 32 << 20, 16 << 20, 4 << 20, 2 << 20, 1 << 20, 1 << 16, 1 << 16] {
+            let bytes = unsafe mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+            made.withLock { $0.append(UInt(bitPattern: bytes)) }
+          }
+        }
+        let tests = HugeCloneTests()
+        try tests.restore(region)
+        try tests.restore(clone)
+        TestHooks.set(.moved, nil)
+        let addresses = made.withLock { $0 }
+        guard !addresses.isEmpty else { exit(3) }
+        for address in addresses {
+          // ENOMEM from memory that is not mapped.
+          if unsafe madvise(UnsafeMutableRawPointer(bitPattern: address), 4096, MADV_NORMAL) != 0 { exit(4) }
+        }
+        try space.close()
       }
     }
   }

@@ -1,3 +1,4 @@
+import CTestSupport
 import Glibc
 import Synchronization
 import Testing
@@ -61,7 +62,7 @@ final class CutWriters: Sendable {
         begun.increment(writer)
         let number = begun[writer]
         let place = unsafe bytes.baseAddress! + offset(order[Int(number) % order.count], writer)
-        unsafe place.assumingMemoryBound(to: Atomic<UInt64>.self).pointee.store(number, ordering: .sequentiallyConsistent)
+        ct_store_in_order(UInt64(UInt(bitPattern: place)), number)
         made.increment(writer)
       }
     }
