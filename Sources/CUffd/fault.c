@@ -18,6 +18,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "cuffd_section.h"
 #include "cuffd_sys.h"
 
 #define TLS static __thread __attribute__((tls_model("initial-exec")))
@@ -131,6 +132,7 @@ void cuffd_fault_remove(int64_t token) {
 // ---- the handler ----
 
 TLS int fault_depth;
+TLS int callback_depth;
 TLS uint64_t repeated_address, repeated_generation;
 TLS uint32_t repeated_count;
 TLS uint64_t accessing[8];
@@ -278,6 +280,8 @@ static void in_child(void) {
     descriptors[i] = -1;
   }
   fault_depth = 0;
+  callback_depth = 0;
+  cuffd_section_forget_others();
   atomic_fetch_add(&generation, 1);
   pthread_mutex_unlock(&changes);
   pthread_mutex_unlock(&opening);
@@ -327,8 +331,29 @@ uint32_t cuffd_fork_generation(void) { return atomic_load_explicit(&generation, 
 // ---- per thread ----
 
 TLS int path_depth;
+TLS struct { uint64_t operation; const void *subscriber; } callbacks[8];
+TLS uint64_t last_operation;
+TLS uint64_t owner;
 
-int cuffd_in_fault_path(void) { return path_depth > 0 || fault_depth > 0; }
+uint64_t cuffd_operation_next(void) { return ++last_operation; }
+int cuffd_callback_enter(uint64_t operation, const void *subscriber) {
+  if (callback_depth == 8) return 0;
+  callbacks[callback_depth].operation = operation;
+  callbacks[callback_depth++].subscriber = subscriber;
+  return 1;
+}
+void cuffd_callback_leave(void) { callback_depth--; }
+int cuffd_callback_depth(void) { return callback_depth; }
+uint64_t cuffd_callback_operation(void) { return callback_depth ? callbacks[callback_depth - 1].operation : 0; }
+const void *cuffd_callback_subscriber(int depth) { return callbacks[depth].subscriber; }
+uint64_t cuffd_owner(void) { return owner; }
+uint64_t cuffd_owner_replace(uint64_t next) {
+  uint64_t before = owner;
+  owner = next;
+  return before;
+}
+
+int cuffd_in_fault_path(void) { return path_depth > 0 || fault_depth > 0 || callback_depth > 0; }
 void cuffd_enter_fault_path(void) { path_depth++; }
 void cuffd_leave_fault_path(void) { path_depth--; }
 

@@ -81,6 +81,19 @@ void cuffd_wplock_lock_exclusive(struct cuffd_wplock *lock, uint64_t *waits) {
   }
 }
 
+int cuffd_wplock_try_exclusive(struct cuffd_wplock *lock) {
+  _Atomic uint32_t *mutex = (_Atomic uint32_t *)&lock->writers;
+  uint32_t free = 0;
+  if (!atomic_compare_exchange_strong_explicit(mutex, &free, 1, memory_order_acquire, memory_order_relaxed)) return 0;
+  _Atomic uint64_t *word = state_of(lock);
+  uint64_t state = atomic_load_explicit(word, memory_order_relaxed);
+  while (!(state & READERS))
+    if (atomic_compare_exchange_weak_explicit(word, &state, state | PENDING, memory_order_acquire, memory_order_relaxed))
+      return 1;
+  if (atomic_exchange_explicit(mutex, 0, memory_order_release) == 2) cuffd_futex_wake(&lock->writers, 1);
+  return 0;
+}
+
 void cuffd_wplock_unlock_exclusive(struct cuffd_wplock *lock) {
   _Atomic uint64_t *word = state_of(lock);
   uint64_t state = atomic_load_explicit(word, memory_order_relaxed);

@@ -6,6 +6,7 @@
 #include "cuffd_lock.h"
 #include "cuffd_probe.h"
 #include "cuffd_ring.h"
+#include "cuffd_section.h"
 #include "cuffd_sys.h"
 #include "cuffd_uapi.h"
 #endif

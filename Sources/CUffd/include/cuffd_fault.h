@@ -39,6 +39,17 @@ void cuffd_leave_fault_path(void);
 void cuffd_enter_access(uint64_t region);
 void cuffd_leave_access(uint64_t region);
 int cuffd_is_accessing(uint64_t region);
+// Per thread: the callbacks of subscribers that are running, innermost last, and the invalidations they belong to, which are numbered
+// within the thread. Entering returns 0 where eight are nested.
+uint64_t cuffd_operation_next(void);
+int cuffd_callback_enter(uint64_t operation, const void *_Nonnull subscriber);
+void cuffd_callback_leave(void);
+int cuffd_callback_depth(void);
+uint64_t cuffd_callback_operation(void);
+const void *_Nonnull cuffd_callback_subscriber(int depth);
+// On whose behalf this thread changes mappings; 0: nobody's in particular.
+uint64_t cuffd_owner(void);
+uint64_t cuffd_owner_replace(uint64_t next);
 // How often in a row this thread has reported `address` without anything to resolve; 0 resets. The first report of a generation does
 // not count: pages have been protected since the last one.
 uint32_t cuffd_repeated_fault(uint64_t address, uint64_t generation);

@@ -15,6 +15,8 @@ void cuffd_wplock_lock_shared(struct cuffd_wplock *_Nonnull lock, uint64_t *_Non
 int cuffd_wplock_try_shared(struct cuffd_wplock *_Nonnull lock);
 void cuffd_wplock_unlock_shared(struct cuffd_wplock *_Nonnull lock);
 void cuffd_wplock_lock_exclusive(struct cuffd_wplock *_Nonnull lock, uint64_t *_Nonnull waits);
+// Returns 0 rather than wait.
+int cuffd_wplock_try_exclusive(struct cuffd_wplock *_Nonnull lock);
 void cuffd_wplock_unlock_exclusive(struct cuffd_wplock *_Nonnull lock);
 // How many readers are queued behind a writer.
 uint32_t cuffd_wplock_queued(struct cuffd_wplock *_Nonnull lock);

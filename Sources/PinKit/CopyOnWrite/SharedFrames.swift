@@ -62,6 +62,15 @@ internal import Synchronization
   /// `.failed` if the kernel has no mapping left for a piece of this size.
   private func copyOnce(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> FaultResolution {
     guard let target = unsafe frames.targetExtent, unsafe frames.claimTarget(pages, target) else { return .retry }
+    var invalidation: Invalidation?
+    switch domain.startInFaultPath(.clear, pages) {
+    case .unwatched: invalidation = nil
+    case .begun(let begun): invalidation = begun
+    case .wouldBlock, .failed:
+      unsafe frames.unclaimTarget(pages, target)
+      return .retry
+    }
+    defer { invalidation?.end() }
     let offset = unsafe target.pointee.offsets(of: pages).lowerBound
     guard copyBytes(of: pages, to: offset, in: domain) else {
       unsafe frames.unclaimTarget(pages, target)
@@ -71,6 +80,10 @@ internal import Synchronization
     TestHooks.reach(.copied, page: pages.lowerBound)
     let range = domain.addresses(of: pages)
     domain.needsRegistration.store(true, ordering: .sequentiallyConsistent)
+    // Nobody finds the old frame from here on, and whoever has it gives it up before the new one can be written (N5).
+    if invalidation != nil { domain.table.clear(pages) }
+    defer { if invalidation != nil { domain.table.set(pages) } }
+    invalidation?.invalidateRange()
     // The entries come with the mapping: the kernel makes those of reads by the dozen, those of writes one by one. The one who
     // faulted needs no help.
     guard Memory.replace(range, file: frames.pool.descriptor, offset: offset, mapsPages: pages.count > 1) == 0 else {
@@ -233,6 +246,9 @@ internal import Synchronization
     }
     domain.needsRegistration.store(true, ordering: .sequentiallyConsistent)
     let range = domain.addresses(of: pages)
+    domain.table.clear(pages)
+    defer { domain.table.set(pages) }
+    _ = domain.withNotifications { $0.invalidateRange(.clear, pages) }
     let result = Memory.replace(
       range, file: frames.pool.descriptor, offset: unsafe target.pointee.offsets(of: pages).lowerBound)
     guard result == 0 else {

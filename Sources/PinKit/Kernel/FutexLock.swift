@@ -28,6 +28,8 @@ internal import CUffd
     unsafe cuffd_wplock_lock_exclusive(raw, &waits)
     return waits > 0
   }
+  /// False rather than wait.
+  func tryLockExclusive() -> Bool { unsafe cuffd_wplock_try_exclusive(raw) != 0 }
   func unlockExclusive() { unsafe cuffd_wplock_unlock_exclusive(raw) }
 
   /// How many readers wait for a writer to leave.

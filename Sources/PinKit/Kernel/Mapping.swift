@@ -106,11 +106,15 @@ enum Memory {
   /// Maps a part of a file in the place of what is at `range`, readable and writable. `mapsPages`: with an entry for each page that is
   /// there, which can be written without a fault, as memory files need not hear of it; holes are filled. 0 or a negative errno. For
   /// the fault path.
-  static func replace(_ range: AddressRange, file: CInt, offset: Int, mapsPages: Bool = false) -> CInt {
+  static func replace(
+    _ range: AddressRange, file: CInt, offset: Int, mapsPages: Bool = false,
+    _ protection: Mapping.Protection = [.read, .write]
+  ) -> CInt {
     var address: UInt64 = 0
     // MAP_SHARED | MAP_FIXED, and MAP_POPULATE
     let flags: CInt = 0x11 | (mapsPages ? 0x8000 : 0)
-    return unsafe cuffd_mmap(UInt64(range.start), UInt64(range.count), 3, flags, file, Int64(offset), &address)
+    return unsafe cuffd_mmap(
+      UInt64(range.start), UInt64(range.count), protection.rawValue, flags, file, Int64(offset), &address)
   }
 
   /// Moves a mapping over whatever is at `target`; mremap(2). 0 or a negative errno.

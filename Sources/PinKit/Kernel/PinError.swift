@@ -57,6 +57,10 @@ public struct PinError: Error, Sendable, Hashable, CustomStringConvertible {
     public static let brokenChain = Code("images do not form a chain")
     /// The page size or the number of pages differs.
     public static let geometryMismatch = Code("geometry does not match")
+    /// It had to be done inside a callback that is over.
+    public static let tooLate = Code("too late")
+    /// A subscriber to the pages failed when it was told of the change. The error's advice says how.
+    public static let subscriberFailed = Code("subscriber failed")
     /// Any other refusal of the kernel; see ``PinError/errno``.
     public static let system = Code("system error")
   }

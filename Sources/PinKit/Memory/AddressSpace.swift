@@ -75,7 +75,10 @@ public final class AddressSpace: Sendable {
     }
   }
 
-  func enroll(_ region: Region) { regions.withLock { $0[region.id] = WeakRegion(region: region) } }
+  func enroll(_ region: Region) throws(PinError) {
+    regions.withLock { $0[region.id] = WeakRegion(region: region) }
+    for service in services.all(as: (any AddressSpaceService).self) { try service.regionDidMap(region) }
+  }
   func withdraw(_ id: UInt64) { _ = regions.withLock { $0.removeValue(forKey: id) } }
 
   private func isEnrolled(_ id: UInt64) -> Bool { regions.withLock { $0[id] != nil } }
@@ -92,6 +95,7 @@ public final class AddressSpace: Sendable {
     guard isOfThisProcess else { throw .notInherited("close") }
     for region in mappedRegions { try region.requireOutside("close") }
     guard !isClosed.exchange(true, ordering: .acquiringAndReleasing) else { return }
+    for service in services.all(as: (any AddressSpaceService).self) { service.spaceWillClose() }
     for region in mappedRegions {
       do throws(PinError) { try region.unmap() } catch  where error.code == .unmapped {
         // Another thread is at it, and may wait for an access whose faults need the threads that stop below.

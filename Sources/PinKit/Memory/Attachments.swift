@@ -2,20 +2,35 @@ internal import Synchronization
 
 /// What a higher floor keeps with a region, and what it must do when the region changes.
 protocol RegionAttachment: AnyObject, Sendable {
-  /// The region's memory is about to go, and nothing has been lifted yet: keep what is owed of it. Called once, before the other.
+  /// The region is about to go, and nothing has changed yet. Called once, before the others.
+  func regionWillGo()
+  /// The region's memory is about to go, and nothing has been lifted yet: keep what is owed of it. Called once.
   func bytesWillGo()
   /// The region's memory is about to go: lift every protection and wake whoever waits. Called once, without locks held.
   func regionWillUnmap()
+  /// The memory is not mapped any more, and its frames have not been freed. Called once, last.
+  func regionDidUnmap()
 }
 
 extension RegionAttachment {
+  func regionWillGo() {}
+  func regionDidUnmap() {}
   func bytesWillGo() {}
 }
 
 /// What a higher floor keeps with an address space.
 protocol AddressSpaceService: AnyObject, Sendable {
+  /// A region was made, and nobody has seen it yet.
+  func regionDidMap(_ region: Region) throws(PinError)
+  /// The space is about to close; no region has been unmapped for that yet.
+  func spaceWillClose()
   /// Every region is unmapped: stop threads, close descriptors.
   func shutDown()
+}
+
+extension AddressSpaceService {
+  func regionDidMap(_ region: Region) throws(PinError) {}
+  func spaceWillClose() {}
 }
 
 /// One object per type, made when it is first asked for.

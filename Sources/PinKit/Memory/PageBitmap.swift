@@ -98,6 +98,16 @@ internal import Synchronization
     }
   }
 
+  /// The same for several.
+  func insertVisibly(_ pages: Range<Int>) { for page in pages { insertVisibly(page) } }
+
+  /// From the first bit that is set to behind the last; `nil` if none is. What is set meanwhile may be missed.
+  var bounds: Range<Int>? {
+    var bounds: Range<Int>?
+    forEachRun { run in bounds = (bounds?.lowerBound ?? run.lowerBound)..<run.upperBound }
+    return bounds
+  }
+
   /// Clears every bit, calling `body` with each maximal run that was set, in order.
   func drain(_ body: (Range<Int>) -> Void) {
     // Reading an untouched word costs no memory, exchanging it does.

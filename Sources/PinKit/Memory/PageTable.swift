@@ -21,6 +21,8 @@ internal import Synchronization
     static let open = Entry(rawValue: 1 << 2)
     /// It was opened for a neighbour's sake, without a fault of its own.
     static let faultAround = Entry(rawValue: 1 << 3)
+    /// The page changes frame at this moment, and has none to be looked up. Its claim is held.
+    static let cleared = Entry(rawValue: 1 << 7)
     /// First-write callbacks were told of the page, and it could not be opened yet.
     static let told = Entry(rawValue: 1 << 6)
     /// The user took the right to write away.
@@ -62,6 +64,10 @@ internal import Synchronization
   @discardableResult @inline(__always) func remove(_ flags: Entry, at page: Int) -> Entry {
     Entry(rawValue: unsafe entries[page].bitwiseAnd(~flags.rawValue, ordering: .acquiringAndReleasing).oldValue)
   }
+
+  /// Lets nobody find the frames of `pages`, which are claimed, until ``set(_:)``.
+  @inline(__always) func clear(_ pages: Range<Int>) { for page in pages { insert(.cleared, at: page) } }
+  @inline(__always) func set(_ pages: Range<Int>) { for page in pages { remove(.cleared, at: page) } }
 
   /// The same for whoever holds the wrprotect lock exclusively: nobody else changes entries then, so no locked instruction is
   /// needed. Returns the entry before.

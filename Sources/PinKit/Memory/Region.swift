@@ -60,7 +60,11 @@ public final class Region: Sendable {
     self.id = id
     self.owned = Mutex(owned)
     try ManagedRanges.claim(addresses, id: id)
-    space.enroll(self)
+    do throws(PinError) { try space.enroll(self) } catch {
+      ManagedRanges.release(id: id)
+      space.withdraw(id)
+      throw error
+    }
   }
 
   deinit {
@@ -105,15 +109,17 @@ public final class Region: Sendable {
 
   private func tearDown() {
     let attached = attachments.all(as: (any RegionAttachment).self)
+    for attachment in attached { attachment.regionWillGo() }
     for attachment in attached { attachment.bytesWillGo() }
     for attachment in attached { attachment.regionWillUnmap() }
-    attachments.removeAll()
     // As it was when it was adopted: readable and writable.
     if isAdopted, table.hasDeniedPages { _ = Memory.protect(addresses, [.read, .write]) }
     ManagedRanges.release(id: id)
     owned.withLock { $0 = nil }
+    for attachment in attached { attachment.regionDidUnmap() }
     // Nothing maps them any more.
     frames?.release()
+    attachments.removeAll()
     space.withdraw(id)
   }
 

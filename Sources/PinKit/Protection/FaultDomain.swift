@@ -50,6 +50,10 @@ struct FaultDomain: ~Copyable, Sendable {
   let owed = Atomic<UInt>(0)
   /// Whose frames its pages are: an unretained `FrameSharing`, or 0.
   let sharing = Atomic<UInt>(0)
+  /// Who is told before pages change: an unretained `RegionNotifications`, or 0 while nobody ever subscribed.
+  let subscribers = Atomic<UInt>(0)
+  /// Whether a subscriber ever refused a change that a fault wanted to make.
+  let wasRefused = Atomic<Bool>(false)
   /// Whether pages may be opened along with a neighbour where that saves a copy of its own: nobody asked for exact sets.
   let opensChunks = Atomic<Bool>(true)
   let density: WriteDensity
@@ -80,6 +84,7 @@ struct FaultDomain: ~Copyable, Sendable {
     case timedOut
     case readerDied
     case mappingChanged
+    case subscriberBlocked
   }
 
   init(region: Region, counters: FaultCounters, patience: Double, alarm: CInt) {
@@ -108,6 +113,14 @@ struct FaultDomain: ~Copyable, Sendable {
     let raw = sharing.load(ordering: .acquiring)
     guard raw != 0 else { return nil }
     return unsafe Unmanaged<FrameSharing>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)._withUnsafeGuaranteedRef {
+      body($0)
+    }
+  }
+
+  @inline(__always) func withNotifications<Result>(_ body: (RegionNotifications) -> Result) -> Result? {
+    let raw = subscribers.load(ordering: .acquiring)
+    guard raw != 0 else { return nil }
+    return unsafe Unmanaged<RegionNotifications>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)._withUnsafeGuaranteedRef {
       body($0)
     }
   }

@@ -283,7 +283,7 @@ internal import Synchronization
       return
     }
     if Kernel.now() > fault.deadline {
-      domain.fail(.timedOut, errno: UffdResult.again.errno)
+      domain.fail(domain.causeOfDelay, errno: UffdResult.again.errno)
       return
     }
     let resolution = FaultPath.resolve(page: fault.page, in: domain, holding: hold)

@@ -43,7 +43,7 @@ enum InPlaceDelivery {
       case .alreadyOpen, .gone: return tryAgain(domain, address, generation: generation)
       case .retry:
         if Kernel.now() - begun > domain.patience {
-          domain.fail(.timedOut, errno: UffdResult.again.errno)
+          domain.fail(domain.causeOfDelay, errno: UffdResult.again.errno)
         }
         Kernel.pause(nanoseconds: retryPause)
       case .held:

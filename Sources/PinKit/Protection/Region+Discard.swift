@@ -38,6 +38,8 @@ extension Region {
     // not be held while pages are dropped.
     _ = discarding.lockShared()
     defer { discarding.unlockShared() }
+    let invalidation = try protection.start(.clear, pages)
+    defer { invalidation?.end() }
     guard let snapshots = attachments.find(SnapshotSet.self) else {
       try drop(pages, range, protection)
       return true

@@ -31,8 +31,10 @@ extension Region {
         return try apply(access, to: pages, armed: false)
       }
       try protection.throwIfFailed("protect")
-      try protection.exclusive { domain throws(PinError) in
+      let event: InvalidationRange.Event = pages.count == 1 ? .protectionPage : .protectionRange
+      try protection.untilDone(event, .pages(pages)) { domain throws(PinError) in
         try apply(access, to: pages, armed: domain.delivery.load(ordering: .acquiring) == .mprotect)
+        return true
       }
     }
   }

@@ -12,7 +12,7 @@ internal import SystemPackage
   private let inheritsAcrossFork: Bool
   private let state = Mutex(State())
   private let forkGeneration = Kernel.forkGeneration
-  private let discarding: FutexLock
+  let discardLock: FutexLock
   /// Shared pages on huge frames are protected by not being mapped.
   private let hasHugeFrames: Bool
   private let frames: RegionFrames?
@@ -32,7 +32,7 @@ internal import SystemPackage
 
   init(region: Region, handler: FaultHandler) {
     addresses = region.addresses
-    discarding = region.discarding
+    discardLock = region.discarding
     frames = region.frames
     if let frames { handler.pool = frames.pool }
     hasHugeFrames = region.backing.mayHaveHugeFrames
@@ -243,8 +243,8 @@ internal import SystemPackage
 
   /// Runs `body`, which collects, while nobody drops pages.
   func withoutDiscards<Result>(_ body: () throws(PinError) -> Result) throws(PinError) -> Result {
-    _ = discarding.lockExclusive()
-    defer { discarding.unlockExclusive() }
+    _ = discardLock.lockExclusive()
+    defer { discardLock.unlockExclusive() }
     return try body()
   }
 
@@ -357,7 +357,7 @@ internal import SystemPackage
     let value = unsafe domain.pointee.failure.load(ordering: .acquiring)
     guard value != 0, let kind = FaultDomain.Failure(rawValue: UInt32(value >> 32)) else { return nil }
     let errno = CInt(truncatingIfNeeded: value & 0xffff_ffff)
-    let code: PinError.Code = kind == .mappingChanged ? .mappingChanged : kind == .timedOut ? .timedOut : .handlerLost
+    let code: PinError.Code = kind.code
     return PinError(
       code, operation: "serve faults (\(kind))", errno: errno == 0 ? nil : Errno(rawValue: errno), range: addresses,
       advice: kind.advice)
@@ -432,6 +432,15 @@ extension Region {
 }
 
 extension FaultDomain.Failure {
+  var code: PinError.Code {
+    switch self {
+    case .mappingChanged: .mappingChanged
+    case .timedOut: .timedOut
+    case .subscriberBlocked: .subscriberFailed
+    default: .handlerLost
+    }
+  }
+
   var advice: String {
     switch self {
     case .descriptorClosed:
@@ -439,6 +448,8 @@ extension FaultDomain.Failure {
     case .refused: "The kernel refused to lift the protection of a page."
     case .timedOut: "The kernel kept asking to retry; the thread that unmaps or discards memory may be stopped."
     case .readerDied: "A thread that serves faults ended."
+    case .subscriberBlocked:
+      "A subscriber answered every invalidation with .wouldBlock or an error for as long as the patience of a fault: it waits for something that waits for the fault."
     case .mappingChanged:
       "Use Region.unmap() and Region.discard(_:), or end the management before munmap(2), mremap(2) or mmap(2) over it."
     }

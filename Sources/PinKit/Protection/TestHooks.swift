@@ -31,6 +31,10 @@ enum TestHooks {
     case pinned
     /// A huge mapping was moved over its pages; where it was made there is room now.
     case moved
+    /// A secondary MMU has a sequence number, and is about to ask for a page.
+    case translating
+    /// It has a translation, and is about to install it.
+    case translated
     /// A reader thread is about to wait.
     case readerIdle
     /// A file of an image was made, renamed, removed or synced; gets the number of such steps of this image so far.

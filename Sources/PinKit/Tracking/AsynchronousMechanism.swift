@@ -57,7 +57,7 @@ internal import Synchronization
   }
 
   private func arm() throws(PinError) {
-    try protection.untilDone { domain throws(PinError) in
+    try protection.untilDone(.writeTracking, .pages(0..<pageCount)) { domain throws(PinError) in
       domain.table.discarded.drain { _ in }
       guard self.backing.isPrivateAnonymous else { return try Self.mark(self.addresses, domain) }
       let huge = try self.hugeRuns()
@@ -94,7 +94,8 @@ internal import Synchronization
     try protection.throwIfFailed("collect")
     var found = DirtySet(pageCount: pageCount)
     var failure: PinError?
-    protection.exclusive { domain in
+    // Who may write what is the kernel's to know here.
+    try protection.untilDone(.writeTracking, .pages(0..<pageCount)) { domain throws(PinError) in
       do throws(PinError) {
         if !isSuspended { try scan(written, into: &found) }
         if !isSuspended, backing.isFileLike {
@@ -107,9 +108,10 @@ internal import Synchronization
       }
       var discarded: [Range<Int>] = []
       domain.table.discarded.drain { discarded.append($0) }
-      if discarded.isEmpty { return }
+      if discarded.isEmpty { return true }
       found.formUnion(DirtySet(pageCount: pageCount, runs: discarded))
       do throws(PinError) { try markHoles(discarded, domain) } catch { failure = failure ?? error }
+      return true
     }
     if dirty.isEmpty { dirty = found } else { dirty.formUnion(found) }
     if let failure {

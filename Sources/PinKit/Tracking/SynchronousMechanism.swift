@@ -36,7 +36,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   func resume(armed: (borrowing FaultDomain) -> Void) throws(PinError) { try protectAll(armed) }
 
   private func protectAll(_ armed: (borrowing FaultDomain) -> Void) throws(PinError) {
-    try protection.untilDone { domain throws(PinError) in
+    try protection.untilDone(.writeTracking, .pages(0..<pageCount)) { domain throws(PinError) in
       domain.table.discarded.drain { _ in }
       domain.table.open.drain { Self.forget($0, domain.table) }
       let done = try self.protectAll(domain)
@@ -71,7 +71,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   func harvest(into dirty: inout DirtySet, armed: (borrowing FaultDomain) -> Void) throws(PinError) {
     var taken = dirty
     defer { dirty = taken }
-    try protection.untilDone { domain throws(PinError) in
+    try protection.untilDone(.writeTracking, .open) { domain throws(PinError) in
       let table = domain.table
       var dropped: [Range<Int>] = []
       table.discarded.drain { dropped.append($0) }

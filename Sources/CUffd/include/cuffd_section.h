@@ -1,0 +1,55 @@
+// Critical sections that cost their readers two plain stores: whoever waits for them pays for the fences of both sides.
+//
+// Each thread notes in a slot of its own which object it is inside. The one who waits has changed the object before, then makes
+// every running thread of the process pass a fence (membarrier(2)), and then looks at the slots: who noted itself before the
+// fence is seen there, who comes after it sees the change. No line of memory is written by two readers.
+#ifndef CUFFD_SECTION_H
+#define CUFFD_SECTION_H
+
+#include <stdint.h>
+
+struct cuffd_section_slot {
+  uint64_t inside[7];
+  uint64_t depth;
+} __attribute__((aligned(64)));
+
+extern __thread struct cuffd_section_slot *_Nullable cuffd_section_slot
+  __attribute__((tls_model("initial-exec")));
+// Nonzero where the kernel has no membarrier(2): readers pass a fence of their own.
+extern int cuffd_section_needs_fence;
+
+// Gives the calling thread a slot; NULL where a thousand threads have one.
+struct cuffd_section_slot *_Nullable cuffd_section_register(void);
+
+// Notes that this thread is inside; 0 if there is no room for the note. What follows is not moved before it.
+static inline int cuffd_section_enter(uint64_t object) {
+  struct cuffd_section_slot *slot = cuffd_section_slot;
+  if (__builtin_expect(!slot, 0) && !(slot = cuffd_section_register())) return 0;
+  uint64_t depth = slot->depth;
+  if (__builtin_expect(depth == 7, 0)) return 0;
+  slot->depth = depth + 1;
+  __atomic_store_n(&slot->inside[depth], object, __ATOMIC_RELAXED);
+  __atomic_signal_fence(__ATOMIC_SEQ_CST);
+  if (__builtin_expect(__atomic_load_n(&cuffd_section_needs_fence, __ATOMIC_RELAXED), 0))
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+  return 1;
+}
+
+// Leaves the section that was entered last.
+static inline void cuffd_section_leave(void) {
+  struct cuffd_section_slot *slot = cuffd_section_slot;
+  uint64_t depth = slot->depth - 1;
+  __atomic_store_n(&slot->inside[depth], 0, __ATOMIC_RELEASE);
+  slot->depth = depth;
+}
+
+// Whether this thread is inside.
+int cuffd_section_is_mine(uint64_t object);
+// Makes every thread of the process pass a fence.
+void cuffd_section_fence(void);
+// How many other threads are inside, as their slots say.
+int cuffd_section_count(uint64_t object);
+// In a child of fork(): the other threads are gone.
+void cuffd_section_forget_others(void);
+
+#endif

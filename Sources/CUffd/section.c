@@ -1,0 +1,76 @@
+#include "cuffd_section.h"
+
+#include <linux/membarrier.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { capacity = 1024 };
+
+static struct cuffd_section_slot slots[capacity];
+static atomic_int taken[capacity];
+static atomic_int used;  // slots above were never taken
+static pthread_key_t key;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+__thread struct cuffd_section_slot *cuffd_section_slot __attribute__((tls_model("initial-exec")));
+int cuffd_section_needs_fence;
+
+static void give_back(void *slot) {
+  cuffd_section_slot = NULL;
+  atomic_store(&taken[(struct cuffd_section_slot *)slot - slots], 0);
+}
+
+static void prepare(void) {
+  pthread_key_create(&key, give_back);
+  if (syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) < 0)
+    __atomic_store_n(&cuffd_section_needs_fence, 1, __ATOMIC_RELAXED);
+}
+
+struct cuffd_section_slot *cuffd_section_register(void) {
+  pthread_once(&once, prepare);
+  for (int i = 0; i < capacity; i++) {
+    int free = 0;
+    if (!atomic_compare_exchange_strong(&taken[i], &free, 1)) continue;
+    int last = atomic_load(&used);
+    while (last <= i && !atomic_compare_exchange_weak(&used, &last, i + 1)) {}
+    memset(&slots[i], 0, sizeof slots[i]);
+    pthread_setspecific(key, &slots[i]);
+    return cuffd_section_slot = &slots[i];
+  }
+  return NULL;
+}
+
+int cuffd_section_is_mine(uint64_t object) {
+  struct cuffd_section_slot *slot = cuffd_section_slot;
+  for (uint64_t i = 0; slot && i < slot->depth; i++)
+    if (slot->inside[i] == object) return 1;
+  return 0;
+}
+
+void cuffd_section_fence(void) {
+  pthread_once(&once, prepare);
+  atomic_thread_fence(memory_order_seq_cst);
+  if (!cuffd_section_needs_fence) syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
+}
+
+int cuffd_section_count(uint64_t object) {
+  int count = 0;
+  int last = atomic_load(&used);
+  for (int i = 0; i < last; i++) {
+    if (&slots[i] == cuffd_section_slot) continue;
+    for (int depth = 0; depth < 7; depth++)
+      if (__atomic_load_n(&slots[i].inside[depth], __ATOMIC_ACQUIRE) == object) count++;
+  }
+  return count;
+}
+
+void cuffd_section_forget_others(void) {
+  for (int i = 0; i < capacity; i++) {
+    if (&slots[i] == cuffd_section_slot) continue;
+    memset(&slots[i], 0, sizeof slots[i]);
+    atomic_store(&taken[i], 0);
+  }
+}

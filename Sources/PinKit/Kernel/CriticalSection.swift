@@ -1,0 +1,47 @@
+internal import CUffd
+
+/// Short sections of code in which an object stays as it is; entering and leaving is two plain stores to memory of the thread's own.
+///
+/// Whoever changes the object makes the change visible first, and then waits here until nobody is inside who may have missed it.
+/// Readers never wait. Async-signal-safe but for ``enter(_:)`` of a thread's first section.
+enum CriticalSection {
+  /// Enters; false if the thread is inside too many sections, or a thousand threads are inside some. Look at the object after this, not before.
+  @inline(__always) static func enter(_ object: UInt) -> Bool { cuffd_section_enter(UInt64(object)) != 0 }
+  /// Leaves the section that was entered last.
+  @inline(__always) static func leave() { cuffd_section_leave() }
+
+  /// Whether the calling thread is inside.
+  static func isInside(_ object: UInt) -> Bool { cuffd_section_is_mine(UInt64(object)) != 0 }
+
+  /// Waits until no other thread is inside that came before this call; for at most `patience` nanoseconds. False if one still is.
+  static func waitUntilEmpty(_ object: UInt, patience: UInt64) -> Bool {
+    cuffd_section_fence()
+    if cuffd_section_count(UInt64(object)) == 0 { return true }
+    let begun = Kernel.now()
+    var turns = 0
+    while cuffd_section_count(UInt64(object)) > 0 {
+      if Kernel.now() - begun > patience { return false }
+      turns += 1
+      if turns < 1_000 { Kernel.relax() } else { Kernel.pause(nanoseconds: 20_000) }
+    }
+    return true
+  }
+}
+
+/// A lock that spins, for a few instructions at a time; async-signal-safe. Whoever holds it must not fault.
+@safe final class SpinLock: @unchecked Sendable {
+  private let word: UnsafeMutablePointer<cuffd_wplock>
+
+  init() {
+    unsafe word = .allocate(capacity: 1)
+    unsafe word.initialize(to: cuffd_wplock(state: 0, writers: 0, reserved: 0))
+  }
+  deinit { unsafe word.deallocate() }
+
+  /// Signals are the caller's to block, where a handler may want the lock.
+  @inline(__always) func withLock<Result>(_ body: () -> Result) -> Result {
+    while unsafe cuffd_wplock_try_exclusive(word) == 0 { Kernel.relax() }
+    defer { unsafe cuffd_wplock_unlock_exclusive(word) }
+    return body()
+  }
+}

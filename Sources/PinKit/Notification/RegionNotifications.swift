@@ -1,0 +1,298 @@
+internal import Logging
+internal import Synchronization
+
+/// The subscriptions to a region, and the one place that calls them.
+///
+/// Dispatch takes no lock and allocates nothing: it reads an immutable table behind one pointer, inside a short count of readers, since
+/// it may run in a signal handler. Whoever subscribes publishes a new table; old ones are freed when the readers that may have them are
+/// gone.
+@safe final class RegionNotifications: RegionAttachment, @unchecked Sendable {  // atomics, and the rest is in `state`
+  private let region: Unmanaged<Region>
+  private let table: PageTable
+  /// An unretained ``SubscriptionTable``; 0 while nobody subscribes.
+  private let current = Atomic<UInt>(0)
+  /// How often somebody subscribed: an operation that began before must tell the newcomer too.
+  let version = Atomic<UInt64>(0)
+  private let state = Mutex(State())
+  /// The invalidation that goes on while the region is unmapped.
+  private let unmapping = Mutex<Invalidation?>(nil)
+  /// Those that read a table, by the parity of the epoch in which they came.
+  private let epoch = Atomic<Int>(0)
+  private let even = Atomic<Int>(0)
+  private let odd = Atomic<Int>(0)
+
+  private struct State {
+    var table = SubscriptionTable(settled: .none, recent: .none)
+    /// Subscriptions that were removed and are still in the settled level.
+    var gone = 0
+    /// Tables that readers of this epoch may have, and of the one before.
+    var retired: [SubscriptionTable] = []
+    var old: [SubscriptionTable] = []
+  }
+
+  /// How many subscriptions the small level has at most.
+  private static let recentLimit = 1024
+
+  init(region: Region) {
+    unsafe self.region = .passUnretained(region)
+    table = region.table
+  }
+
+  @inline(__always) var isIdle: Bool { current.load(ordering: .acquiring) == 0 }
+
+  // MARK: Subscribing
+
+  func add(_ subscriber: Subscriber) {
+    state.withLock { state in
+      let recent = state.table.recent.subscribers + [subscriber]
+      if recent.count <= Self.recentLimit {
+        publish(SubscriptionTable(settled: state.table.settled, recent: .init(recent)), &state)
+      } else {
+        settle(recent, &state)
+      }
+      version.add(1, ordering: .sequentiallyConsistent)
+    }
+  }
+
+  private func settle(_ recent: [Subscriber], _ state: inout State) {
+    state.gone = 0
+    let all = state.table.settled.subscribers.filter(\.isActive) + recent
+    publish(SubscriptionTable(settled: .init(all), recent: .none), &state)
+  }
+
+  /// When it returns, no callback of it is running, but on threads that are removing subscriptions from inside one.
+  func remove(_ subscriber: Subscriber) {
+    guard subscriber.remove() else { return }
+    state.withLock { state in
+      let recent = state.table.recent.subscribers.filter { $0 !== subscriber }
+      if recent.count < state.table.recent.count {
+        return publish(SubscriptionTable(settled: state.table.settled, recent: .init(recent)), &state)
+      }
+      state.gone += 1
+      if state.gone * 2 > state.table.settled.count { settle(recent, &state) }
+    }
+  }
+
+  private func publish(_ next: SubscriptionTable, _ state: inout State) {
+    state.retired.append(state.table)
+    state.table = next
+    let raw = next.isEmpty ? 0 : unsafe UInt(bitPattern: Unmanaged.passUnretained(next).toOpaque())
+    current.store(raw, ordering: .sequentiallyConsistent)
+    // Readers of the epoch before may have what was retired then.
+    let now = epoch.load(ordering: .relaxed)
+    guard readers(of: now + 1) == 0 else { return }
+    state.old = state.retired
+    state.retired = []
+    epoch.store(now + 1, ordering: .sequentiallyConsistent)
+  }
+
+  private func readers(of epoch: Int) -> Int {
+    epoch & 1 == 0 ? even.load(ordering: .sequentiallyConsistent) : odd.load(ordering: .sequentiallyConsistent)
+  }
+
+  private func count(_ change: Int, in epoch: Int) {
+    if epoch & 1 == 0 {
+      even.add(change, ordering: .sequentiallyConsistent)
+    } else {
+      odd.add(change, ordering: .sequentiallyConsistent)
+    }
+  }
+
+  // MARK: Dispatch
+
+  /// Begins to read; ``endReading(_:)`` takes what it returns.
+  private func beginReading() -> Int {
+    while true {
+      let now = epoch.load(ordering: .sequentiallyConsistent)
+      count(1, in: now)
+      if epoch.load(ordering: .sequentiallyConsistent) == now { return now }
+      count(-1, in: now)
+    }
+  }
+
+  fileprivate func endReading(_ epoch: Int) { count(-1, in: epoch) }
+
+  enum Start: Sendable {
+    /// Nobody subscribes to any of the pages.
+    case unwatched
+    case begun(Invalidation)
+    case wouldBlock
+    case failed(any Error)
+  }
+
+  /// Tells everybody who overlaps `pages` that they are about to change. If one refuses, those who were told before get their end.
+  func start(_ event: InvalidationRange.Event, _ pages: Range<Int>, isBlockable: Bool) -> Start {
+    if isIdle { return .unwatched }
+    let version = version.load(ordering: .sequentiallyConsistent)
+    let epoch = beginReading()
+    let raw = current.load(ordering: .sequentiallyConsistent)
+    guard raw != 0 else {
+      endReading(epoch)
+      return .unwatched
+    }
+    let range = unsafe InvalidationRange(
+      region: region, table: table, pages: pages, event: event, isBlockable: isBlockable,
+      operation: Kernel.nextOperation(), owner: Kernel.invalidationOwner)
+    let subscribers = unsafe Unmanaged<SubscriptionTable>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)
+    return unsafe subscribers._withUnsafeGuaranteedRef { start(range, $0, epoch, version) }
+  }
+
+  private func start(_ range: InvalidationRange, _ subscribers: SubscriptionTable, _ epoch: Int, _ version: UInt64) -> Start
+  {
+    var told = 0
+    var refusal: Subscriber?
+    var failure: (any Error)?
+    subscribers.forEach(overlapping: range.pages) { subscriber in
+      do {
+        if try subscriber.call(range.operation, { try $0.invalidateRangeStart(range) }) == .wouldBlock {
+          refusal = subscriber
+        }
+      } catch {
+        refusal = subscriber
+        failure = error
+      }
+      if refusal == nil { told += 1 }
+      return refusal == nil
+    }
+    if refusal != nil {
+      subscribers.forEach(overlapping: range.pages) { subscriber in
+        if told == 0 { return false }
+        told -= 1
+        _ = subscriber.call(range.operation) { $0.invalidateRangeEnd(range) }
+        return true
+      }
+      endReading(epoch)
+      if let failure { return .failed(failure) }
+      return .wouldBlock
+    }
+    if told == 0 {
+      endReading(epoch)
+      return .unwatched
+    }
+    return .begun(Invalidation(self, subscribers, range, epoch: epoch, version: version))
+  }
+
+  /// Tells everybody who overlaps `pages` that they have no frame at this moment. Between a start and its end.
+  func invalidateRange(_ event: InvalidationRange.Event, _ pages: Range<Int>) {
+    if isIdle { return }
+    let epoch = beginReading()
+    defer { endReading(epoch) }
+    let raw = current.load(ordering: .sequentiallyConsistent)
+    guard raw != 0 else { return }
+    let range = unsafe InvalidationRange(
+      region: region, table: table, pages: pages, event: event, isBlockable: false, operation: Kernel.nextOperation(),
+      owner: Kernel.invalidationOwner)
+    unsafe Unmanaged<SubscriptionTable>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)._withUnsafeGuaranteedRef {
+      $0.forEach(overlapping: pages) { subscriber in
+        _ = subscriber.call(range.operation) { $0.invalidateRange(range) }
+        return true
+      }
+    }
+  }
+
+  /// Whether any subscriber that overlaps `pages` says yes; all are asked.
+  func ask(_ pages: Range<Int>, _ question: (any MMUNotifier, Range<Int>, Region) -> Bool) -> Bool {
+    if isIdle { return false }
+    let epoch = beginReading()
+    defer { endReading(epoch) }
+    let raw = current.load(ordering: .sequentiallyConsistent)
+    guard raw != 0 else { return false }
+    var answer = false
+    unsafe Unmanaged<SubscriptionTable>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)._withUnsafeGuaranteedRef {
+      $0.forEach(overlapping: pages) { subscriber in
+        let isYes = subscriber.call(Kernel.nextOperation()) {
+          question($0, pages.clamped(to: subscriber.pages), unsafe region.takeUnretainedValue())
+        }
+        if isYes == true { answer = true }
+        return true
+      }
+    }
+    return answer
+  }
+
+  // MARK: The region goes
+
+  func regionWillGo() {
+    if isIdle { return }
+    let space = unsafe region.takeUnretainedValue().space
+    let begun = Kernel.now()
+    while true {
+      switch start(.unmap, 0..<table.pageCount, isBlockable: true) {
+      case .unwatched: return
+      case .begun(let invalidation): return unmapping.withLock { $0 = invalidation }
+      case .failed(let error):
+        return space.configuration.logger.critical("a subscriber failed as its region was unmapped: \(error)")
+      case .wouldBlock:
+        if Kernel.now() - begun > Kernel.nanoseconds(space.configuration.patience) {
+          return space.configuration.logger.critical("a subscriber would not let its region be unmapped, and is released")
+        }
+        Kernel.pause(nanoseconds: 50_000)
+      }
+    }
+  }
+
+  func regionWillUnmap() {}
+
+  func regionDidUnmap() {
+    unmapping.withLock { $0.take() }?.end()
+    releaseAll()
+  }
+
+  /// Tells everybody that the memory is gone for good, once, and forgets them.
+  private func releaseAll() {
+    let all = state.withLock { state in
+      defer { publish(SubscriptionTable(settled: .none, recent: .none), &state) }
+      return state.table.settled.subscribers + state.table.recent.subscribers
+    }
+    for subscriber in all {
+      _ = subscriber.call(Kernel.nextOperation()) { $0.release() }
+      _ = subscriber.remove()
+    }
+  }
+}
+
+/// A change that subscribers have been told of: everyone who got its start gets its end, once, by ``end()``.
+@safe struct Invalidation: Sendable {
+  private unowned(unsafe) let notifications: RegionNotifications
+  private unowned(unsafe) let subscribers: SubscriptionTable
+  private let range: InvalidationRange
+  private let epoch: Int
+  private let version: UInt64
+  private var isInvalidated = false
+
+  fileprivate init(
+    _ notifications: RegionNotifications, _ subscribers: SubscriptionTable, _ range: InvalidationRange, epoch: Int,
+    version: UInt64
+  ) {
+    unsafe self.notifications = notifications
+    unsafe self.subscribers = subscribers
+    self.range = range
+    self.epoch = epoch
+    self.version = version
+  }
+
+  var pages: Range<Int> { range.pages }
+  /// Whether everybody who subscribes now was told.
+  var isComplete: Bool { unsafe notifications.version.load(ordering: .sequentiallyConsistent) == version }
+
+  /// The pages have no frame at this moment.
+  mutating func invalidateRange() {
+    isInvalidated = true
+    unsafe subscribers.forEach(overlapping: range.pages) { subscriber in
+      _ = subscriber.call(range.operation) { $0.invalidateRange(range) }
+      return true
+    }
+  }
+
+  /// The change is complete.
+  func end() {
+    unsafe subscribers.forEach(overlapping: range.pages) { subscriber in
+      _ = subscriber.call(range.operation) {
+        if !isInvalidated { $0.invalidateRange(range) }
+        $0.invalidateRangeEnd(range)
+      }
+      return true
+    }
+    unsafe notifications.endReading(epoch)
+  }
+}

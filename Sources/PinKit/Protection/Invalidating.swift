@@ -1,0 +1,135 @@
+internal import Synchronization
+
+// How changes tell subscribers: one operation is one start and one end (N10), whoever makes it.
+
+extension FaultDomain {
+  /// Grows with each subscription; 0 before the first.
+  @inline(__always) var subscriptionVersion: UInt64 {
+    withNotifications { $0.version.load(ordering: .sequentiallyConsistent) } ?? 0
+  }
+
+  /// The start of a change in the fault path, which blocks on nobody; under the shared lock.
+  func startInFaultPath(_ event: InvalidationRange.Event, _ pages: Range<Int>) -> RegionNotifications.Start {
+    let start = withNotifications { $0.start(event, pages, isBlockable: false) } ?? .unwatched
+    switch start {
+    case .wouldBlock, .failed: wasRefused.store(true, ordering: .relaxed)
+    case .unwatched, .begun: break
+    }
+    return start
+  }
+
+  /// Why a fault could not be resolved in time.
+  var causeOfDelay: Failure { wasRefused.load(ordering: .relaxed) ? .subscriberBlocked : .timedOut }
+}
+
+extension RegionProtection {
+  /// What a change is about.
+  enum Reach {
+    case pages(Range<Int>)
+    /// Those that may be written now, and lose that right.
+    case open
+  }
+
+  /// Runs `body` under the exclusive lock until it returns true, between a start and an end.
+  ///
+  /// The start comes before the lock, so that a subscriber may wait for a thread that is inside a fault (N8). By the time the lock is held
+  /// more pages may be open than were told, and somebody may have subscribed: then it ends with nothing changed, and begins again.
+  ///
+  /// - Throws: What `body` throws; `.timedOut`, `.subscriberFailed`.
+  func untilDone(
+    _ event: InvalidationRange.Event, _ reach: Reach, _ body: (borrowing FaultDomain) throws(PinError) -> Bool
+  ) throws(PinError) {
+    while true {
+      let version = unsafe domain.pointee.subscriptionVersion
+      let pages = unsafe Self.pages(reach, domain.pointee)
+      let invalidation = try start(event, pages)
+      var isDone = false
+      do throws(PinError) {
+        try untilDone { domain throws(PinError) in
+          guard domain.subscriptionVersion == version, Self.covers(pages, reach, domain) else { return true }
+          isDone = try body(domain)
+          return isDone
+        }
+      } catch {
+        invalidation?.end()
+        throw error
+      }
+      invalidation?.end()
+      if isDone { return }
+    }
+  }
+
+  private static func pages(_ reach: Reach, _ domain: borrowing FaultDomain) -> Range<Int> {
+    switch reach {
+    case .pages(let pages): return pages
+    case .open:
+      // Looking costs as much as there is to see.
+      if domain.subscribers.load(ordering: .acquiring) == 0 { return 0..<0 }
+      return union(domain.table.open.bounds, domain.table.discarded.bounds)
+    }
+  }
+
+  private static func union(_ one: Range<Int>?, _ other: Range<Int>?) -> Range<Int> {
+    guard let one, let other else { return one ?? other ?? 0..<0 }
+    return min(one.lowerBound, other.lowerBound)..<max(one.upperBound, other.upperBound)
+  }
+
+  private static func covers(_ told: Range<Int>, _ reach: Reach, _ domain: borrowing FaultDomain) -> Bool {
+    let now = pages(reach, domain)
+    return now.isEmpty || (told.lowerBound <= now.lowerBound && now.upperBound <= told.upperBound)
+  }
+
+  /// Tells everybody who subscribes to any of `pages`; waits for those who would block.
+  func start(_ event: InvalidationRange.Event, _ pages: Range<Int>) throws(PinError) -> Invalidation? {
+    if pages.isEmpty { return nil }
+    let begun = Kernel.now()
+    while true {
+      let start = unsafe domain.pointee.withNotifications { $0.start(event, pages, isBlockable: true) } ?? .unwatched
+      switch start {
+      case .unwatched: return nil
+      case .begun(let invalidation): return invalidation
+      case .failed(let error):
+        throw PinError(
+          .subscriberFailed, operation: "invalidate pages \(pages) (\(event))", range: addresses,
+          advice: "A subscriber threw, and nothing has changed: \(error)")
+      case .wouldBlock:
+        if unsafe Kernel.now() - begun > domain.pointee.patience {
+          throw PinError(
+            .timedOut, operation: "invalidate pages \(pages) (\(event))", range: addresses,
+            advice: "A subscriber kept answering .wouldBlock; whoever has the lock that it wants may wait for this thread.")
+        }
+        Kernel.pause(nanoseconds: 50_000)
+      }
+    }
+  }
+
+  /// The same, waiting for nobody.
+  func tryStart(_ event: InvalidationRange.Event, _ pages: Range<Int>) throws(PinError) -> TryStart {
+    let start = unsafe domain.pointee.withNotifications { $0.start(event, pages, isBlockable: false) } ?? .unwatched
+    switch start {
+    case .unwatched: return .begun(nil)
+    case .begun(let invalidation): return .begun(invalidation)
+    case .wouldBlock: return .wouldBlock
+    case .failed(let error):
+      throw PinError(
+        .subscriberFailed, operation: "invalidate pages \(pages) (\(event))", range: addresses,
+        advice: "A subscriber threw, and nothing has changed: \(error)")
+    }
+  }
+
+  enum TryStart {
+    case begun(Invalidation?)
+    case wouldBlock
+  }
+
+  /// Makes `notifications` known to the fault path, and waits until every change that began without them is over.
+  func connect(_ notifications: RegionNotifications, of region: Region) {
+    let raw = unsafe UInt(bitPattern: Unmanaged.passUnretained(notifications).toOpaque())
+    exclusive { $0.subscribers.store(raw, ordering: .sequentiallyConsistent) }
+    _ = discardLock.lockExclusive()
+    discardLock.unlockExclusive()
+    _ = region.unwatchedDiscards.lockExclusive()
+    region.unwatchedDiscards.unlockExclusive()
+    region.layout.withLock {}
+  }
+}
