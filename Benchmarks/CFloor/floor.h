@@ -49,5 +49,6 @@ pid_t floor_fork(void);
 void floor_keep_only(int fd);
 // Waits for such a child. 0 or -errno; *status as waitpid(2) gives it.
 int floor_reap(pid_t child, int *status);
+void floor_exit(int status);
 
 #endif

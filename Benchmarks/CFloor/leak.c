@@ -43,11 +43,11 @@ static _Noreturn void attack(uint64_t base, uint64_t length, const struct pipes 
   if (spliced < 0) error = -errno;
   else if (spliced != FLOOR_PAGE) error = -EIO;
   else if (munmap(floor_at(base), length)) error = -errno;
-  if (write(pipes->report[1], &error, sizeof error) != sizeof error || error) _exit(1);
+  if (write(pipes->report[1], &error, sizeof error) != sizeof error || error) floor_exit(1);
   char seen[TEXT], byte;
   read_full(pipes->go[0], &byte, 1);
-  if (read_full(pipes->spliced[0], seen, TEXT) != TEXT) _exit(1);
-  _exit(write(pipes->report[1], seen, TEXT) != TEXT);
+  if (read_full(pipes->spliced[0], seen, TEXT) != TEXT) floor_exit(1);
+  floor_exit(write(pipes->report[1], seen, TEXT) != TEXT);
 }
 
 static int close_end(int *fd) {

@@ -27,7 +27,7 @@ int64_t cfloor_fork_snapshot(uint64_t base, size_t pages, int fd, int32_t *child
   if (forked == 0) {
     floor_keep_only(fd);
     // Linux's errno values fit an exit status.
-    _exit(write_all(base, base + pages * FLOOR_PAGE, fd));
+    floor_exit(write_all(base, base + pages * FLOOR_PAGE, fd));
   }
   uint64_t time = cfloor_now() - start;
   if (forked < 0) return forked;

@@ -1,3 +1,4 @@
+import CTestSupport
 import Glibc
 import Synchronization
 
@@ -127,7 +128,7 @@ enum Fork {
     guard let symbol = unsafe dlsym(nil, "fork") else { return -1 }
     let fork = unsafe unsafeBitCast(symbol, to: Function.self)
     let process = fork()
-    if process == 0 { _exit(child?() ?? 0) }
+    if process == 0 { ct_exit(child?() ?? 0) }
     guard process > 0 else { return -1 }
     var status: Int32 = 0
     while unsafe waitpid(process, &status, 0) < 0, errno == EINTR {}
