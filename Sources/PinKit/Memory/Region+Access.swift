@@ -63,6 +63,11 @@ extension Region {
 
   @inline(__always) func enter(_ operation: StaticString) throws(PinError) {
     guard space.isOfThisProcess else { throw .notInherited("\(operation)") }
+    if Kernel.isInCallback {
+      throw PinError(
+        .wouldDeadlock, operation: "\(operation)", range: addresses,
+        advice: "The call was made from a subscriber's callback, which the change waits for.")
+    }
     guard gate.enter() else { throw PinError(.unmapped, operation: "\(operation)", range: addresses) }
     Kernel.enterAccess(id)
   }

@@ -168,6 +168,10 @@ final class LayoutLock: Sendable {
   func withLock<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
     try mutex.withLock { _ throws(Failure) in try body() }
   }
+  /// `nil` rather than wait.
+  func withLockIfAvailable<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result? {
+    try mutex.withLockIfAvailable { _ throws(Failure) in try body() }
+  }
 }
 
 /// Which addresses of the process are managed, so that no two regions overlap.

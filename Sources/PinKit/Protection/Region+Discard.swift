@@ -15,6 +15,14 @@ extension Region {
     try enter("discard")
     defer { leave() }
     guard !pages.isEmpty else { return }
+    try requireDiscardable(pages, range)
+    while try !discardOnce(pages, range) {
+      // A snapshot holds its writers until it has room; it may take others away with it when it closes.
+      Kernel.pause(nanoseconds: 1_000_000)
+    }
+  }
+
+  func requireDiscardable(_ pages: Range<Int>, _ range: AddressRange) throws(PinError) {
     guard backing.support.contains(.discard) else {
       throw PinError(
         .unsupported, operation: "discard", range: range,
@@ -25,20 +33,32 @@ extension Region {
         .accessDenied, operation: "discard", range: addressesUnchecked(of: page..<page + 1),
         advice: "protect(_:to:) took the right to write away from page \(page).")
     }
-    while try !tryDiscard(pages, range) {
-      // A snapshot holds its writers until it has room; it may take others away with it when it closes.
-      Kernel.pause(nanoseconds: 1_000_000)
-    }
   }
 
   /// False if a snapshot has no room for the bytes; nothing has changed then.
-  private func tryDiscard(_ pages: Range<Int>, _ range: AddressRange) throws(PinError) -> Bool {
+  private func discardOnce(_ pages: Range<Int>, _ range: AddressRange) throws(PinError) -> Bool {
     guard let protection = try protectionOrDrop(pages, range) else { return true }
     // The kernel may announce the removal through the userfaultfd and wait until a reader has read that, so the wrprotect lock may
     // not be held while pages are dropped.
     _ = discarding.lockShared()
     defer { discarding.unlockShared() }
     let invalidation = try protection.start(.clear, pages)
+    defer { invalidation?.end() }
+    guard let snapshots = attachments.find(SnapshotSet.self) else {
+      try drop(pages, range, protection)
+      return true
+    }
+    return try snapshots.keeping(pages) { () throws(PinError) in try drop(pages, range, protection) }
+  }
+
+  /// The same without waiting for a subscriber; `discarding` and `unwatchedDiscards` are held shared.
+  func tryDiscardNow(_ pages: Range<Int>, _ range: AddressRange) throws(PinError) -> Bool {
+    guard let protection = attachments.find(RegionProtection.self) else {
+      try drop(range)
+      attachments.find(RegionProtection.self)?.recordDiscard(pages)
+      return true
+    }
+    guard case .begun(let invalidation) = try protection.tryStart(.clear, pages) else { return false }
     defer { invalidation?.end() }
     guard let snapshots = attachments.find(SnapshotSet.self) else {
       try drop(pages, range, protection)

@@ -39,7 +39,7 @@ extension Region {
     }
   }
 
-  private func apply(_ access: PageAccess, to pages: Range<Int>, armed: Bool) throws(PinError) {
+  func apply(_ access: PageAccess, to pages: Range<Int>, armed: Bool) throws(PinError) {
     do throws(PinError) { try set(access, to: pages, armed: armed) } catch {
       // The kernel changes what lies before the mapping that it could not split.
       restore(pages, armed: armed)

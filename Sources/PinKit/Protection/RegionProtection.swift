@@ -229,16 +229,26 @@ internal import SystemPackage
   func exclusive<Result, Failure: Error>(
     _ body: (borrowing FaultDomain) throws(Failure) -> Result
   ) throws(Failure) -> Result {
-    let rearm = { [self] in
-      let slot = state.withLock { $0.slot }
-      let descriptor = unsafe domain.pointee.descriptor.load(ordering: .acquiring)
-      if let slot, descriptor >= 0 { handler.rearm(descriptor, slot: slot) }
+    try unsafe domain.pointee.lock.withExclusive(rearm: { listenAgain() }) { () throws(Failure) in
+      try begun(body)
     }
-    return try unsafe domain.pointee.lock.withExclusive(rearm: rearm) { () throws(Failure) in
-      unsafe domain.pointee.generation.add(1, ordering: .relaxed)
-      unsafe domain.pointee.exclusiveSince.store(Kernel.now(), ordering: .relaxed)
-      return try unsafe body(domain.pointee)
+  }
+
+  /// The same, `nil` rather than wait.
+  func tryExclusive<Result, Failure: Error>(
+    _ body: (borrowing FaultDomain) throws(Failure) -> Result
+  ) throws(Failure) -> Result? {
+    try unsafe domain.pointee.lock.withExclusiveIfFree(rearm: { listenAgain() }) { () throws(Failure) in
+      try begun(body)
     }
+  }
+
+  private func begun<Result, Failure: Error>(
+    _ body: (borrowing FaultDomain) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    unsafe domain.pointee.generation.add(1, ordering: .relaxed)
+    unsafe domain.pointee.exclusiveSince.store(Kernel.now(), ordering: .relaxed)
+    return try unsafe body(domain.pointee)
   }
 
   /// Runs `body`, which collects, while nobody drops pages.

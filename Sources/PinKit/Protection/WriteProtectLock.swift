@@ -61,13 +61,29 @@ internal import Synchronization
   ) throws(Failure) -> Result {
     try Kernel.withSignalsBlocked { () throws(Failure) in
       if futex.lockExclusive() { counters.add(.exclusiveWaits) }
-      TestHooks.exclusiveHeld()
-      defer {
-        futex.unlockExclusive()
-        atomicMemoryFence(ordering: .sequentiallyConsistent)
-        if deferred.exchange(false, ordering: .relaxed) { rearm() }
-      }
-      return try body()
+      return try holding(rearm, body)
     }
+  }
+
+  /// The same, `nil` rather than wait.
+  func withExclusiveIfFree<Result, Failure: Error>(
+    rearm: () -> Void, _ body: () throws(Failure) -> Result
+  ) throws(Failure) -> Result? {
+    try Kernel.withSignalsBlocked { () throws(Failure) in
+      guard futex.tryLockExclusive() else { return nil }
+      return try holding(rearm, body)
+    }
+  }
+
+  private func holding<Result, Failure: Error>(
+    _ rearm: () -> Void, _ body: () throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    TestHooks.exclusiveHeld()
+    defer {
+      futex.unlockExclusive()
+      atomicMemoryFence(ordering: .sequentiallyConsistent)
+      if deferred.exchange(false, ordering: .relaxed) { rearm() }
+    }
+    return try body()
   }
 }
