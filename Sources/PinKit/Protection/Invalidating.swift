@@ -39,9 +39,10 @@ extension RegionProtection {
   func untilDone(
     _ event: InvalidationRange.Event, _ reach: Reach, _ body: (borrowing FaultDomain) throws(PinError) -> Bool
   ) throws(PinError) {
+    var reach = reach
     while true {
       let version = unsafe domain.pointee.subscriptionVersion
-      let pages = unsafe Self.pages(reach, domain.pointee)
+      let pages = pages(reach)
       let invalidation = try start(event, pages)
       var isDone = false
       do throws(PinError) {
@@ -56,7 +57,17 @@ extension RegionProtection {
       }
       invalidation?.end()
       if isDone { return }
+      // Writers are faster than subscribers.
+      if case .open = reach { reach = unsafe .pages(0..<domain.pointee.table.pageCount) }
     }
+  }
+
+  /// What is open, with what faults are about to put on record.
+  private func pages(_ reach: Reach) -> Range<Int> {
+    if case .open = reach, unsafe domain.pointee.subscribers.load(ordering: .acquiring) != 0 {
+      return exclusive { Self.pages(reach, $0) }
+    }
+    return unsafe Self.pages(reach, domain.pointee)
   }
 
   private static func pages(_ reach: Reach, _ domain: borrowing FaultDomain) -> Range<Int> {
