@@ -151,7 +151,7 @@ internal import Synchronization
       let wide = low.end..<high.end
       let resolution = copyOnce(wide, in: domain)
       for page in wide where !pages.contains(page) {
-        if resolution == .opened { table.insert([.open, .faultAround], at: page) } else { table.insert(.told, at: page) }
+        if resolution == .opened { table.insert(.openAround, at: page) } else { table.insert(.told, at: page) }
       }
       if resolution == .opened {
         for part in [low.end..<pages.lowerBound, pages.upperBound..<high.end] where !part.isEmpty {
@@ -183,7 +183,7 @@ internal import Synchronization
       let page = step > 0 ? boundary : boundary - 1
       let before = domain.table.tryClaim(page)
       if before.contains(.claimed) { return (boundary, true) }
-      let stays = !before.isDisjoint(with: [.open, .writeDenied, .readDenied])
+      let stays = !before.isDisjoint(with: .openOrDenied)
       let moves = !stays && mayMove(page)
       if moves, !before.contains(.told) { FirstWriteCallbacks.call(domain, page: page, opening: page..<page + 1) }
       if !moves || domain.withOwedBytes({ $0.keep(page..<page + 1, in: domain) }) == .held {

@@ -90,7 +90,7 @@ extension Capabilities {
       var backing = Backing(all: .notTried("no userfaultfd"))
       backing.memory = Self.attempt { () throws(PinError) in
         try PinError.check(Memory.protect(range, .read), "mprotect", range)
-        try PinError.check(Memory.protect(range, [.read, .write]), "mprotect", range)
+        try PinError.check(Memory.protect(range, .readWrite), "mprotect", range)
       }
       guard let way = userfaultfd.best else { return backing }
       // All that registering a range can depend on; what the kernel lacks, it refuses by itself.

@@ -11,6 +11,8 @@ internal import SystemPackage
     let rawValue: CInt
     static let read = Protection(rawValue: 1)
     static let write = Protection(rawValue: 2)
+    /// An array literal of both would allocate in a build without optimization, and the fault path may not (K2).
+    static let readWrite = Protection(rawValue: 1 | 2)
   }
 
   /// Where the bytes come from.
@@ -108,7 +110,7 @@ enum Memory {
   /// the fault path.
   static func replace(
     _ range: AddressRange, file: CInt, offset: Int, mapsPages: Bool = false,
-    _ protection: Mapping.Protection = [.read, .write]
+    _ protection: Mapping.Protection = .readWrite
   ) -> CInt {
     var address: UInt64 = 0
     // MAP_SHARED | MAP_FIXED, and MAP_POPULATE

@@ -105,7 +105,7 @@ internal import Synchronization
     return FrameCounts(
       references: mappings + word.extra, mappings: mappings,
       isExclusive: word.flags.contains(.exclusive) || !isShared.load(ordering: .acquiring),
-      isFrozen: !word.flags.isDisjoint(with: [.frozen, .dying]))
+      isFrozen: !word.flags.isDisjoint(with: .changing))
   }
 
   /// Changes a word in one step; `change` says no by returning `nil`. Returns what was there before and what is there now.
@@ -129,7 +129,7 @@ internal import Synchronization
   @inline(__always) func claimFree(_ frame: Int) -> Bool {
     let mappers = mappers.load(ordering: .acquiring)
     return update(frame) { word in
-      guard mappers + word.mappings == 0, word.extra == 0, word.flags.isDisjoint(with: [.frozen, .dying]) else { return nil }
+      guard mappers + word.mappings == 0, word.extra == 0, word.flags.isDisjoint(with: .changing) else { return nil }
       var word = word
       word.mappings += 1
       word.flags = .exclusive
@@ -184,7 +184,7 @@ internal import Synchronization
   func markExclusive(_ frame: Int) {
     let (proven, mappers) = consistent(frame)
     update(frame) { word in
-      guard word == proven, mappers + word.mappings + word.extra == 1, word.flags.isDisjoint(with: [.frozen, .dying]) else {
+      guard word == proven, mappers + word.mappings + word.extra == 1, word.flags.isDisjoint(with: .changing) else {
         return nil
       }
       var word = word
@@ -231,7 +231,7 @@ internal import Synchronization
     let mappers = mappers.load(ordering: .sequentiallyConsistent)
     TestHooks.reach(.freezing, page: frame)
     let frozen = update(frame) { word in
-      guard word.flags.isDisjoint(with: [.frozen, .dying]), mappers + word.mappings + word.extra == count else { return nil }
+      guard word.flags.isDisjoint(with: .changing), mappers + word.mappings + word.extra == count else { return nil }
       var word = word
       word.flags.insert(.frozen)
       return word

@@ -29,6 +29,14 @@ internal import Synchronization
     static let writeDenied = Entry(rawValue: 1 << 4)
     /// The user took the right to read away.
     static let readDenied = Entry(rawValue: 1 << 5)
+
+    // Together; an array literal of flags would allocate in a build without optimization, and the fault path may not (K2).
+    static let claim = Entry(rawValue: 1 << 0 | 1 << 1)
+    static let openAround = Entry(rawValue: 1 << 2 | 1 << 3)
+    static let denied = Entry(rawValue: 1 << 4 | 1 << 5)
+    static let openOrDenied = Entry(rawValue: 1 << 2 | 1 << 4 | 1 << 5)
+    static let openOrTold = Entry(rawValue: 1 << 2 | 1 << 6)
+    static let openDeniedOrTold = Entry(rawValue: 1 << 2 | 1 << 4 | 1 << 5 | 1 << 6)
   }
 
   /// The words before the entries: the summary, and the tops of the bitmaps.
@@ -119,7 +127,7 @@ internal import Synchronization
   }
 
   @inline(__always) func releaseClaim(_ page: Int) {
-    let before = remove([.claimed, .contended], at: page)
+    let before = remove(.claim, at: page)
     if before.contains(.contended) { unsafe Futex.wakeAll(unsafe UnsafeRawPointer(entries + page)) }
   }
 }

@@ -30,7 +30,7 @@ extension Region {
   public func store<Value: BitwiseCopyable>(_ value: Value, toByteOffset offset: Int) throws(PinError) {
     try beginChecked("store")
     defer { endChecked() }
-    try check(offset, MemoryLayout<Value>.size, denied: [.writeDenied, .readDenied], "store")
+    try check(offset, MemoryLayout<Value>.size, denied: .denied, "store")
     unsafe bytes.storeBytes(of: value, toByteOffset: offset, as: Value.self)
   }
 
@@ -40,7 +40,7 @@ extension Region {
   public func copy(_ source: UnsafeRawBufferPointer, toByteOffset offset: Int) throws(PinError) {
     try beginChecked("copy")
     defer { endChecked() }
-    try check(offset, source.count, denied: [.writeDenied, .readDenied], "copy")
+    try check(offset, source.count, denied: .denied, "copy")
     unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[offset..<offset + source.count]).copyMemory(from: source)
   }
 

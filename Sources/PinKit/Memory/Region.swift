@@ -113,7 +113,7 @@ public final class Region: Sendable {
     for attachment in attached { attachment.bytesWillGo() }
     for attachment in attached { attachment.regionWillUnmap() }
     // As it was when it was adopted: readable and writable.
-    if isAdopted, table.hasDeniedPages { _ = Memory.protect(addresses, [.read, .write]) }
+    if isAdopted, table.hasDeniedPages { _ = Memory.protect(addresses, .readWrite) }
     ManagedRanges.release(id: id)
     owned.withLock { $0 = nil }
     for attachment in attached { attachment.regionDidUnmap() }

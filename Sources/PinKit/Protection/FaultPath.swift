@@ -118,7 +118,7 @@ enum FaultPath {
   @inline(__always) private static func tryClaim(_ page: Int, in domain: borrowing FaultDomain) -> Bool {
     let before = domain.table.tryClaim(page)
     if before.contains(.claimed) { return false }
-    if before.isDisjoint(with: [.open, .writeDenied, .readDenied, .told]) { return true }
+    if before.isDisjoint(with: .openDeniedOrTold) { return true }
     domain.table.releaseClaim(page)
     return false
   }
@@ -148,7 +148,7 @@ enum FaultPath {
   /// Marks `pages` as open. The claims and the shared lock are held.
   @inline(__always) static func record(_ pages: Range<Int>, faulted: Int, in domain: borrowing FaultDomain) {
     for page in pages {
-      domain.table.insert(page == faulted ? .open : [.open, .faultAround], at: page)
+      domain.table.insert(page == faulted ? .open : .openAround, at: page)
     }
     domain.table.open.insert(pages)
     domain.counters.add(.openedPages, pages.count)

@@ -60,7 +60,8 @@ internal import Synchronization
       TestHooks.reach(.readerIdle)
       let count = handler.events.wait(&ready, milliseconds: parked.isEmpty ? -1 : 1)
       unvisited = 0..<count
-      while let next = unvisited.first {
+      while unvisited.lowerBound < unvisited.upperBound {
+        let next = unvisited.lowerBound
         unvisited = next + 1..<count
         if ready[next] < UInt64(FaultHandler.capacity) { visit(Int(ready[next])) }
       }

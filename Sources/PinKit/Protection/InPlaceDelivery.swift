@@ -21,7 +21,7 @@ enum InPlaceDelivery {
     let page = domain.page(at: UInt(address))
     guard delivery == .inPlace || delivery == .mprotect else {
       // The protection was lifted while the signal was on its way; or the fault was never ours.
-      let denied = !domain.table[page].isDisjoint(with: [.writeDenied, .readDenied])
+      let denied = !domain.table[page].isDisjoint(with: .denied)
       return denied ? 0 : tryAgain(domain, address, generation: domain.generation.load(ordering: .relaxed))
     }
     var isHeld = false

@@ -9,7 +9,7 @@ enum MprotectOpening {
   private static let noMemory: CInt = 12
 
   static func open(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> FaultResolution {
-    let result = Memory.protect(domain.addresses(of: pages), [.read, .write])
+    let result = Memory.protect(domain.addresses(of: pages), .readWrite)
     if result == 0 { return .opened }
     if result == -noMemory { return widen(pages, in: domain) }
     domain.fail(.refused, errno: -result)
@@ -31,7 +31,7 @@ enum MprotectOpening {
         settle(pages.upperBound..<high.end, isOpen: false, domain)
         return .held
       }
-      let isOpen = Memory.protect(domain.addresses(of: low.end..<high.end), [.read, .write]) == 0
+      let isOpen = Memory.protect(domain.addresses(of: low.end..<high.end), .readWrite) == 0
       settle(low.end..<pages.lowerBound, isOpen: isOpen, domain)
       settle(pages.upperBound..<high.end, isOpen: isOpen, domain)
       if isOpen {
@@ -64,7 +64,7 @@ enum MprotectOpening {
       let before = table.tryClaim(page)
       if before.contains(.claimed) {
         if !before.contains(.open) { return (boundary, true) }
-      } else if !before.isDisjoint(with: [.open, .writeDenied, .readDenied]) {
+      } else if !before.isDisjoint(with: .openOrDenied) {
         table.releaseClaim(page)
         if !before.contains(.open) { return (boundary, false) }
       } else if !mayBeOpened(page, isTold: before.contains(.told), domain) {
@@ -92,7 +92,7 @@ enum MprotectOpening {
   private static func tell(_ pages: Range<Int>, _ domain: borrowing FaultDomain) {
     var start = pages.lowerBound
     for page in pages.lowerBound...pages.upperBound {
-      let isNew = page < pages.upperBound && domain.table[page].isDisjoint(with: [.open, .told])
+      let isNew = page < pages.upperBound && domain.table[page].isDisjoint(with: .openOrTold)
       if isNew { continue }
       if start < page { FirstWriteCallbacks.call(domain, page: start, opening: start..<page) }
       start = page + 1
@@ -116,7 +116,7 @@ enum MprotectOpening {
     for page in pages where !table[page].contains(.open) {
       if isOpen {
         table.remove(.told, at: page)
-        table.insert([.open, .faultAround], at: page)
+        table.insert(.openAround, at: page)
         table.open.insert(page..<page + 1)
         domain.counters.add(.openedPages)
         domain.counters.add(.faultAroundPages)

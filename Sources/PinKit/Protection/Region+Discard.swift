@@ -28,7 +28,7 @@ extension Region {
         .unsupported, operation: "discard", range: range,
         advice: "The bytes belong to a file; punch a hole in it, or use anonymous, pool or hugetlb memory.")
     }
-    if table.hasDeniedPages, let page = pages.first(where: { !table[$0].isDisjoint(with: [.writeDenied, .readDenied]) }) {
+    if table.hasDeniedPages, let page = pages.first(where: { !table[$0].isDisjoint(with: .denied) }) {
       throw PinError(
         .accessDenied, operation: "discard", range: addressesUnchecked(of: page..<page + 1),
         advice: "protect(_:to:) took the right to write away from page \(page).")

@@ -62,7 +62,7 @@ extension Region {
   private func rights(of page: Int, armed: Bool) -> Mapping.Protection {
     let entry = table[page]
     if entry.contains(.readDenied) { return [] }
-    return entry.contains(.writeDenied) || (armed && !entry.contains(.open)) ? .read : [.read, .write]
+    return entry.contains(.writeDenied) || (armed && !entry.contains(.open)) ? .read : .readWrite
   }
 
   private func set(_ access: PageAccess, to pages: Range<Int>, armed: Bool) throws(PinError) {
@@ -78,10 +78,10 @@ extension Region {
         let isOpen = table[start].contains(.open)
         var end = start + 1
         while end < pages.upperBound, table[end].contains(.open) == isOpen { end += 1 }
-        try change(addressesUnchecked(of: start..<end), isOpen ? [.read, .write] : .read)
+        try change(addressesUnchecked(of: start..<end), isOpen ? .readWrite : .read)
         start = end
       }
-    case .readWrite: try change(range, [.read, .write])
+    case .readWrite: try change(range, .readWrite)
     }
     let denied: PageTable.Entry =
       switch access {

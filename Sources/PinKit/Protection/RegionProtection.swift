@@ -178,7 +178,7 @@ internal import SystemPackage
     }
     domain.delivery.store(.none, ordering: .sequentiallyConsistent)
     let table = domain.table
-    table.open.drain { pages in for page in pages { table.remove([.open, .faultAround], at: page) } }
+    table.open.drain { pages in for page in pages { table.remove(.openAround, at: page) } }
   }
 
   /// Lets nobody write pages whose frames others may have: the region is being unmapped, or has failed.
@@ -206,12 +206,12 @@ internal import SystemPackage
     var start = 0
     let table = domain.table
     guard table.hasDeniedPages else {
-      _ = Memory.protect(addresses, [.read, .write])
+      _ = Memory.protect(addresses, .readWrite)
       return
     }
     for page in 0...table.pageCount {
-      let stops = page == table.pageCount || !table[page].isDisjoint(with: [.writeDenied, .readDenied])
-      if stops, start < page { _ = Memory.protect(domain.addresses(of: start..<page), [.read, .write]) }
+      let stops = page == table.pageCount || !table[page].isDisjoint(with: .denied)
+      if stops, start < page { _ = Memory.protect(domain.addresses(of: start..<page), .readWrite) }
       if stops { start = page + 1 }
     }
   }

@@ -107,7 +107,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     var start = run.lowerBound
     var isAround = false
     for page in run {
-      let before = table.removeExclusively([.open, .faultAround], at: page)
+      let before = table.removeExclusively(.openAround, at: page)
       let around = before.contains(.faultAround)
       guard around != isAround else { continue }
       dirty.append(start..<page, isFaultAround: isAround)
@@ -117,7 +117,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   }
 
   private static func forget(_ run: Range<Int>, _ table: PageTable) {
-    for page in run { _ = table.removeExclusively([.open, .faultAround], at: page) }
+    for page in run { _ = table.removeExclusively(.openAround, at: page) }
   }
 
   private static func putBack(_ rest: DirtySet, _ table: PageTable) {
@@ -204,7 +204,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     _ run: Range<Int>, _ domain: borrowing FaultDomain, _ kind: WriteTracking.Mechanism
   ) throws(PinError) -> Bool {
     if kind == .mprotect {
-      for part in allowedParts(of: run, domain) { try change(domain.addresses(of: part), [.read, .write]) }
+      for part in allowedParts(of: run, domain) { try change(domain.addresses(of: part), .readWrite) }
       return true
     }
     let range = domain.addresses(of: run)
@@ -221,7 +221,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   private static func allowedParts(of run: Range<Int>, _ domain: borrowing FaultDomain) -> [Range<Int>] {
     guard domain.table.hasDeniedPages else { return [run] }
     var parts = DirtySet(pageCount: domain.table.pageCount)
-    for page in run where domain.table[page].isDisjoint(with: [.writeDenied, .readDenied]) { parts.append(page..<page + 1) }
+    for page in run where domain.table[page].isDisjoint(with: .denied) { parts.append(page..<page + 1) }
     return parts.runs
   }
 

@@ -12,6 +12,9 @@ int ct_has_thread_sanitizer(void);
 // Whether any sanitizer is in.
 int ct_has_sanitizer(void);
 void ct_store(uint64_t address, uint8_t value);
+// Counts calls of malloc(3) while `inside` says yes, on whatever thread; not under a sanitizer.
+void ct_watch_allocations(int (*_Nonnull inside)(void));
+int ct_watched_allocations(void);
 // Sequentially consistent.
 void ct_store_in_order(uint64_t address, uint64_t value);
 uint8_t ct_load(uint64_t address);
