@@ -91,6 +91,6 @@ let package = Package(
       ],
       swiftSettings: house
     ),
-    .testTarget(name: "pinctlTests", dependencies: ["pinctl", "CFloor"], swiftSettings: house),
+    .testTarget(name: "pinctlTests", dependencies: ["pinctl", "CFloor", "Guest"], swiftSettings: house),
   ]
 )

@@ -67,7 +67,7 @@ import Testing
         let after = try guest.walk.words(in: region).max() ?? 0
         for _ in 0..<2 {
           #expect(guest.walk.flaw(in: try guest.walk.words(in: clone), from: before, to: after) == nil, "round \(round)")
-          try #require(guest.advance(1))
+          try #require(guest.goRound())
         }
         try clone.unmap()
       }

@@ -42,6 +42,9 @@ extension Region {
 }
 
 extension GuestThread {
+  /// Waits until it has come by every page once more.
+  func goRound() -> Bool { advance(horizon - progress + UInt64(walk.wordCount)) }
+
   /// Waits until it has made `count` more stores than it had at the call.
   func advance(_ count: UInt64) -> Bool {
     let goal = progress + count

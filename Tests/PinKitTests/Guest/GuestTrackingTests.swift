@@ -101,7 +101,10 @@ import Testing
       }
       guest.start()
       defer { try? guest.stop() }
-      for _ in 0..<60 { try collect() }
+      for round in 0..<60 {
+        try collect()
+        if round % 10 == 0 { try #require(guest.goRound()) }
+      }
       try #require(guest.advance(10_000))
       try guest.stop()
       try collect()
