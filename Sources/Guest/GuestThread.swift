@@ -17,7 +17,7 @@ public final class GuestThread: Sendable {
   private let group = DispatchGroup()
 
   /// How many stores the guest makes before it looks whether it has to stop.
-  private static let batch = 4096
+  private static let batch = 1024
 
   public init(in region: Region, walk: GuestWalk) {
     self.region = region

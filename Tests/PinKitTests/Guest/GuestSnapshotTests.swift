@@ -41,12 +41,12 @@ import Testing
 
   @Test("W6/N6: a snapshot is one moment of a guest that does not pause, and stays it", arguments: Combination.snapshots)
   func oneMoment(_ combination: Combination) throws {
-    try cut(combination, pages: 64, rounds: combination.subject == .hugetlb ? 6 : 24)
+    try cut(combination, pages: 64, rounds: combination.subject == .hugetlb ? 6 : 16)
   }
 
   @Test("W6: the same with a sweep beside the guest", arguments: Combination.snapshots)
   func withSweep(_ combination: Combination) throws {
-    try cut(combination, pages: 256, rounds: combination.subject == .hugetlb ? 4 : 12, options: .init(sweep: true))
+    try cut(combination, pages: 256, rounds: combination.subject == .hugetlb ? 4 : 8, options: .init(sweep: true))
   }
 
   @Test(
