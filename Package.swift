@@ -48,6 +48,7 @@ let package = Package(
         "PinKit",
         "Topics",
         "CFloor",
+        "Guest",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "Logging", package: "swift-log"),
@@ -68,6 +69,12 @@ let package = Package(
       path: "Benchmarks/Topics",
       swiftSettings: house
     ),
+    .target(name: "CKvm"),
+    .target(
+      name: "Guest",
+      dependencies: ["PinKit", "CKvm", .product(name: "SystemPackage", package: "swift-system")],
+      swiftSettings: house
+    ),
     .target(
       name: "CTestSupport",
       path: "Tests/CTestSupport",
@@ -76,7 +83,7 @@ let package = Package(
     .testTarget(
       name: "PinKitTests",
       dependencies: [
-        "PinKit", "CTestSupport",
+        "PinKit", "CTestSupport", "Guest",
         .product(name: "MetricsTestKit", package: "swift-metrics"),
         .product(name: "CoreMetrics", package: "swift-metrics"),
         .product(name: "SystemPackage", package: "swift-system"),
@@ -84,6 +91,6 @@ let package = Package(
       ],
       swiftSettings: house
     ),
-    .testTarget(name: "pinctlTests", dependencies: ["pinctl", "CFloor"], swiftSettings: house),
+    .testTarget(name: "pinctlTests", dependencies: ["pinctl", "CFloor", "Guest"], swiftSettings: house),
   ]
 )

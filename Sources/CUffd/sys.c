@@ -236,6 +236,13 @@ __attribute__((no_sanitize("thread"))) int cuffd_is_zero_beside_writers(const vo
   return 1;
 }
 
+void cuffd_touch(void *byte) {
+  // Not an addition of 0 and the like, of which a compiler makes a load.
+  unsigned char held = __atomic_load_n((unsigned char *)byte, __ATOMIC_RELAXED);
+  while (!__atomic_compare_exchange_n((unsigned char *)byte, &held, held, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+}
+
 int cuffd_memfd(const char *name, unsigned flags) {
   int error = injected(cuffd_call_memfd);
   if (error) return error;

@@ -84,6 +84,8 @@ int cuffd_memfd(const char *_Nonnull name, unsigned flags);
 void cuffd_copy_bytes(void *_Nonnull target, const void *_Nonnull source, size_t length);
 // Whether all of the bytes, a multiple of 64, are zeros; as above.
 int cuffd_is_zero_beside_writers(const void *_Nonnull source, size_t length);
+// Writes a byte and changes nothing, in one step: whatever others write to it stays.
+void cuffd_touch(void *_Nonnull byte);
 ssize_t cuffd_pwrite(int fd, const void *_Nonnull buffer, size_t length, int64_t offset);
 ssize_t cuffd_pread(int fd, void *_Nonnull buffer, size_t length, int64_t offset);
 int cuffd_open_file(const char *_Nonnull path, int flags);

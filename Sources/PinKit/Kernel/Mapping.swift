@@ -160,6 +160,9 @@ enum Memory {
     _ source: UnsafeRawPointer, to target: UnsafeMutableRawPointer, count: Int
   ) { unsafe cuffd_copy_bytes(target, source, count) }
 
+  /// Writes a byte and changes nothing: the fault of a store, without one.
+  static func touch(_ address: UInt) { unsafe cuffd_touch(UnsafeMutableRawPointer(bitPattern: address)!) }
+
   /// Whether `count` bytes, a multiple of 64, are all zeros.
   @inline(__always) static func isZero(_ bytes: UnsafeRawPointer, count: Int) -> Bool {
     unsafe cuffd_is_zero_beside_writers(bytes, count) != 0

@@ -54,6 +54,22 @@ extension Region {
     unsafe target.copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[offset..<offset + target.count]))
   }
 
+  /// Takes the fault that a store to `page` would take, and changes nothing: when it returns, the page could be written.
+  ///
+  /// For whoever writes the memory by other ways than this process's page table, and was refused because the page was protected: a
+  /// system call that failed with `EFAULT`, or a guest whose `KVM_RUN` did. Sharing is broken and the write recorded first, and only then
+  /// is the page handed out (N1). A page may be protected again at any time, by a collection, so the other way must be tried in a
+  /// loop. Trackers report the page as written.
+  ///
+  /// - Throws: ``PinError``: `.outOfBounds`, `.unmapped`, `.accessDenied` where ``protect(_:to:)`` took writing away.
+  public func touch(_ page: Int) throws(PinError) {
+    try beginChecked("touch")
+    defer { endChecked() }
+    let (offset, isTooLarge) = page.multipliedReportingOverflow(by: pageSize)
+    try check(isTooLarge ? -1 : offset, 1, denied: [.writeDenied, .readDenied], "touch")
+    Memory.touch(addresses.start + UInt(offset))
+  }
+
   // MARK: The gate
 
   private var bytes: UnsafeMutableRawBufferPointer {
