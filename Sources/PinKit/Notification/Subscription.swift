@@ -103,29 +103,40 @@ extension AddressSpace {
 /// A subscriber to a whole address space, and what it has in each region.
 final class SpaceSubscriber: Sendable {
   let notifier: any MMUNotifier
-  let parts = Mutex<[UInt64: (region: WeakNotifications, subscriber: Subscriber)]>([:])
+  private let parts = Mutex(Parts())
   private let isReleased = Atomic<Bool>(false)
 
-  struct WeakNotifications: Sendable { weak var notifications: RegionNotifications? }
+  private struct Part: Sendable {
+    weak var notifications: RegionNotifications?
+    let subscriber: Subscriber
+  }
+  private struct Parts {
+    var all: [Part] = []
+    var hasLeft = false
+  }
 
   init(_ notifier: any MMUNotifier) { self.notifier = notifier }
 
   func join(_ region: Region) throws(PinError) {
     let subscriber = Subscriber(PartNotifier(notifier), 0..<region.pageCount)
     let notifications = try region.connect(subscriber)
-    parts.withLock { parts in
-      parts = parts.filter { $0.value.region.notifications != nil }
-      parts[region.id] = (WeakNotifications(notifications: notifications), subscriber)
+    let isLate = parts.withLock { parts in
+      parts.all.removeAll { $0.notifications == nil }
+      if !parts.hasLeft { parts.all.append(Part(notifications: notifications, subscriber: subscriber)) }
+      return parts.hasLeft
     }
+    if isLate { notifications.remove(subscriber) }
   }
+
+  var hasLeft: Bool { parts.withLock { $0.hasLeft } }
 
   /// Lets no callback come any more.
   func leave() {
     let all = parts.withLock { parts in
-      defer { parts = [:] }
-      return parts
+      defer { parts = Parts(hasLeft: true) }
+      return parts.all
     }
-    for part in all.values { part.region.notifications?.remove(part.subscriber) }
+    for part in all { part.notifications?.remove(part.subscriber) }
   }
 
   func release() {
@@ -167,12 +178,14 @@ final class SpaceNotifications: AddressSpaceService {
   }
 
   func remove(_ subscriber: SpaceSubscriber) {
-    subscribers.withLock { $0.removeAll { $0 === subscriber } }
     subscriber.leave()
+    // From inside a callback the lock may be held by a thread that waits for that: then somebody else forgets it.
+    _ = subscribers.withLockIfAvailable { $0.removeAll(where: \.hasLeft) }
   }
 
   func regionDidMap(_ region: Region) throws(PinError) {
     try subscribers.withLock { subscribers throws(PinError) in
+      subscribers.removeAll(where: \.hasLeft)
       for subscriber in subscribers { try subscriber.join(region) }
     }
   }
