@@ -75,6 +75,7 @@ extension Region {
     if let protection = attachments.find(RegionProtection.self) { return protection }
     // A tracker may begin while the pages are dropped, and whatever it did to them is gone with them. A snapshot cannot.
     defer { attachments.find(RegionProtection.self)?.recordDiscard(pages) }
+    TestHooks.reach(.dropping, page: pages.lowerBound)
     try drop(range)
     return nil
   }

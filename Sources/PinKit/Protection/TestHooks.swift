@@ -21,6 +21,8 @@ enum TestHooks {
     case readingLive
     /// It was read from a userfaultfd that pages are dropped, and is not noted yet.
     case removing
+    /// Pages of a region that nothing protects are about to be dropped.
+    case dropping
     /// The bytes were copied to another frame, which is not mapped yet.
     case copied
     /// The other frame is mapped, and the counts do not say so yet.

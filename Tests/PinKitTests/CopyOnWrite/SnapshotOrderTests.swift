@@ -149,4 +149,40 @@ import Testing
       #expect(spin { code { _ = try snapshot.read(Self.page) } == .snapshotLost })
     }
   }
+
+  @Test("W6: a snapshot waits for a discard that began while nothing was protected") func discardBeforeProtection() throws {
+    let space = try AddressSpace.forTests()
+    let region = try space.map(.anonymous(hugePages: .never), pages: 2 * Self.page)
+    try region.store(UInt64(5), toByteOffset: Self.page * 4096)
+    let isDropping = Shared()
+    let mayGoOn = Shared()
+    TestHooks.set(.dropping) { page in
+      guard page == Self.page else { return }
+      isDropping.value = 1
+      _ = spin { mayGoOn.value == 1 }
+    }
+    defer {
+      mayGoOn.value = 1
+      TestHooks.set(.dropping, nil)
+    }
+    let dropper = TestThread { try region.discard(Self.page..<Self.page + 1) }
+    try #require(spin { isDropping.value == 1 })
+    let first = Mutex<UInt64?>(nil)
+    let kept = Mutex<Snapshot?>(nil)
+    let taker = TestThread {
+      let snapshot = try region.snapshot()
+      let word = try unsafe snapshot.read(Self.page).withUnsafeBytes { unsafe $0.load(as: UInt64.self) }
+      first.withLock { $0 = word }
+      kept.withLock { $0 = snapshot }
+    }
+    _ = spin(forAtMost: 5) { taker.isAsleep || taker.hasEnded }
+    mayGoOn.value = 1
+    try dropper.join()
+    try taker.join()
+    let snapshot = try #require(kept.withLock { $0 })
+    let later = try unsafe snapshot.read(Self.page).withUnsafeBytes { unsafe $0.load(as: UInt64.self) }
+    #expect(first.withLock { $0 } == later)
+    snapshot.close()
+    try space.close()
+  }
 }
