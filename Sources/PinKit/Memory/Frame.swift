@@ -62,8 +62,12 @@ public struct FrameState: Sendable, Hashable {
   /// Runs `body` with the page lock held, waiting for it at most `patience` seconds.
   ///
   /// - Throws: ``PinError`` `.timedOut`, and what `body` throws.
-  public func withPageLock<Result>(patience: Double = 1, _ body: () throws -> Result) throws -> Result {
-    guard unsafe extent.pointee.lock(index, patience: Kernel.nanoseconds(patience)) else {
+  /// `file` and `line` are for reports of ``LockOrder``.
+  public func withPageLock<Result>(
+    patience: Double = 1, file: StaticString = #fileID, line: UInt = #line, _ body: () throws -> Result
+  ) throws -> Result {
+    let place = LockPlace(file: file, line: line)
+    guard unsafe extent.pointee.lock(index, patience: Kernel.nanoseconds(patience), place) else {
       throw PinError(
         .timedOut, operation: "lock \(frame)", advice: "Whoever has locked it keeps it longer than \(patience) s.")
     }

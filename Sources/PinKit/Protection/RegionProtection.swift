@@ -227,6 +227,7 @@ internal import SystemPackage
 
   /// Runs `body` with the wrprotect lock held exclusively (W1).
   func exclusive<Result, Failure: Error>(
+    file: StaticString = #fileID, line: UInt = #line,
     _ body: (borrowing FaultDomain) throws(Failure) -> Result
   ) throws(Failure) -> Result {
     let rearm = { [self] in
@@ -234,7 +235,7 @@ internal import SystemPackage
       let descriptor = unsafe domain.pointee.descriptor.load(ordering: .acquiring)
       if let slot, descriptor >= 0 { handler.rearm(descriptor, slot: slot) }
     }
-    return try unsafe domain.pointee.lock.withExclusive(rearm: rearm) { () throws(Failure) in
+    return try unsafe domain.pointee.lock.withExclusive(rearm: rearm, file: file, line: line) { () throws(Failure) in
       unsafe domain.pointee.generation.add(1, ordering: .relaxed)
       unsafe domain.pointee.exclusiveSince.store(Kernel.now(), ordering: .relaxed)
       return try unsafe body(domain.pointee)
