@@ -54,6 +54,8 @@ extension LockOrder {
     /// A sentence that says what to do.
     public var advice: String {
       switch kind {
+      case .againstOrder where wanted.rank == held.rank:
+        "Hold one \(wanted.rank?.description ?? "lock") at a time, or try the second and do not wait."
       case .againstOrder:
         "Take \(wanted.name) before \(held.name), or try it and do not wait."
       case .blockingInAtomicContext:

@@ -272,7 +272,7 @@ internal import Synchronization
 
   /// Locks a frame, waiting for at most `patience` nanoseconds. False if somebody else kept it.
   func lock(_ frame: Int, patience: UInt64, _ place: LockPlace = LockPlace()) -> Bool {
-    if LockOrder.isOn { willLock(frame, place) }
+    if LockOrder.isOn, patience > 0 { willLock(frame, place) }
     guard lockUnchecked(frame, patience: patience) else { return false }
     if LockOrder.isOn { LockOrder.acquired(.page, "page lock of a frame", key: key, index: frame, place: place) }
     return true
