@@ -270,7 +270,7 @@ internal import Synchronization
 
   // MARK: The page lock
 
-  /// Locks a frame, waiting for at most `patience` nanoseconds. False if somebody else kept it.
+  /// Locks a frame, waiting for at most `patience` nanoseconds: with 0 it is a try. False if somebody else kept it.
   func lock(_ frame: Int, patience: UInt64, _ place: LockPlace = LockPlace()) -> Bool {
     if LockOrder.isOn, patience > 0 { willLock(frame, place) }
     guard lockUnchecked(frame, patience: patience) else { return false }

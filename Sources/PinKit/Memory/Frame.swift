@@ -59,10 +59,10 @@ public struct FrameState: Sendable, Hashable {
   /// Ends a ``freeze(expecting:)`` that returned true.
   public func unfreeze() { unsafe extent.pointee.unfreeze(index) }
 
-  /// Runs `body` with the page lock held, waiting for it at most `patience` seconds.
+  /// Runs `body` with the page lock held (``LockRank/page``), waiting for it at most `patience` seconds. With 0 it tries, and may be called
+  /// under any lock. `file` and `line` are for reports of ``LockOrder``.
   ///
   /// - Throws: ``PinError`` `.timedOut`, and what `body` throws.
-  /// `file` and `line` are for reports of ``LockOrder``.
   public func withPageLock<Result>(
     patience: Double = 1, file: StaticString = #fileID, line: UInt = #line, _ body: () throws -> Result
   ) throws -> Result {
