@@ -132,7 +132,7 @@ void cuffd_fault_remove(int64_t token) {
 // ---- the handler ----
 
 TLS int fault_depth;
-TLS int callback_depth;
+TLS int notified_depth;
 TLS uint64_t repeated_address, repeated_generation;
 TLS uint32_t repeated_count;
 TLS uint64_t accessing[8];
@@ -280,7 +280,7 @@ static void in_child(void) {
     descriptors[i] = -1;
   }
   fault_depth = 0;
-  callback_depth = 0;
+  notified_depth = 0;
   cuffd_section_forget_others();
   atomic_fetch_add(&generation, 1);
   pthread_mutex_unlock(&changes);
@@ -336,16 +336,16 @@ TLS uint64_t last_operation;
 TLS uint64_t owner;
 
 uint64_t cuffd_operation_next(void) { return ++last_operation; }
-int cuffd_callback_enter(uint64_t operation, const void *subscriber) {
-  if (callback_depth == 8) return 0;
-  callbacks[callback_depth].operation = operation;
-  callbacks[callback_depth++].subscriber = subscriber;
+int cuffd_notified_enter(uint64_t operation, const void *subscriber) {
+  if (notified_depth == 8) return 0;
+  callbacks[notified_depth].operation = operation;
+  callbacks[notified_depth++].subscriber = subscriber;
   return 1;
 }
-void cuffd_callback_leave(void) { callback_depth--; }
-int cuffd_callback_depth(void) { return callback_depth; }
-uint64_t cuffd_callback_operation(void) { return callback_depth ? callbacks[callback_depth - 1].operation : 0; }
-const void *cuffd_callback_subscriber(int depth) { return callbacks[depth].subscriber; }
+void cuffd_notified_leave(void) { notified_depth--; }
+int cuffd_notified_depth(void) { return notified_depth; }
+uint64_t cuffd_notified_operation(void) { return notified_depth ? callbacks[notified_depth - 1].operation : 0; }
+const void *cuffd_notified_subscriber(int depth) { return callbacks[depth].subscriber; }
 uint64_t cuffd_owner(void) { return owner; }
 uint64_t cuffd_owner_replace(uint64_t next) {
   uint64_t before = owner;
@@ -353,7 +353,7 @@ uint64_t cuffd_owner_replace(uint64_t next) {
   return before;
 }
 
-int cuffd_in_fault_path(void) { return path_depth > 0 || fault_depth > 0 || callback_depth > 0; }
+int cuffd_in_fault_path(void) { return path_depth > 0 || fault_depth > 0 || notified_depth > 0; }
 void cuffd_enter_fault_path(void) { path_depth++; }
 void cuffd_leave_fault_path(void) { path_depth--; }
 

@@ -4,6 +4,7 @@
 #include "cuffd_fault.h"
 #include "cuffd_file.h"
 #include "cuffd_lock.h"
+#include "cuffd_order.h"
 #include "cuffd_probe.h"
 #include "cuffd_ring.h"
 #include "cuffd_section.h"

@@ -42,11 +42,11 @@ int cuffd_is_accessing(uint64_t region);
 // Per thread: the callbacks of subscribers that are running, innermost last, and the invalidations they belong to, which are numbered
 // within the thread. Entering returns 0 where eight are nested.
 uint64_t cuffd_operation_next(void);
-int cuffd_callback_enter(uint64_t operation, const void *_Nonnull subscriber);
-void cuffd_callback_leave(void);
-int cuffd_callback_depth(void);
-uint64_t cuffd_callback_operation(void);
-const void *_Nonnull cuffd_callback_subscriber(int depth);
+int cuffd_notified_enter(uint64_t operation, const void *_Nonnull subscriber);
+void cuffd_notified_leave(void);
+int cuffd_notified_depth(void);
+uint64_t cuffd_notified_operation(void);
+const void *_Nonnull cuffd_notified_subscriber(int depth);
 // On whose behalf this thread changes mappings; 0: nobody's in particular.
 uint64_t cuffd_owner(void);
 uint64_t cuffd_owner_replace(uint64_t next);

@@ -76,7 +76,7 @@ public final class Snapshot: Sendable {
   /// The store it began with.
   func openStore(_ operation: StaticString) throws(PinError) -> CaptureStore {
     if !region.space.isOfThisProcess { throw .notInherited("\(operation)") }
-    try region.requireOutsideFaultPath("\(operation)")
+    try region.requireOutsideFaultPath(operation)
     guard let store = store.withLock({ $0 }) else { throw closed("\(operation)") }
     return store
   }

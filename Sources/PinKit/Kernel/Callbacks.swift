@@ -6,18 +6,18 @@ extension Kernel {
 
   /// Enters a callback of a subscriber; false where too many are nested. Every `true` needs one ``leaveCallback()``.
   @inline(__always) static func enterCallback(_ operation: UInt64, of subscriber: UnsafeRawPointer) -> Bool {
-    unsafe cuffd_callback_enter(operation, subscriber) != 0
+    unsafe cuffd_notified_enter(operation, subscriber) != 0
   }
-  @inline(__always) static func leaveCallback() { cuffd_callback_leave() }
+  @inline(__always) static func leaveCallback() { cuffd_notified_leave() }
 
   /// Whether this thread is inside a callback of a subscriber.
-  @inline(__always) static var isInCallback: Bool { cuffd_callback_depth() != 0 }
+  @inline(__always) static var isInCallback: Bool { cuffd_notified_depth() != 0 }
   /// The invalidation that the innermost callback belongs to; 0 outside.
-  static var callbackOperation: UInt64 { cuffd_callback_operation() }
+  static var callbackOperation: UInt64 { cuffd_notified_operation() }
 
   /// Calls `body` with each subscriber whose callback is running on this thread.
   static func forEachCallback(_ body: (UnsafeRawPointer) -> Void) {
-    for depth in 0..<cuffd_callback_depth() { unsafe body(cuffd_callback_subscriber(depth)) }
+    for depth in 0..<cuffd_notified_depth() { unsafe body(cuffd_notified_subscriber(depth)) }
   }
 
   /// On whose behalf this thread changes mappings, as the bits of an object's address; 0: nobody's in particular.

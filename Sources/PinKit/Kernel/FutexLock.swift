@@ -5,6 +5,8 @@ internal import CUffd
 /// A waiting writer keeps new readers out, and a leaving writer lets all readers in that came meanwhile: neither starves.
 @safe struct FutexLock: @unchecked Sendable {  // the C side touches it only through atomics
   private let raw: UnsafeMutablePointer<cuffd_wplock>
+  /// Tells the lock from others.
+  var key: UInt { UInt(bitPattern: unsafe raw) }
 
   init() {
     unsafe raw = .allocate(capacity: 1)

@@ -23,8 +23,8 @@ enum Kernel {
   @inline(__always) static var forkGeneration: UInt32 { cuffd_fork_generation() }
   static func watchForks() throws(PinError) { try PinError.check(cuffd_fork_watch(), "pthread_atfork") }
 
-  /// Whether this thread is inside the fault path: a callback of it, say.
-  static var isInFaultPath: Bool { cuffd_in_fault_path() != 0 }
+  /// Whether this thread is inside the fault path, or in a callback of a subscriber: what waits for a fault would wait for this thread.
+  static var isInFaultPath: Bool { cuffd_in_fault_path() != 0 || cuffd_callback_depth() != 0 }
   static func enterFaultPath() { cuffd_enter_fault_path() }
   static func leaveFaultPath() { cuffd_leave_fault_path() }
 

@@ -8,6 +8,7 @@ extension AddressSpace {
   ///   - pages: How many, at least one.
   /// - Throws: ``PinError``: `.outOfMemory`, `.outOfSpace` (no huge pages reserved), `.invalidArgument`. Does not block.
   public func map(_ backing: Backing = .anonymous, pages: Int) throws(PinError) -> Region {
+    LockOrder.mayBlock("map")
     try requireOpen("map")
     let pageSize: Int
     if case .hugetlb(let size) = backing.kind { pageSize = size } else { pageSize = Memory.pageSize }
@@ -77,6 +78,7 @@ extension AddressSpace {
   /// - Parameter addresses: Page-aligned, wholly mapped, readable and writable, of one kind.
   /// - Throws: ``PinError`` `.invalidArgument`, `.inUse` if a region manages a part of it already. Does not block.
   public func adopt(_ addresses: AddressRange) throws(PinError) -> Region {
+    LockOrder.mayBlock("adopt")
     try requireOpen("adopt")
     let (kind, pageSize) = try Adoption.examine(addresses)
     return try Region(

@@ -270,9 +270,24 @@ internal import Synchronization
 
   // MARK: The page lock
 
-  /// Locks a frame, waiting for at most `patience` nanoseconds. False if somebody else kept it.
-  func lock(_ frame: Int, patience: UInt64) -> Bool {
+  /// Locks a frame, waiting for at most `patience` nanoseconds: with 0 it is a try. False if somebody else kept it.
+  func lock(_ frame: Int, patience: UInt64, _ place: LockPlace = LockPlace()) -> Bool {
+    if LockOrder.isOn, patience > 0 { willLock(frame, place) }
+    guard lockUnchecked(frame, patience: patience) else { return false }
+    if LockOrder.isOn { LockOrder.acquired(.page, "page lock of a frame", key: key, index: frame, place: place) }
+    return true
+  }
+
+  /// Tells the frames of an extent from others.
+  private var key: UInt { UInt(bitPattern: unsafe words) }
+
+  private func willLock(_ frame: Int, _ place: LockPlace) {
+    LockOrder.willAcquire(.page, "page lock of a frame", key: key, index: frame, place: place)
+  }
+
+  private func lockUnchecked(_ frame: Int, patience: UInt64) -> Bool {
     let begun = Kernel.now()
+    defer { LockOrder.didWait() }
     while true {
       let isLocked = update(frame) { word in
         guard !word.flags.contains(.locked) else { return nil }
@@ -282,6 +297,7 @@ internal import Synchronization
       }
       if isLocked != nil { return true }
       if Kernel.now() - begun > patience { return false }
+      LockOrder.willWait(for: "page lock of a frame", place: LockPlace())
       Kernel.pause(nanoseconds: 5_000)
     }
   }
@@ -292,5 +308,6 @@ internal import Synchronization
       word.flags.remove(.locked)
       return word
     }
+    if LockOrder.isOn { LockOrder.released(key: key) }
   }
 }

@@ -59,11 +59,15 @@ public struct FrameState: Sendable, Hashable {
   /// Ends a ``freeze(expecting:)`` that returned true.
   public func unfreeze() { unsafe extent.pointee.unfreeze(index) }
 
-  /// Runs `body` with the page lock held, waiting for it at most `patience` seconds.
+  /// Runs `body` with the page lock held (``LockRank/page``), waiting for it at most `patience` seconds. With 0 it tries, and may be called
+  /// under any lock. `file` and `line` are for reports of ``LockOrder``.
   ///
   /// - Throws: ``PinError`` `.timedOut`, and what `body` throws.
-  public func withPageLock<Result>(patience: Double = 1, _ body: () throws -> Result) throws -> Result {
-    guard unsafe extent.pointee.lock(index, patience: Kernel.nanoseconds(patience)) else {
+  public func withPageLock<Result>(
+    patience: Double = 1, file: StaticString = #fileID, line: UInt = #line, _ body: () throws -> Result
+  ) throws -> Result {
+    let place = LockPlace(file: file, line: line)
+    guard unsafe extent.pointee.lock(index, patience: Kernel.nanoseconds(patience), place) else {
       throw PinError(
         .timedOut, operation: "lock \(frame)", advice: "Whoever has locked it keeps it longer than \(patience) s.")
     }

@@ -106,15 +106,23 @@ internal import Synchronization
   // MARK: Claims
 
   /// Claims a page for this thread if nobody has it; returns the entry before, which holds `.claimed` if somebody did.
-  @inline(__always) func tryClaim(_ page: Int) -> Entry { insert(.claimed, at: page) }
-
-  /// Claims a page; while somebody else has it, sleeps. Async-signal-safe. Returns the entry before the claim.
-  @inline(__always) func claim(_ page: Int) -> Entry {
-    let before = tryClaim(page)
-    return before.contains(.claimed) ? claimSlowly(page) : before
+  @inline(__always) func tryClaim(_ page: Int, file: StaticString = #fileID, line: UInt = #line) -> Entry {
+    let before = insert(.claimed, at: page)
+    if LockOrder.isOn, !before.contains(.claimed) { noteClaim(page, LockPlace(file: file, line: line)) }
+    return before
   }
 
-  private func claimSlowly(_ page: Int) -> Entry {
+  /// Claims a page; while somebody else has it, sleeps. Async-signal-safe. Returns the entry before the claim. Who has claims of this
+  /// table may claim only pages behind them, unless it has the wrprotect lock exclusively.
+  @inline(__always) func claim(_ page: Int, file: StaticString = #fileID, line: UInt = #line) -> Entry {
+    if LockOrder.isOn { willClaim(page, LockPlace(file: file, line: line)) }
+    let before = tryClaim(page, file: file, line: line)
+    return before.contains(.claimed) ? claimSlowly(page, LockPlace(file: file, line: line)) : before
+  }
+
+  private func claimSlowly(_ page: Int, _ place: LockPlace) -> Entry {
+    LockOrder.willWait(for: Self.claimName, place: place)
+    defer { LockOrder.didWait() }
     while true {
       let seen = insert(.contended, at: page)
       if seen.contains(.claimed) {
@@ -122,12 +130,29 @@ internal import Synchronization
         unsafe Futex.wait(unsafe word, while: UInt32(truncatingIfNeeded: seen.union(.contended).rawValue))
       }
       let before = insert(.claimed, at: page)
-      if !before.contains(.claimed) { return before }
+      if before.contains(.claimed) { continue }
+      if LockOrder.isOn { noteClaim(page, place) }
+      return before
     }
   }
 
   @inline(__always) func releaseClaim(_ page: Int) {
     let before = remove(.claim, at: page)
     if before.contains(.contended) { unsafe Futex.wakeAll(unsafe UnsafeRawPointer(entries + page)) }
+    if LockOrder.isOn { LockOrder.released(key: key) }
+  }
+
+  // MARK: The lock order
+
+  private static var claimName: StaticString { "claim of a page" }
+  /// Tells the table from others.
+  private var key: UInt { UInt(bitPattern: unsafe entries) }
+
+  @inline(never) private func willClaim(_ page: Int, _ place: LockPlace) {
+    LockOrder.willAcquire(.page, Self.claimName, key: key, index: page, place: place)
+  }
+
+  @inline(never) private func noteClaim(_ page: Int, _ place: LockPlace) {
+    LockOrder.acquired(.page, Self.claimName, key: key, index: page, place: place)
   }
 }

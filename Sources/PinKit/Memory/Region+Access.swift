@@ -80,6 +80,7 @@ extension Region {
   @inline(__always) func enter(_ operation: StaticString) throws(PinError) {
     guard space.isOfThisProcess else { throw .notInherited("\(operation)") }
     if Kernel.isInCallback {
+      LockOrder.mayBlock(operation)
       throw PinError(
         .wouldDeadlock, operation: "\(operation)", range: addresses,
         advice: "The call was made from a subscriber's callback, which the change waits for.")

@@ -90,21 +90,21 @@ public final class Region: Sendable {
     tearDown()
   }
 
-  func requireOutside(_ operation: String) throws(PinError) {
+  func requireOutside(
+    _ operation: StaticString, file: StaticString = #fileID, line: UInt = #line
+  ) throws(PinError) {
     if Kernel.isAccessing(id) {
       throw PinError(
-        .wouldDeadlock, operation: operation, range: addresses,
+        .wouldDeadlock, operation: "\(operation)", range: addresses,
         advice: "The calling thread is inside an access to this region; leave withUnsafeMutableBytes first.")
     }
-    try requireOutsideFaultPath(operation)
+    try requireOutsideFaultPath(operation, file: file, line: line)
   }
 
-  func requireOutsideFaultPath(_ operation: String) throws(PinError) {
-    if Kernel.isInFaultPath {
-      throw PinError(
-        .wouldDeadlock, operation: operation, range: addresses,
-        advice: "The call was made from a fault callback; hand it to another thread.")
-    }
+  func requireOutsideFaultPath(
+    _ operation: StaticString, file: StaticString = #fileID, line: UInt = #line
+  ) throws(PinError) {
+    try LockOrder.refuseInCallback(operation, addresses, file: file, line: line)
   }
 
   private func tearDown() {

@@ -74,6 +74,8 @@ extension Region {
     _ page: Int, forWriting: Bool, by protection: RegionProtection
   ) throws(PinError) -> (address: UInt, isWritable: Bool) {
     let begun = Kernel.now()
+    var waits = false
+    defer { if waits { LockOrder.didWait() } }
     while true {
       try protection.throwIfFailed("translate")
       switch protection.translate(page, forWriting: forWriting) {
@@ -92,6 +94,8 @@ extension Region {
           .timedOut, operation: "translate", range: addressesUnchecked(of: page..<page + 1),
           advice: "Memory is short, a snapshot is at its limit, or a subscriber keeps refusing.")
       }
+      if !waits { LockOrder.willWait(for: "translate", place: LockPlace()) }
+      waits = true
       Kernel.pause(nanoseconds: 20_000)
     }
   }

@@ -56,18 +56,16 @@ public final class IntervalSubscription: Sendable {
   ///
   /// - Throws: ``PinError``: `.wouldDeadlock` from a callback; `.unmapped` when the region is gone, `.stopped` after ``remove()``.
   public func readBegin() throws(PinError) -> UInt64 {
-    if Kernel.isInCallback {
-      throw PinError(
-        .wouldDeadlock, operation: "readBegin", range: region.addresses,
-        advice: "The change that this callback belongs to is under way for as long as the callback runs.")
-    }
+    try LockOrder.refuseInCallback("readBegin", region.addresses)
     var turns = 0
+    defer { if turns > 0 { LockOrder.didWait() } }
     while true {
       if state.isOver.load(ordering: .acquiring) {
         throw PinError(region.gate.isClosed ? .unmapped : .stopped, operation: "readBegin", range: region.addresses)
       }
       let sequence = state.sequence.load(ordering: .sequentiallyConsistent)
       if state.changes.load(ordering: .sequentiallyConsistent) == 0 { return sequence }
+      if turns == 0 { LockOrder.willWait(for: "readBegin", place: LockPlace()) }
       turns += 1
       if turns < 200 { Kernel.relax() } else { Kernel.pause(nanoseconds: 10_000) }
     }

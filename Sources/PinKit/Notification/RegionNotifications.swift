@@ -144,7 +144,8 @@ internal import Synchronization
     var failure: (any Error)?
     subscribers.forEach(overlapping: range.pages) { subscriber in
       do {
-        if try subscriber.call(range.operation, { try $0.invalidateRangeStart(range) }) == .wouldBlock {
+        if try subscriber.call(range.operation, .invalidateRangeStart, { try $0.invalidateRangeStart(range) }) == .wouldBlock
+        {
           refusal = subscriber
         }
       } catch {
@@ -158,7 +159,7 @@ internal import Synchronization
       subscribers.forEach(overlapping: range.pages) { subscriber in
         if told == 0 { return false }
         told -= 1
-        _ = subscriber.call(range.operation) { $0.invalidateRangeEnd(range) }
+        _ = subscriber.call(range.operation, .invalidateRangeEnd) { $0.invalidateRangeEnd(range) }
         return true
       }
       endReading(epoch)
@@ -184,7 +185,7 @@ internal import Synchronization
       owner: Kernel.invalidationOwner)
     unsafe Unmanaged<SubscriptionTable>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)._withUnsafeGuaranteedRef {
       $0.forEach(overlapping: pages) { subscriber in
-        _ = subscriber.call(range.operation) { $0.invalidateRange(range) }
+        _ = subscriber.call(range.operation, .invalidateRange) { $0.invalidateRange(range) }
         return true
       }
     }
@@ -200,7 +201,7 @@ internal import Synchronization
     var answer = false
     unsafe Unmanaged<SubscriptionTable>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)._withUnsafeGuaranteedRef {
       $0.forEach(overlapping: pages) { subscriber in
-        let isYes = subscriber.call(Kernel.nextOperation()) {
+        let isYes = subscriber.call(Kernel.nextOperation(), .invalidateRangeEnd) {
           question($0, pages.clamped(to: subscriber.pages), unsafe region.takeUnretainedValue())
         }
         if isYes == true { answer = true }
@@ -245,7 +246,7 @@ internal import Synchronization
       return state.table.settled.subscribers + state.table.recent.subscribers
     }
     for subscriber in all {
-      _ = subscriber.call(Kernel.nextOperation()) { $0.release() }
+      _ = subscriber.call(Kernel.nextOperation(), .invalidateRangeEnd) { $0.release() }
       _ = subscriber.remove()
     }
   }
@@ -279,7 +280,7 @@ internal import Synchronization
   mutating func invalidateRange() {
     isInvalidated = true
     unsafe subscribers.forEach(overlapping: range.pages) { subscriber in
-      _ = subscriber.call(range.operation) { $0.invalidateRange(range) }
+      _ = subscriber.call(range.operation, .invalidateRange) { $0.invalidateRange(range) }
       return true
     }
   }
@@ -287,7 +288,7 @@ internal import Synchronization
   /// The change is complete.
   func end() {
     unsafe subscribers.forEach(overlapping: range.pages) { subscriber in
-      _ = subscriber.call(range.operation) {
+      _ = subscriber.call(range.operation, .invalidateRangeEnd) {
         if !isInvalidated { $0.invalidateRange(range) }
         $0.invalidateRangeEnd(range)
       }

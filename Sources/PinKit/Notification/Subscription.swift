@@ -27,7 +27,9 @@ extension Region {
   ///
   /// - Throws: ``PinError``: `.outOfBounds`, `.invalidArgument` for an empty range, `.unmapped`, `.wouldDeadlock` from a callback,
   ///   `.limitReached`.
-  public func subscribe(_ notifier: any MMUNotifier, to pages: Range<Int>? = nil) throws(PinError) -> Subscription {
+  public func subscribe(
+    _ notifier: any MMUNotifier, to pages: Range<Int>? = nil, file: StaticString = #fileID, line: UInt = #line
+  ) throws(PinError) -> Subscription {
     let pages = pages ?? 0..<pageCount
     _ = try addresses(of: pages)
     guard !pages.isEmpty else {
@@ -37,7 +39,7 @@ extension Region {
     try requireOutsideFaultPath("subscribe")
     try enter("subscribe")
     defer { leave() }
-    let subscriber = Subscriber(notifier, pages)
+    let subscriber = Subscriber(notifier, pages, at: LockPlace(file: file, line: line))
     let notifications = try connect(subscriber)
     return Subscription { [self] in
       notifications.remove(subscriber)
@@ -73,7 +75,7 @@ extension Region {
     _ operation: StaticString, _ pages: Range<Int>, _ question: (any MMUNotifier, Range<Int>, Region) -> Bool
   ) throws(PinError) -> Bool {
     _ = try addresses(of: pages)
-    try requireOutsideFaultPath("\(operation)")
+    try requireOutsideFaultPath(operation)
     try enter(operation)
     defer { leave() }
     return attachments.find(RegionNotifications.self)?.ask(pages, question) ?? false

@@ -81,11 +81,14 @@ final class SubscriptionTable: Sendable {
 @safe final class Subscriber: Sendable {
   let notifier: any MMUNotifier
   let pages: Range<Int>
+  /// Where it was subscribed.
+  private let place: LockPlace
   private let running = Atomic<Int>(0)
   private let isRemoved = Atomic<Bool>(false)
 
-  init(_ notifier: any MMUNotifier, _ pages: Range<Int>) {
+  init(_ notifier: any MMUNotifier, _ pages: Range<Int>, at place: LockPlace = LockPlace()) {
     self.notifier = notifier
+    self.place = place
     self.pages = pages
   }
 
@@ -93,13 +96,15 @@ final class SubscriptionTable: Sendable {
 
   /// Runs a callback; `nil` if the subscription was removed.
   @inline(__always) func call<Result, Failure: Error>(
-    _ operation: UInt64, _ body: (any MMUNotifier) throws(Failure) -> Result
+    _ operation: UInt64, _ kind: LockOrder.CallbackKind, _ body: (any MMUNotifier) throws(Failure) -> Result
   ) throws(Failure) -> Result? {
     running.add(1, ordering: .sequentiallyConsistent)
     defer { running.subtract(1, ordering: .sequentiallyConsistent) }
     if isRemoved.load(ordering: .sequentiallyConsistent) { return nil }
     guard unsafe Kernel.enterCallback(operation, of: Unmanaged.passUnretained(self).toOpaque()) else { return nil }
     defer { Kernel.leaveCallback() }
+    if LockOrder.isOn { LockOrder.enterCallback(kind, at: place) }
+    defer { if LockOrder.isOn { LockOrder.leaveCallback() } }
     return try body(notifier)
   }
 

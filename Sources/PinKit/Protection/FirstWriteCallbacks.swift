@@ -24,6 +24,8 @@ final class FirstWriteCallbacks: Sendable {
 
   /// The object outlives the call: whoever replaces it holds the lock exclusively, and this thread holds it shared.
   @inline(never) private static func call(_ raw: UInt, _ write: FirstWrite) {
+    LockOrder.enterCallback(.firstWrite, at: LockPlace())
+    defer { LockOrder.leaveCallback() }
     let object = unsafe Unmanaged<FirstWriteCallbacks>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)
     unsafe object._withUnsafeGuaranteedRef { for callback in $0.callbacks { callback(write) } }
   }

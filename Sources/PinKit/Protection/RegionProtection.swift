@@ -227,18 +227,21 @@ internal import SystemPackage
 
   /// Runs `body` with the wrprotect lock held exclusively (W1).
   func exclusive<Result, Failure: Error>(
+    file: StaticString = #fileID, line: UInt = #line,
     _ body: (borrowing FaultDomain) throws(Failure) -> Result
   ) throws(Failure) -> Result {
-    try unsafe domain.pointee.lock.withExclusive(rearm: { listenAgain() }) { () throws(Failure) in
+    try unsafe domain.pointee.lock.withExclusive(rearm: { listenAgain() }, file: file, line: line) { () throws(Failure) in
       try begun(body)
     }
   }
 
   /// The same, `nil` rather than wait.
   func tryExclusive<Result, Failure: Error>(
+    file: StaticString = #fileID, line: UInt = #line,
     _ body: (borrowing FaultDomain) throws(Failure) -> Result
   ) throws(Failure) -> Result? {
-    try unsafe domain.pointee.lock.withExclusiveIfFree(rearm: { listenAgain() }) { () throws(Failure) in
+    try unsafe domain.pointee.lock.withExclusiveIfFree(rearm: { listenAgain() }, file: file, line: line) {
+      () throws(Failure) in
       try begun(body)
     }
   }

@@ -36,6 +36,7 @@ internal import Synchronization
     while !handler.isStopping.load(ordering: .acquiring) {
       if handler.alarm.wait(milliseconds: Self.interval) { handler.alarm.drain() }
       if handler.isStopping.load(ordering: .acquiring) { return }
+      LockOrder.deliver()
       handler.runErrands()
       handler.runTicks()
       handler.pool?.giveBackDead()

@@ -20,17 +20,23 @@ internal import Synchronization
   struct SharedHold: ~Copyable {
     fileprivate let futex: FutexLock
     fileprivate init(_ futex: FutexLock) { self.futex = futex }
-    deinit { futex.unlockShared() }
+    deinit { WriteProtectLock.unlockShared(futex) }
   }
 
-  @inline(__always) func lockShared() -> SharedHold {
-    if futex.lockShared() { counters.add(.sharedWaits) }
+  @inline(__always) func lockShared(file: StaticString = #fileID, line: UInt = #line) -> SharedHold {
+    if LockOrder.isOn {
+      lockSharedChecked(LockPlace(file: file, line: line))
+    } else if futex.lockShared() {
+      counters.add(.sharedWaits)
+    }
     return SharedHold(futex)
   }
 
   /// Runs `body` with the shared side held. Signals are the caller's to block.
-  func withShared<Result>(_ body: (borrowing SharedHold) -> Result) -> Result {
-    let hold = lockShared()
+  func withShared<Result>(
+    file: StaticString = #fileID, line: UInt = #line, _ body: (borrowing SharedHold) -> Result
+  ) -> Result {
+    let hold = lockShared(file: file, line: line)
     let result = body(hold)
     _ = consume hold
     return result
@@ -38,39 +44,54 @@ internal import Synchronization
 
   /// For a reader thread, which must not sleep on one region while others need it: `nil` while an exclusive operation runs. The
   /// operation's end reports the descriptor again, so that the messages are not forgotten.
-  @inline(__always) func trySharedOrDefer() -> SharedHold? {
-    if futex.tryLockShared() { return SharedHold(futex) }
+  @inline(__always) func trySharedOrDefer(file: StaticString = #fileID, line: UInt = #line) -> SharedHold? {
+    guard trySharedOrDefer() else { return nil }
+    if LockOrder.isOn { noteShared(LockPlace(file: file, line: line)) }
+    return SharedHold(futex)
+  }
+
+  private func trySharedOrDefer() -> Bool {
+    if futex.tryLockShared() { return true }
     deferred.store(true, ordering: .relaxed)
     // Two fences, one between store and load on each side: without them both may miss the other's store (it is seen on arm64), and
     // the messages would wait for ever.
     atomicMemoryFence(ordering: .sequentiallyConsistent)
     // The operation may have ended in between, before it could see the flag.
-    if futex.tryLockShared() { return SharedHold(futex) }
+    if futex.tryLockShared() { return true }
     counters.add(.deferredBatches)
-    return nil
+    return false
   }
 
   /// Lets go of a hold whose thread has ended with its stack.
-  func abandonShared() { futex.unlockShared() }
+  func abandonShared() { Self.unlockShared(futex) }
+
+  @inline(__always) private static func unlockShared(_ futex: FutexLock) {
+    futex.unlockShared()
+    if LockOrder.isOn { LockOrder.released(key: futex.key) }
+  }
 
   /// Runs `body` alone, with signals blocked: a signal handler that touches managed memory would otherwise wait for this thread.
   ///
   /// `body` must not touch managed memory. `rearm` runs after the lock is released if a reader was turned away.
   func withExclusive<Result, Failure: Error>(
-    rearm: () -> Void, _ body: () throws(Failure) -> Result
+    rearm: () -> Void, file: StaticString = #fileID, line: UInt = #line, _ body: () throws(Failure) -> Result
   ) throws(Failure) -> Result {
     try Kernel.withSignalsBlocked { () throws(Failure) in
-      if futex.lockExclusive() { counters.add(.exclusiveWaits) }
+      lockExclusive(LockPlace(file: file, line: line))
       return try holding(rearm, body)
     }
   }
 
   /// The same, `nil` rather than wait.
   func withExclusiveIfFree<Result, Failure: Error>(
-    rearm: () -> Void, _ body: () throws(Failure) -> Result
+    rearm: () -> Void, file: StaticString = #fileID, line: UInt = #line, _ body: () throws(Failure) -> Result
   ) throws(Failure) -> Result? {
     try Kernel.withSignalsBlocked { () throws(Failure) in
       guard futex.tryLockExclusive() else { return nil }
+      if LockOrder.isOn {
+        LockOrder.acquired(
+          .wrprotect, Self.exclusiveName, key: futex.key, place: LockPlace(file: file, line: line), isExclusive: true)
+      }
       return try holding(rearm, body)
     }
   }
@@ -81,9 +102,40 @@ internal import Synchronization
     TestHooks.exclusiveHeld()
     defer {
       futex.unlockExclusive()
+      if LockOrder.isOn { LockOrder.released(key: futex.key) }
       atomicMemoryFence(ordering: .sequentiallyConsistent)
       if deferred.exchange(false, ordering: .relaxed) { rearm() }
     }
     return try body()
+  }
+
+  // MARK: The lock order
+
+  private static var sharedName: StaticString { "wrprotect lock, shared" }
+  private static var exclusiveName: StaticString { "wrprotect lock, exclusive" }
+
+  @inline(never) private func lockSharedChecked(_ place: LockPlace) {
+    LockOrder.willAcquire(.wrprotect, Self.sharedName, key: futex.key, place: place)
+    if !futex.tryLockShared() {
+      LockOrder.willWait(for: Self.sharedName, place: place)
+      if futex.lockShared() { counters.add(.sharedWaits) }
+      LockOrder.didWait()
+    }
+    noteShared(place)
+  }
+
+  @inline(never) private func noteShared(_ place: LockPlace) {
+    LockOrder.acquired(.wrprotect, Self.sharedName, key: futex.key, place: place)
+  }
+
+  private func lockExclusive(_ place: LockPlace) {
+    if LockOrder.isOn {
+      LockOrder.willAcquire(.wrprotect, Self.exclusiveName, key: futex.key, place: place)
+      LockOrder.willWait(for: Self.exclusiveName, place: place)
+    }
+    if futex.lockExclusive() { counters.add(.exclusiveWaits) }
+    guard LockOrder.isOn else { return }
+    LockOrder.didWait()
+    LockOrder.acquired(.wrprotect, Self.exclusiveName, key: futex.key, place: place, isExclusive: true)
   }
 }

@@ -167,11 +167,19 @@ import Testing
     let space = try AddressSpace.forTests()
     let region = try space.map(.pool, pages: 4)
     let reference = try region.lookUp(2)
-    let inside = try reference.withPageLock { () -> PinError.Code? in
-      do { try reference.withPageLock(patience: 0.01) {} } catch { return (error as? PinError)?.code }
-      return nil
+    let seen = Mutex<PinError.Code?>(nil)
+    let other = try reference.withPageLock {
+      let other = TestThread {
+        let reference = try region.lookUp(2)
+        do { try reference.withPageLock(patience: 0.01) {} } catch {
+          seen.withLock { $0 = (error as? PinError)?.code }
+        }
+      }
+      try other.join()
+      return other
     }
-    #expect(inside == .timedOut)
+    #expect(other.hasEnded)
+    #expect(seen.withLock { $0 } == .timedOut)
     let again = try reference.withPageLock { true }
     #expect(again)
     #expect(!reference.state.isLocked)
