@@ -17,9 +17,9 @@ extension NotifyTopic {
   /// nothing in the kernel.
   static func operation(_ plan: BenchPlan, subscriptions count: Int) throws -> BenchContest {
     let space = try AddressSpace()
-    // Eight pages each: the page that changes is in one of them, in the middle.
+    // Eight pages each: the page that changes is in one of them, nowhere in particular.
     let pages = max(64, count * 8)
-    let page = count / 2 * 8 + 3
+    let page = count / 3 * 8 + 3
     let counter = Counter()
     func make() throws -> Region {
       let region = try space.map(.anonymous(hugePages: .never), pages: pages)
