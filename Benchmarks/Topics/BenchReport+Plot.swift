@@ -66,6 +66,7 @@ extension BenchGoal {
     switch self {
     case .ratio(let limit): limit * floor
     case .value(let limit): limit
+    case .added(let limit): floor + limit
     case .reported: nil
     }
   }

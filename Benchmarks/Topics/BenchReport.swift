@@ -42,6 +42,7 @@ extension BenchGoal {
     switch self {
     case .ratio(let limit): "≤ \(figure(limit))×"
     case .value(let limit): "≤ \(figure(limit)) \(unit)"
+    case .added(let limit): "≤ floor + \(figure(limit)) \(unit)"
     case .reported: ""
     }
   }

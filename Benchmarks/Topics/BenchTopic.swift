@@ -22,7 +22,7 @@ public struct BenchSkip: Error, CustomStringConvertible {
 
 /// All topics, in the order in which `pinctl bench` runs them.
 public enum BenchTopics {
-  public static var all: [any BenchTopic.Type] { [TrackTopic.self, CowTopic.self, SnapshotTopic.self] }
+  public static var all: [any BenchTopic.Type] { [TrackTopic.self, CowTopic.self, SnapshotTopic.self, NotifyTopic.self] }
 }
 
 /// How much is measured.
@@ -46,6 +46,8 @@ public enum BenchGoal: Sendable, Hashable {
   case ratio(Double)
   /// At most so much, whatever the floor.
   case value(Double)
+  /// At most so much more than the floor.
+  case added(Double)
   /// Nothing: the figures are for the reader.
   case reported
 }
@@ -105,6 +107,7 @@ public struct BenchResult: Sendable, Encodable {
     switch goal {
     case .ratio(let limit): ratio <= limit
     case .value(let limit): pinkit <= limit
+    case .added(let limit): pinkit - floor <= limit
     case .reported: true
     }
   }

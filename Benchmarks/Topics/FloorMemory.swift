@@ -103,3 +103,12 @@ func writeByRing(at base: UInt64, pages: Int, to path: String) throws -> Double 
   guard time >= 0 else { throw BenchFault(description: "writing \(path) failed with errno \(-time)") }
   return Double(time) / Double(pages)
 }
+
+/// ns a load of the word at `base`, in a loop of so many.
+func loadWord(at base: UInt, count: Int) -> Double { cfloor_load(UInt64(base), count) }
+
+/// ns a load of the first word of a page that is found in a table; a power of two pages.
+func loadThroughTable(_ table: [UInt64], count: Int) -> Double {
+  // The array's bytes are used only during the call.
+  unsafe cfloor_translated_load(table, table.count, count)
+}

@@ -335,7 +335,12 @@ TLS struct { uint64_t operation; const void *subscriber; } callbacks[8];
 TLS uint64_t last_operation;
 TLS uint64_t owner;
 
-uint64_t cuffd_operation_next(void) { return ++last_operation; }
+uint64_t cuffd_operation_next(void) {
+  // A range that was kept beyond its callback must not be taken for one of another thread's.
+  static _Atomic uint64_t threads;
+  if (!last_operation) last_operation = (atomic_fetch_add(&threads, 1) + 1) << 40;
+  return ++last_operation;
+}
 int cuffd_notified_enter(uint64_t operation, const void *subscriber) {
   if (notified_depth == 8) return 0;
   callbacks[notified_depth].operation = operation;

@@ -39,6 +39,8 @@ struct BenchTests {
     arguments: [
       "first-write/async", "collect/sync-one-percent", "arm/4k", "cow/reuse", "cow/break-in-place", "cow/break-sparse",
       "clone/create-4k", "snapshot/pause-4k", "snapshot/pause-second", "snapshot/writer", "snapshot/stream",
+      "notify/none", "notify/one-of-100", "direct/read", "direct/two-readers", "mirror/translate-hit",
+      "mirror/translate-miss", "mirror/translate-miss-in-place",
     ])
   func measuring(name: String) throws {
     let row = try #require(BenchTopics.all.flatMap { $0.rows }.first { $0.name == name })
@@ -82,6 +84,16 @@ struct BenchTests {
   @Test("A goal is a ratio to the floor or a figure of its own")
   func goals() {
     #expect(Self.sample.entries.map { $0.result.meets($0.goal) } == [true, false, true])
+  }
+
+  @Test("A goal may be so much more than the floor")
+  func added() {
+    let result = BenchResult(name: "one", unit: "ns/op", pinkit: 430, floor: 400, floorName: "x", rounds: 7)
+    #expect(result.meets(.added(30)) && !result.meets(.added(29)))
+    var report = BenchReport()
+    report.entries = [(.added(29), result)]
+    #expect(report.table().contains("≤ floor + 29.0 ns/op  !"))
+    #expect(report.plot().contains("<line"))
   }
 
   @Test("A row without a goal cannot miss it, and none is drawn")

@@ -82,7 +82,7 @@ import Testing
 
   @Test("W3: what the kernel does is told, what could not be tried is no failure, and a control that fails is one")
   func kernel() {
-    func found(_ results: [CInt]) -> CowFindings {
+    func found(_ results: [CInt]) -> DemoFindings {
       CowKernelScene.judge(
         zip(CowKernelScene.Memory.allCases, results).map { .init(memory: $0, result: $1, seen: "what it read") })
     }

@@ -43,7 +43,7 @@ private let verse = """
   @Test("`pinctl demo` means all of them, and prints an array") func runsAll() throws {
     let command = try #require(try Pinctl.parseAsRoot(["demo", "--json"]) as? DemoAllCommand)
     #expect(command.json)
-    #expect(Set(Demos.all.map(\.name)).isSuperset(of: ["track", "cow"]))
+    #expect(Set(Demos.all.map(\.name)).isSuperset(of: ["track", "cow", "snapshot", "notify"]))
     let printed = try DemoCommand.encode([DemoResult(demo: "a", claims: []), DemoResult(demo: "b", claims: [])])
     #expect(try JSONDecoder().decode([DemoResult].self, from: Data(printed.utf8)).map(\.demo) == ["a", "b"])
   }

@@ -10,6 +10,7 @@
 
 #include "cfloor_cow.h"
 #include "cfloor_leak.h"
+#include "cfloor_notify.h"
 #include "cfloor_snapshot.h"
 
 // Private anonymous memory on a 2 MiB boundary. huge: 1 = MADV_HUGEPAGE, 0 = MADV_NOHUGEPAGE. populate: write every page once.

@@ -39,8 +39,8 @@ void cuffd_leave_fault_path(void);
 void cuffd_enter_access(uint64_t region);
 void cuffd_leave_access(uint64_t region);
 int cuffd_is_accessing(uint64_t region);
-// Per thread: the callbacks of subscribers that are running, innermost last, and the invalidations they belong to, which are numbered
-// within the thread. Entering returns 0 where eight are nested.
+// Per thread: the callbacks of subscribers that are running, innermost last, and the invalidations they belong to, each of which
+// has a number of its own. Entering returns 0 where eight are nested.
 uint64_t cuffd_operation_next(void);
 int cuffd_notified_enter(uint64_t operation, const void *_Nonnull subscriber);
 void cuffd_notified_leave(void);

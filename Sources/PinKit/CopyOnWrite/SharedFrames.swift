@@ -81,8 +81,16 @@ internal import Synchronization
     let range = domain.addresses(of: pages)
     domain.needsRegistration.store(true, ordering: .sequentiallyConsistent)
     // Nobody finds the old frame from here on, and whoever has it gives it up before the new one can be written (N5).
-    if invalidation != nil { domain.table.clear(pages) }
-    defer { if invalidation != nil { domain.table.set(pages) } }
+    if invalidation != nil {
+      domain.table.clear(pages)
+      TestHooks.reach(.cleared, page: pages.lowerBound)
+    }
+    defer {
+      if invalidation != nil {
+        domain.table.set(pages)
+        TestHooks.reach(.set, page: pages.lowerBound)
+      }
+    }
     invalidation?.invalidateRange()
     // The entries come with the mapping: the kernel makes those of reads by the dozen, those of writes one by one. The one who
     // faulted needs no help.

@@ -1,7 +1,7 @@
 internal import CUffd
 
 extension Kernel {
-  /// The number of an invalidation that this thread begins: no other of this thread has it.
+  /// The number of an invalidation that this thread begins: no other has it.
   @inline(__always) static func nextOperation() -> UInt64 { cuffd_operation_next() }
 
   /// Enters a callback of a subscriber; false where too many are nested. Every `true` needs one ``leaveCallback()``.

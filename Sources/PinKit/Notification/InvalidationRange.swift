@@ -29,16 +29,14 @@ internal import Synchronization
   public let isBlockable: Bool
   let operation: UInt64
   private let ownerBits: UInt
-  private let table: PageTable
   /// The region holds whoever calls; a subscriber that keeps it beyond the callback must hold the region itself already.
   private let unretained: Unmanaged<Region>
 
   init(
-    region: Unmanaged<Region>, table: PageTable, pages: Range<Int>, event: Event, isBlockable: Bool, operation: UInt64,
+    region: Unmanaged<Region>, pages: Range<Int>, event: Event, isBlockable: Bool, operation: UInt64,
     owner: UInt
   ) {
     unsafe unretained = region
-    self.table = table
     self.pages = pages
     self.event = event
     self.isBlockable = isBlockable
@@ -81,6 +79,7 @@ internal import Synchronization
         advice: "The invalidation is of pages \(self.pages).")
     }
     if pages.isEmpty { return }
-    table.discarded.insertVisibly(pages)
+    // The callback that this is in belongs to a change of the region.
+    unsafe unretained._withUnsafeGuaranteedRef { $0.table.discarded.insertVisibly(pages) }
   }
 }

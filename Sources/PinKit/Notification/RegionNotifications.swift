@@ -131,7 +131,7 @@ internal import Synchronization
       return .unwatched
     }
     let range = unsafe InvalidationRange(
-      region: region, table: table, pages: pages, event: event, isBlockable: isBlockable,
+      region: region, pages: pages, event: event, isBlockable: isBlockable,
       operation: Kernel.nextOperation(), owner: Kernel.invalidationOwner)
     let subscribers = unsafe Unmanaged<SubscriptionTable>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)
     return unsafe subscribers._withUnsafeGuaranteedRef { start(range, $0, epoch, version) }
@@ -140,6 +140,7 @@ internal import Synchronization
   private func start(_ range: InvalidationRange, _ subscribers: SubscriptionTable, _ epoch: Int, _ version: UInt64) -> Start
   {
     var told = 0
+    var first: Unmanaged<Subscriber>?
     var refusal: Subscriber?
     var failure: (any Error)?
     subscribers.forEach(overlapping: range.pages) { subscriber in
@@ -152,8 +153,10 @@ internal import Synchronization
         refusal = subscriber
         failure = error
       }
-      if refusal == nil { told += 1 }
-      return refusal == nil
+      guard refusal == nil else { return false }
+      if told == 0 { unsafe first = .passUnretained(subscriber) }
+      told += 1
+      return true
     }
     if refusal != nil {
       subscribers.forEach(overlapping: range.pages) { subscriber in
@@ -170,7 +173,8 @@ internal import Synchronization
       endReading(epoch)
       return .unwatched
     }
-    return .begun(Invalidation(self, subscribers, range, epoch: epoch, version: version))
+    let only = unsafe told == 1 ? first : nil
+    return unsafe .begun(Invalidation(self, subscribers, only, range, epoch: epoch, version: version))
   }
 
   /// Tells everybody who overlaps `pages` that they have no frame at this moment. Between a start and its end.
@@ -181,7 +185,7 @@ internal import Synchronization
     let raw = current.load(ordering: .sequentiallyConsistent)
     guard raw != 0 else { return }
     let range = unsafe InvalidationRange(
-      region: region, table: table, pages: pages, event: event, isBlockable: false, operation: Kernel.nextOperation(),
+      region: region, pages: pages, event: event, isBlockable: false, operation: Kernel.nextOperation(),
       owner: Kernel.invalidationOwner)
     unsafe Unmanaged<SubscriptionTable>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)._withUnsafeGuaranteedRef {
       $0.forEach(overlapping: pages) { subscriber in
@@ -256,17 +260,20 @@ internal import Synchronization
 @safe struct Invalidation: Sendable {
   private unowned(unsafe) let notifications: RegionNotifications
   private unowned(unsafe) let subscribers: SubscriptionTable
+  /// The one who was told, where there was one: most changes are of interest to few, and looking for them again is what they cost.
+  private let only: Unmanaged<Subscriber>?
   private let range: InvalidationRange
   private let epoch: Int
   private let version: UInt64
   private var isInvalidated = false
 
   fileprivate init(
-    _ notifications: RegionNotifications, _ subscribers: SubscriptionTable, _ range: InvalidationRange, epoch: Int,
-    version: UInt64
+    _ notifications: RegionNotifications, _ subscribers: SubscriptionTable, _ only: Unmanaged<Subscriber>?,
+    _ range: InvalidationRange, epoch: Int, version: UInt64
   ) {
     unsafe self.notifications = notifications
     unsafe self.subscribers = subscribers
+    unsafe self.only = only
     self.range = range
     self.epoch = epoch
     self.version = version
@@ -279,21 +286,29 @@ internal import Synchronization
   /// The pages have no frame at this moment.
   mutating func invalidateRange() {
     isInvalidated = true
-    unsafe subscribers.forEach(overlapping: range.pages) { subscriber in
-      _ = subscriber.call(range.operation, .invalidateRange) { $0.invalidateRange(range) }
-      return true
-    }
+    forEach { subscriber in _ = subscriber.call(range.operation, .invalidateRange) { $0.invalidateRange(range) } }
   }
 
   /// The change is complete.
   func end() {
-    unsafe subscribers.forEach(overlapping: range.pages) { subscriber in
+    forEach { subscriber in
       _ = subscriber.call(range.operation, .invalidateRangeEnd) {
         if !isInvalidated { $0.invalidateRange(range) }
         $0.invalidateRangeEnd(range)
       }
-      return true
     }
     unsafe notifications.endReading(epoch)
+  }
+
+  /// Those who were told; reading keeps the table, and that the subscribers.
+  @inline(__always) private func forEach(_ body: (Subscriber) -> Void) {
+    if let only = unsafe only {
+      unsafe only._withUnsafeGuaranteedRef { body($0) }
+    } else {
+      unsafe subscribers.forEach(overlapping: range.pages) { subscriber in
+        body(subscriber)
+        return true
+      }
+    }
   }
 }

@@ -59,14 +59,27 @@ final class SubscriptionTable: Sendable {
     }
 
     /// False if `body` wants no more.
+    ///
+    /// Only where something below the left half may overlap is there a recursion: for subscriptions that do not overlap each other
+    /// this is a loop.
     func visit(_ low: Int, _ high: Int, _ pages: Range<Int>, _ body: (Subscriber) -> Bool) -> Bool {
       var low = low
+      var high = high
       while low < high {
+        // In order: what follows begins later still.
+        if unsafe nodes[low].start >= pages.upperBound { return true }
         let middle = (low + high) / 2
         let node = unsafe nodes + middle
         if unsafe node.pointee.largestEnd <= pages.lowerBound { return true }
-        if low < middle, !visit(low, middle, pages, body) { return false }
-        if unsafe node.pointee.start >= pages.upperBound { return true }
+        if unsafe node.pointee.start >= pages.upperBound {
+          high = middle
+          continue
+        }
+        if low < middle, unsafe nodes[(low + middle) / 2].largestEnd > pages.lowerBound,
+          !visit(low, middle, pages, body)
+        {
+          return false
+        }
         if unsafe node.pointee.end > pages.lowerBound {
           guard unsafe node.pointee.subscriber._withUnsafeGuaranteedRef({ body($0) }) else { return false }
         }

@@ -1,6 +1,6 @@
 internal import Synchronization
 
-/// Points in the fault path where a test can stop a thread; nothing outside the tests sets them.
+/// Points in the fault path where a test can stop a thread; nothing sets them but tests, and tools that draw what they see.
 ///
 /// A disarmed hook costs one relaxed load.
 enum TestHooks {
@@ -25,6 +25,10 @@ enum TestHooks {
     case dropping
     /// The bytes were copied to another frame, which is not mapped yet.
     case copied
+    /// Somebody subscribes, and the page has no frame at this moment.
+    case cleared
+    /// It has its new one, and nobody was told yet.
+    case set
     /// The other frame is mapped, and the counts do not say so yet.
     case mapped
     /// The mappings of an extent were counted, and a frame of it is about to be frozen.

@@ -1,12 +1,12 @@
 internal import PinKit
 
 /// A template cloned many times; each clone writes a few pages, and everything is counted.
-struct CowCloneScene: CowScene {
+struct CowCloneScene: DemoScene {
   let title = "a template and its clones"
   var cloneCount = 24
 
-  func run(on stage: DemoStage) throws -> CowFindings {
-    let space = try CowSpace.make()
+  func run(on stage: DemoStage) throws -> DemoFindings {
+    let space = try DemoSpace.make()
     let farm = try CowCloneFarm(space: space, cloneCount: cloneCount)
     stage.say(
       "A template of \(farm.pageCount.grouped) pages gets \(counted(cloneCount, "clone")), and each writes a few pages, most of them where "
@@ -31,7 +31,7 @@ struct CowCloneScene: CowScene {
     try farm.unmapAll()
     let end = farm.pool.usage
 
-    var found = CowFindings()
+    var found = DemoFindings()
     found.claims = Self.judge(
       .init(
         residentBefore: farm.residentBefore, residentAfterClones: farm.residentAfterClones,

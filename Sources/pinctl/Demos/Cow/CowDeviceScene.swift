@@ -1,7 +1,7 @@
 internal import PinKit
 
 /// The coherent pin (W4): a device holds a frame for long, and its owner goes on to write the page.
-struct CowDeviceScene: CowScene {
+struct CowDeviceScene: DemoScene {
   let title = "a device holds a page of its owner"
 
   struct Outcome {
@@ -19,11 +19,11 @@ struct CowDeviceScene: CowScene {
     var ledger = CowLedger()
   }
 
-  func run(on stage: DemoStage) throws -> CowFindings {
+  func run(on stage: DemoStage) throws -> DemoFindings {
     stage.say(
       "The owner of a page pins it for writing, for a device that reads and writes the frame itself. Then the region is cloned, again and "
         + "again, and owner and device write in turn. They must go on to see each other's writes, and the clones must not.")
-    var found = CowFindings()
+    var found = DemoFindings()
     for policy in [ReusePolicy.exclusive, .refcount] {
       let outcome = try Self.perform(policy)
       stage.show()
@@ -60,7 +60,7 @@ struct CowDeviceScene: CowScene {
   }
 
   static func perform(_ policy: ReusePolicy, rounds: Int = 8) throws -> Outcome {
-    let space = try CowSpace.make()
+    let space = try DemoSpace.make()
     let owner = try space.map(.pool, pages: 1)
     var outcome = Outcome(policy: policy)
     var value: UInt64 = 1

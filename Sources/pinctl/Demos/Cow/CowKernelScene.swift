@@ -2,7 +2,7 @@ internal import CFloor
 internal import Foundation
 
 /// The same attack on the running kernel, with a real fork(2), vmsplice(2) and munmap(2).
-struct CowKernelScene: CowScene {
+struct CowKernelScene: DemoScene {
   let title = "the same attack on the running kernel"
 
   enum Memory: CaseIterable {
@@ -35,7 +35,7 @@ struct CowKernelScene: CowScene {
   /// Tries the attack; replaced by tests.
   var attack: (Memory) -> Outcome = Self.attackKernel
 
-  func run(on stage: DemoStage) throws -> CowFindings {
+  func run(on stage: DemoStage) throws -> DemoFindings {
     stage.say(
       "A real child splices its page into a pipe, which holds a reference to it, and unmaps it. The parent writes, and the child reads the "
         + "pipe. Shared memory is the control: there the child has to see what its parent wrote, or the attack proves nothing."
@@ -50,8 +50,8 @@ struct CowKernelScene: CowScene {
   }
 
   /// What the kernel does is told, and is no claim of ours; that it was asked properly is one.
-  static func judge(_ outcomes: [Outcome]) -> CowFindings {
-    var found = CowFindings()
+  static func judge(_ outcomes: [Outcome]) -> DemoFindings {
+    var found = DemoFindings()
     for outcome in outcomes {
       let subject = "the kernel: \(outcome.memory.name)"
       if outcome.result < 0 {

@@ -26,7 +26,7 @@ enum CowLeak {
   }
 
   static func attack(_ policy: ReusePolicy) throws -> Outcome {
-    let space = try CowSpace.make()
+    let space = try DemoSpace.make()
     let parent = try space.map(.pool, pages: 1)
     let before = CowText("public")
     let secret = CowText("key " + String(UInt32.random(in: .min ... .max), radix: 16))
@@ -60,7 +60,7 @@ enum CowLeak {
 
   /// The same with every page of a region pinned at once.
   static func attackMany(_ policy: ReusePolicy, pages: Int = 256) throws -> Total {
-    let space = try CowSpace.make()
+    let space = try DemoSpace.make()
     let parent = try space.map(.pool, pages: pages)
     let salt = UInt64.random(in: 1...UInt64.max / 4)
     func before(_ page: Int) -> UInt64 { salt + UInt64(page) }

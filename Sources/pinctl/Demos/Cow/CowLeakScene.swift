@@ -1,7 +1,7 @@
 internal import PinKit
 
 /// The leak (W3): share a page, pin it in the child, unmap it in the child, write a secret in the parent, read it through the pin.
-struct CowLeakScene: CowScene {
+struct CowLeakScene: DemoScene {
   let title = "a secret behind a pin"
 
   /// A policy, and what the attack should come to.
@@ -27,11 +27,11 @@ struct CowLeakScene: CowScene {
     ),
   ]
 
-  func run(on stage: DemoStage) throws -> CowFindings {
+  func run(on stage: DemoStage) throws -> DemoFindings {
     stage.say(
       "A child shares its parent's page, pins it for reading, and unmaps it. Then the parent writes a secret. Can the child read it "
         + "through its pin? (CVE-2020-29374.) " + CowLedger.legend)
-    var found = CowFindings()
+    var found = DemoFindings()
     for (policy, leaks, story) in Self.cases {
       stage.show()
       stage.say(stage.bold(policy.description) + ": " + story)

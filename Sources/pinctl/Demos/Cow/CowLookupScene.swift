@@ -1,7 +1,7 @@
 internal import PinKit
 
 /// The needless copy (W4): lookups that hold frames for a moment, while their owner writes.
-struct CowLookupScene: CowScene {
+struct CowLookupScene: DemoScene {
   let title = "somebody looks a frame up, and the owner writes"
 
   struct Outcome {
@@ -25,12 +25,12 @@ struct CowLookupScene: CowScene {
     var spurious = 0
   }
 
-  func run(on stage: DemoStage) throws -> CowFindings {
+  func run(on stage: DemoStage) throws -> DemoFindings {
     stage.say(
       "An I/O has the pages of a region pinned while the region is cloned. What is pinned is not shared: the clone gets copies at once, "
         + "and the region's frames stay marked as its own. The I/O ends. Now somebody looks the frames up, as a scanner or a device model "
         + "would, and holds each for a moment; and the region, whose pages the clone has left protected, writes.")
-    var found = CowFindings()
+    var found = DemoFindings()
     for policy in [ReusePolicy.refcount, .exclusive] {
       let outcome = try Self.perform(policy)
       stage.show()
@@ -89,7 +89,7 @@ struct CowLookupScene: CowScene {
     _ policy: ReusePolicy, isMarked: Bool, looksUp: Bool, _ outcome: inout Outcome, draws: Bool
   ) throws -> Round {
     let pages = outcome.pages
-    let space = try CowSpace.make()
+    let space = try DemoSpace.make()
     let region = try space.map(.pool, pages: pages)
     func write(_ round: UInt64) throws {
       for page in 0..<pages { try region.store(round << 32 + UInt64(page), toByteOffset: page * region.pageSize) }

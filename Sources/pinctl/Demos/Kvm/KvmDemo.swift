@@ -61,7 +61,7 @@ struct KvmFindings {
 enum KvmMemory {
   /// Runs `body` on memory for a guest, and gives it up.
   static func with(_ backing: Backing, pages: Int, _ body: (Region) throws -> Void) throws {
-    let space = try CowSpace.make()
+    let space = try DemoSpace.make()
     do { try body(try space.map(backing, pages: pages)) } catch {
       try? space.close()
       throw error

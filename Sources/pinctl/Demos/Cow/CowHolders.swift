@@ -1,0 +1,21 @@
+internal import PinKit
+
+/// A pin that can be kept in an array.
+final class HeldPin {
+  let pin: Pin
+  init(_ pin: consuming Pin) { self.pin = pin }
+
+  func load<Value: BitwiseCopyable>(as type: Value.Type = Value.self) -> Value {
+    unsafe pin.withUnsafeBytes { unsafe $0.load(as: type) }
+  }
+
+  func store<Value: BitwiseCopyable>(_ value: Value) throws {
+    unsafe try pin.withUnsafeMutableBytes { unsafe $0.storeBytes(of: value, as: Value.self) }
+  }
+}
+
+/// A lookup's reference that can be kept in an array.
+final class HeldReference: Sendable {
+  let reference: FrameReference
+  init(_ reference: consuming FrameReference) { self.reference = reference }
+}
