@@ -37,6 +37,9 @@ import Virtqueue
       #expect(again == .needsReset(violation), sourceLocation: sourceLocation)
     }
     #expect(try driver.used().map(\.id) == served, sourceLocation: sourceLocation)
+    // No chain has more descriptors than the table.
+    let looked = log.of(.load).count { layout.descriptors.contains($0.offset) }
+    #expect(looked <= Self.size * heads.count, sourceLocation: sourceLocation)
     // Rings by their own layout, buffers inside the region, and nothing beside it.
     for event in log.events {
       let isRing = ![.read, .write].contains(event.kind)
