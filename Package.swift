@@ -87,6 +87,6 @@ let package = Package(
       ],
       swiftSettings: house
     ),
-    .testTarget(name: "pinctlTests", dependencies: ["pinctl", "CFloor"], swiftSettings: house),
+    .testTarget(name: "pinctlTests", dependencies: ["pinctl", "CFloor", "Virtqueue"], swiftSettings: house),
   ]
 )
