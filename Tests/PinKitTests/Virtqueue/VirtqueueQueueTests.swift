@@ -166,17 +166,21 @@ import Virtqueue
         throw PinError(.accessDenied, operation: "test")
       }
       var ids: [UInt16] = []
-      while ids.count < 3 {
+      for _ in 0..<10 where ids.count < 3 {
         if let id = try driver.post([.readable(at: 8192, 4), .writable(at: 8200 + 8 * ids.count, 4)]) { ids.append(id) }
       }
-      var served = 0
-      while served < 3 {
-        served += try device.serve(limit: 2) { request throws(PinError) in _ = try request.drain() }
+      var (served, done) = (0, [UInt16]())
+      for _ in 0..<10 where served < 3 {
+        served += try device.serve(limit: 2) { request throws(PinError) in
+          _ = try request.drain()
+          done.append(request.id)
+        }
       }
       var back: [UInt16] = []
-      while back.count < 3 {
+      for _ in 0..<10 where back.count < 3 {
         if let completion = try driver.takeCompletion() { back.append(completion.id) }
       }
+      #expect(done == ids, "denied access \(denied)")
       #expect(back == ids && Set(ids).count == 3, "denied access \(denied)")
       #expect(try device.serve { _ throws(PinError) in } == 0)
       #expect(try driver.takeCompletion() == nil)
