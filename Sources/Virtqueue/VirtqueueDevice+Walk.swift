@@ -31,7 +31,6 @@ extension VirtqueueDevice {
   /// Reads each descriptor of a chain once and checks every field of it.
   @inlinable mutating func walk(_ window: Rings.Window, _ head: UInt16) throws(PinError) -> VirtqueueViolation? {
     guard head < layout.size else { return .headOutOfRange(head) }
-    let byteCount = UInt64(buffers.byteCount)
     var index = head
     var total: UInt64 = 0
     var readable = 0

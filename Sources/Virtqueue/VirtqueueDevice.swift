@@ -11,7 +11,9 @@ public import PinKit
 @safe public struct VirtqueueDevice<Rings: RingMemory, Buffers: BufferMemory>: ~Copyable {
   public let layout: VirtqueueLayout
   @usableFromInline let rings: Rings
-  @usableFromInline let buffers: Buffers
+  /// In a place of its own: a request points to it, since counting references would cost more than serving a chain.
+  @usableFromInline let buffers: UnsafeMutablePointer<Buffers>
+  @usableFromInline let byteCount: UInt64
   /// Of the chains that were taken, one after the other. Room for two chains of the greatest length.
   @usableFromInline let segments: UnsafeMutablePointer<VirtqueueSegment>
   @usableFromInline var segmentCount = 0
@@ -50,12 +52,18 @@ public import PinKit
   public init(_ layout: VirtqueueLayout, _ rings: Rings, buffers: Buffers) {
     self.layout = layout
     self.rings = rings
-    self.buffers = buffers
+    unsafe self.buffers = .allocate(capacity: 1)
+    unsafe self.buffers.initialize(to: buffers)
+    byteCount = UInt64(buffers.byteCount)
     unsafe segments = .allocate(capacity: 2 * layout.size)
   }
 
-  // Segments are trivial.
-  deinit { unsafe segments.deallocate() }
+  deinit {
+    unsafe buffers.deinitialize(count: 1)
+    unsafe buffers.deallocate()
+    // Segments are trivial.
+    unsafe segments.deallocate()
+  }
 
   /// Serves chains that are available, in their order, and puts them into the used ring, all by one step. Does not block.
   ///
@@ -81,7 +89,7 @@ public import PinKit
     serving: while served < taken.count {
       let chain = taken[served]
       var request = unsafe VirtqueueRequest(
-        id: chain.head, readable: chain.readable, buffers: buffers,
+        id: chain.head, readable: chain.readable, buffers: UnsafePointer(buffers),
         segments: UnsafeBufferPointer(start: segments + chain.segments.lowerBound, count: chain.segments.count))
       do throws(PinError) { try body(&request) } catch {
         failure = error

@@ -17,7 +17,7 @@ public import PinKit
 @safe public struct VirtqueueRequest<Buffers: BufferMemory>: ~Copyable {
   /// The head of the chain, as the driver knows it.
   public let id: UInt16
-  @usableFromInline let buffers: Buffers
+  @usableFromInline let buffers: UnsafePointer<Buffers>
   @usableFromInline let segments: UnsafeBufferPointer<VirtqueueSegment>
   @usableFromInline let readable: Int
   /// Where reading and writing go on: a segment, and a byte of it.
@@ -26,10 +26,12 @@ public import PinKit
   /// How many bytes were written.
   public internal(set) var written = 0
 
-  @inlinable init(id: UInt16, readable: Int, buffers: Buffers, segments: UnsafeBufferPointer<VirtqueueSegment>) {
+  @inlinable init(
+    id: UInt16, readable: Int, buffers: UnsafePointer<Buffers>, segments: UnsafeBufferPointer<VirtqueueSegment>
+  ) {
     self.id = id
     self.readable = readable
-    self.buffers = buffers
+    unsafe self.buffers = buffers
     unsafe self.segments = segments
     writing = (readable, 0)
   }
@@ -56,7 +58,7 @@ public import PinKit
     defer { reading = place }
     return unsafe try target.withUnsafeMutableBytes { bytes throws(PinError) in
       try transfer(bytes.count, at: &place, end: readable) { done, offset, count throws(PinError) in
-        unsafe try buffers.copy(
+        unsafe try buffers.pointee.copy(
           fromByteOffset: offset, into: UnsafeMutableRawBufferPointer(rebasing: bytes[done..<done + count]))
       }
     }
@@ -71,7 +73,7 @@ public import PinKit
     defer { writing = place }
     let count = unsafe try source.withUnsafeBytes { bytes throws(PinError) in
       unsafe try transfer(bytes.count, at: &place, end: segments.count) { done, offset, count throws(PinError) in
-        unsafe try buffers.copy(UnsafeRawBufferPointer(rebasing: bytes[done..<done + count]), toByteOffset: offset)
+        unsafe try buffers.pointee.copy(UnsafeRawBufferPointer(rebasing: bytes[done..<done + count]), toByteOffset: offset)
       }
     }
     written += count
