@@ -74,7 +74,9 @@ extension Region {
 
   /// Stores the index of a ring that two threads share, after everything that this thread wrote before.
   ///
-  /// - Parameter offset: In bytes, even.
+  /// - Parameters:
+  ///   - value: How far the ring is.
+  ///   - offset: In bytes, even.
   /// - Throws: As ``store(_:toByteOffset:)``; `.invalidArgument` for an odd offset.
   public func storeReleasing(_ value: UInt16, toByteOffset offset: Int) throws(PinError) {
     try beginChecked("store")
