@@ -69,8 +69,8 @@ public import PinKit
   ///
   /// - Parameters:
   ///   - limit: At most so many, at least one. Rings are accessed once for all of them.
-  ///   - body: Serves one chain. It is called again for the same chain if it throws `.accessDenied`, or the program does not want to go on:
-  ///     it should change nothing of its own before the last read or write of its request.
+  ///   - body: Serves one chain. If it throws, it is called again for the same chain by the next call: it should change nothing of its
+  ///     own before the last read or write of its request.
   /// - Returns: How many chains the driver got back. 0: there is none, or memory is protected; try again later.
   /// - Throws: ``VirtqueueError``: `.needsReset`, once all chains before the one that broke the protocol are used; `.memory` with
   ///   whatever `body` throws other than `.accessDenied`.
