@@ -15,6 +15,7 @@ let package = Package(
   name: "PinKit",
   products: [
     .library(name: "PinKit", targets: ["PinKit"]),
+    .library(name: "Virtqueue", targets: ["Virtqueue"]),
     .executable(name: "pinctl", targets: ["pinctl"]),
   ],
   dependencies: [
@@ -42,10 +43,12 @@ let package = Package(
       ],
       swiftSettings: house
     ),
+    .target(name: "Virtqueue", dependencies: ["PinKit"], swiftSettings: house),
     .executableTarget(
       name: "pinctl",
       dependencies: [
         "PinKit",
+        "Virtqueue",
         "Topics",
         "CFloor",
         "Guest",
@@ -64,7 +67,7 @@ let package = Package(
     .target(
       name: "Topics",
       dependencies: [
-        "PinKit", "CFloor",
+        "PinKit", "Virtqueue", "CFloor",
       ],
       path: "Benchmarks/Topics",
       swiftSettings: house
@@ -83,7 +86,7 @@ let package = Package(
     .testTarget(
       name: "PinKitTests",
       dependencies: [
-        "PinKit", "CTestSupport", "Guest",
+        "PinKit", "Virtqueue", "CTestSupport", "Guest",
         .product(name: "MetricsTestKit", package: "swift-metrics"),
         .product(name: "CoreMetrics", package: "swift-metrics"),
         .product(name: "SystemPackage", package: "swift-system"),
@@ -91,6 +94,6 @@ let package = Package(
       ],
       swiftSettings: house
     ),
-    .testTarget(name: "pinctlTests", dependencies: ["pinctl", "CFloor", "Guest"], swiftSettings: house),
+    .testTarget(name: "pinctlTests", dependencies: ["pinctl", "CFloor", "Guest", "Virtqueue"], swiftSettings: house),
   ]
 )

@@ -22,7 +22,9 @@ public struct BenchSkip: Error, CustomStringConvertible {
 
 /// All topics, in the order in which `pinctl bench` runs them.
 public enum BenchTopics {
-  public static var all: [any BenchTopic.Type] { [TrackTopic.self, CowTopic.self, SnapshotTopic.self, NotifyTopic.self] }
+  public static var all: [any BenchTopic.Type] {
+    [TrackTopic.self, CowTopic.self, SnapshotTopic.self, NotifyTopic.self, VringTopic.self]
+  }
 }
 
 /// How much is measured.

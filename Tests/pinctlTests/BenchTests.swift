@@ -38,7 +38,7 @@ struct BenchTests {
       "needs a userfaultfd with WP_ASYNC (Linux 6.7)"),
     arguments: [
       "first-write/async", "collect/sync-one-percent", "arm/4k", "cow/reuse", "cow/break-in-place", "cow/break-sparse",
-      "clone/create-4k", "snapshot/pause-4k", "snapshot/pause-second", "snapshot/writer", "snapshot/stream",
+      "vring/checked", "clone/create-4k", "snapshot/pause-4k", "snapshot/pause-second", "snapshot/writer", "snapshot/stream",
       "notify/none", "notify/one-of-100", "direct/read", "direct/two-readers", "mirror/translate-hit",
       "mirror/translate-miss", "mirror/translate-miss-in-place",
     ])

@@ -12,6 +12,7 @@
 #include "cfloor_leak.h"
 #include "cfloor_notify.h"
 #include "cfloor_snapshot.h"
+#include "cfloor_vring.h"
 
 // Private anonymous memory on a 2 MiB boundary. huge: 1 = MADV_HUGEPAGE, 0 = MADV_NOHUGEPAGE. populate: write every page once.
 uint64_t cfloor_map(size_t pages, int huge, int populate);

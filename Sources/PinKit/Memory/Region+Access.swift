@@ -1,3 +1,5 @@
+internal import Synchronization
+
 extension Region {
   /// Calls `body` with the region's bytes. The pointer is valid until `body` returns; ``unmap()`` waits for it.
   ///
@@ -68,6 +70,45 @@ extension Region {
     let (offset, isTooLarge) = page.multipliedReportingOverflow(by: pageSize)
     try check(isTooLarge ? -1 : offset, 1, denied: [.writeDenied, .readDenied], "touch")
     Memory.touch(addresses.start + UInt(offset))
+  }
+
+  // MARK: Words that two sides agree by
+
+  /// Loads the index of a ring that two threads share: what the other wrote before it called ``storeReleasing(_:toByteOffset:)`` is
+  /// seen by every access after this one.
+  ///
+  /// Other than ``load(fromByteOffset:as:)`` it never sees half of a store.
+  ///
+  /// - Parameter offset: In bytes, even.
+  /// - Throws: As ``load(fromByteOffset:as:)``; `.invalidArgument` for an odd offset.
+  public func loadAcquiring(fromByteOffset offset: Int) throws(PinError) -> UInt16 {
+    try beginChecked("load")
+    defer { endChecked() }
+    try check(offset, 2, denied: .readDenied, "load")
+    return unsafe try word(at: offset, "load").pointee.load(ordering: .acquiring)
+  }
+
+  /// Stores the index of a ring that two threads share, after everything that this thread wrote before.
+  ///
+  /// - Parameters:
+  ///   - value: How far the ring is.
+  ///   - offset: In bytes, even.
+  /// - Throws: As ``store(_:toByteOffset:)``; `.invalidArgument` for an odd offset.
+  public func storeReleasing(_ value: UInt16, toByteOffset offset: Int) throws(PinError) {
+    try beginChecked("store")
+    defer { endChecked() }
+    try check(offset, 2, denied: [.writeDenied, .readDenied], "store")
+    unsafe try word(at: offset, "store").pointee.store(value, ordering: .releasing)
+  }
+
+  /// Of bytes that were checked.
+  private func word(at offset: Int, _ operation: StaticString) throws(PinError) -> UnsafeMutablePointer<Atomic<UInt16>> {
+    guard offset.isMultiple(of: 2) else {
+      throw PinError(
+        .invalidArgument, operation: "\(operation) of a word at offset \(offset)", range: addresses,
+        advice: "A word that two threads share lies at an even offset.")
+    }
+    return unsafe (bytes.baseAddress! + offset).assumingMemoryBound(to: Atomic<UInt16>.self)
   }
 
   // MARK: The gate

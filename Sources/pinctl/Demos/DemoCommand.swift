@@ -14,7 +14,10 @@ struct DemoCommand: ParsableCommand {
       [{"demo", "claims": [{"contract", "claim", "holds", "evidence"}], "measurements", "ok", "skipped"}]. A subcommand \
       prints its one object.
       """,
-    subcommands: [DemoAllCommand.self, TrackCommand.self, CowCommand.self, SnapshotCommand.self, NotifyCommand.self, KvmCommand.self],
+    subcommands: [
+      DemoAllCommand.self, TrackCommand.self, CowCommand.self, SnapshotCommand.self, NotifyCommand.self, VringCommand.self,
+      KvmCommand.self,
+    ],
     defaultSubcommand: DemoAllCommand.self)
 
   /// Runs one demo, prints its result and exits with its code.

@@ -83,17 +83,19 @@ import Testing
           for _ in 0..<300 { Kernel.relax() }
         }
       }
-      do { for round in 0..<400 {
-        let pages = round % 60..<round % 60 + 4
-        switch round % 4 {
-        case 0:
-          try clone.protect(pages)
-          try clone.protect(pages, to: .readWrite)
-        case 1: try clone.discard(pages)
-        case 2: try clone.snapshot().close()
-        default: _ = try clone.clone()
+      do {
+        for round in 0..<400 {
+          let pages = round % 60..<round % 60 + 4
+          switch round % 4 {
+          case 0:
+            try clone.protect(pages)
+            try clone.protect(pages, to: .readWrite)
+          case 1: try clone.discard(pages)
+          case 2: try clone.snapshot().close()
+          default: _ = try clone.clone()
+          }
         }
-      } } catch { check(false, "\(error)"); ct_exit(9) }
+      } catch { check(false, "\(error)"); ct_exit(9) }
       isOver.value = 1
       // What was denied for a moment is an error of the device's own.
       _ = try? device.join()
@@ -120,7 +122,8 @@ import Testing
           let code = errorCode { try mirror.translate(5, for: .writing) }
           codes.withLock { $0.append(code) }
           return .done
-        }, middle: { [weak clone] _ in
+        },
+        middle: { [weak clone] _ in
           let code = errorCode { try clone?.store(UInt8(1), toByteOffset: 0) }
           codes.withLock { $0.append(code) }
         })
