@@ -71,14 +71,14 @@ internal import Synchronization
     TestHooks.reach(.copied, page: pages.lowerBound)
     let range = domain.addresses(of: pages)
     domain.needsRegistration.store(true, ordering: .sequentiallyConsistent)
-    // The entries come with the mapping: the kernel makes those of reads by the dozen, those of writes one by one. The one who
-    // faulted needs no help.
-    guard Memory.replace(range, file: frames.pool.descriptor, offset: offset, mapsPages: pages.count > 1) == 0 else {
+    guard Memory.replace(range, file: frames.pool.descriptor, offset: offset) == 0 else {
       unsafe frames.unclaimTarget(pages, target)
       return .failed
     }
     TestHooks.reach(.mapped, page: pages.lowerBound)
     _ = Memory.adviseResult(range, .dontFork)
+    // The kernel makes the entries of reads by the dozen, those of writes one by one. The one who faulted needs no help.
+    if pages.count > 1 { Memory.mapAround(range) }
     note(pages, domain)
     unsafe frames.move(pages, to: target)
     return .opened
