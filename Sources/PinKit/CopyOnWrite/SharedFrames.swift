@@ -29,10 +29,17 @@ internal import Synchronization
     let decision = decide(page, policy)
     guard decision != .retry else { return (.retry, page..<page + 1) }
     var first = page
-    while first > pages.lowerBound, decide(first - 1, policy) == decision { first -= 1 }
+    while first > pages.lowerBound, isAlike(first - 1, decision, policy) { first -= 1 }
     var end = page + 1
-    while end < pages.upperBound, decide(end, policy) == decision { end += 1 }
+    while end < pages.upperBound, isAlike(end, decision, policy) { end += 1 }
     return (decision, first..<end)
+  }
+
+  /// A page that has broken away can be mapped once more along with others that do: it has its frame in the same place of the target as
+  /// they have theirs. It must not be opened once more: its mapping may not be registered with the userfaultfd.
+  @inline(__always) private func isAlike(_ page: Int, _ decision: ReuseDecision, _ policy: ReusePolicy) -> Bool {
+    guard frames.table[page].contains(.open) else { return decide(page, policy) == decision }
+    return unsafe decision == .copy && frames.extent(of: page) == frames.targetExtent
   }
 
   @inline(__always) private func decide(_ page: Int, _ policy: ReusePolicy) -> ReuseDecision {
@@ -72,7 +79,7 @@ internal import Synchronization
     }
     defer { invalidation?.end() }
     let offset = unsafe target.pointee.offsets(of: pages).lowerBound
-    guard copyBytes(of: pages, to: offset, in: domain) else {
+    guard unsafe copyBytes(of: pages, to: target, in: domain) else {
       unsafe frames.unclaimTarget(pages, target)
       // Out of memory: others may give some back before the patience of the fault is over.
       return .retry
@@ -92,47 +99,65 @@ internal import Synchronization
       }
     }
     invalidation?.invalidateRange()
-    // The entries come with the mapping: the kernel makes those of reads by the dozen, those of writes one by one. The one who
-    // faulted needs no help.
-    guard Memory.replace(range, file: frames.pool.descriptor, offset: offset, mapsPages: pages.count > 1) == 0 else {
+    guard Memory.replace(range, file: frames.pool.descriptor, offset: offset) == 0 else {
       unsafe frames.unclaimTarget(pages, target)
       return .failed
     }
     TestHooks.reach(.mapped, page: pages.lowerBound)
     _ = Memory.adviseResult(range, .dontFork)
-    note(pages, domain)
+    // The kernel makes the entries of reads by the dozen, those of writes one by one. The one who faulted needs no help.
+    if pages.count > 1 { Memory.mapAround(range) }
+    unsafe note(pages, target, domain)
     unsafe frames.move(pages, to: target)
     return .opened
   }
 
-  private func note(_ pages: Range<Int>, _ domain: borrowing FaultDomain) {
-    domain.counters.add(.copies, pages.count)
+  private func note(_ pages: Range<Int>, _ target: Extent.Pointer, _ domain: borrowing FaultDomain) {
     let policy = frames.policy
+    var copies = 0
     var spurious = 0
-    for page in pages where unsafe policy.isSpurious(frames.extent(of: page).pointee.counts(page)) { spurious += 1 }
+    for page in pages {
+      let extent = unsafe frames.extent(of: page)
+      if unsafe extent == target { continue }
+      copies += 1
+      if unsafe policy.isSpurious(extent.pointee.counts(page)) { spurious += 1 }
+    }
+    domain.counters.add(.copies, copies)
     if spurious > 0 { domain.counters.add(.spuriousCopies, spurious) }
   }
 
-  private func copyBytes(of pages: Range<Int>, to offset: Int, in domain: borrowing FaultDomain) -> Bool {
+  /// Copies `pages`, but for those that are in the target, run by run.
+  private func copyBytes(of pages: Range<Int>, to target: Extent.Pointer, in domain: borrowing FaultDomain) -> Bool {
     let file = frames.pool.descriptor
-    guard domain.hasMinorFaults.load(ordering: .relaxed) else {
-      return Memory.write(domain.addresses(of: pages), file: file, offset: offset) == 0
-    }
-    // A page that is protected by not being mapped cannot be read here: the fault would be ours to serve.
+    let readsDirectly = domain.hasMinorFaults.load(ordering: .relaxed)
     var start = pages.lowerBound
     while start < pages.upperBound {
       let extent = unsafe frames.extent(of: start)
       var end = start + 1
-      while end < pages.upperBound, unsafe frames.extent(of: end) == extent { end += 1 }
-      let direct = unsafe extent.pointee.directAddress.load(ordering: .acquiring)
-      guard direct != 0 else { return false }
-      let source = AddressRange(
-        start: direct + UInt(start * Memory.pageSize), end: direct + UInt(end * Memory.pageSize))
-      let target = offset + (start - pages.lowerBound) * Memory.pageSize
-      guard Memory.write(source, file: file, offset: target) == 0 else { return false }
+      while end < pages.upperBound, unsafe isOneRun(extent, frames.extent(of: end), target, readsDirectly) { end += 1 }
+      let run = start..<end
       start = end
+      if unsafe extent == target { continue }
+      var source = domain.addresses(of: run)
+      if readsDirectly {
+        // A page that is protected by not being mapped cannot be read here: the fault would be ours to serve.
+        let direct = unsafe extent.pointee.directAddress.load(ordering: .acquiring)
+        guard direct != 0 else { return false }
+        source = AddressRange(
+          start: direct + UInt(run.lowerBound * Memory.pageSize), end: direct + UInt(run.upperBound * Memory.pageSize))
+      }
+      guard Memory.write(source, file: file, offset: unsafe target.pointee.offsets(of: run).lowerBound) == 0 else {
+        return false
+      }
     }
     return true
+  }
+
+  /// Whether a page is copied in one go with those before it. Read where the region maps them, it does not matter which frames they have.
+  @inline(__always) private func isOneRun(
+    _ first: Extent.Pointer, _ next: Extent.Pointer, _ target: Extent.Pointer, _ readsDirectly: Bool
+  ) -> Bool {
+    unsafe next == first || (!readsDirectly && first != target && next != target)
   }
 
   // MARK: When mappings are scarce

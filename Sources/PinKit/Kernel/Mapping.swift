@@ -105,18 +105,27 @@ enum Memory {
     }
   }
 
-  /// Maps a part of a file in the place of what is at `range`, readable and writable. `mapsPages`: with an entry for each page that is
-  /// there, which can be written without a fault, as memory files need not hear of it; holes are filled. 0 or a negative errno. For
-  /// the fault path.
+  /// Maps a part of a file in the place of what is at `range`, readable and writable. 0 or a negative errno. For the fault path.
   static func replace(
-    _ range: AddressRange, file: CInt, offset: Int, mapsPages: Bool = false,
-    _ protection: Mapping.Protection = .readWrite
+    _ range: AddressRange, file: CInt, offset: Int, _ protection: Mapping.Protection = .readWrite
   ) -> CInt {
     var address: UInt64 = 0
-    // MAP_SHARED | MAP_FIXED, and MAP_POPULATE
-    let flags: CInt = 0x11 | (mapsPages ? 0x8000 : 0)
+    // MAP_SHARED | MAP_FIXED
     return unsafe cuffd_mmap(
-      UInt64(range.start), UInt64(range.count), protection.rawValue, flags, file, Int64(offset), &address)
+      UInt64(range.start), UInt64(range.count), protection.rawValue, 0x11, file, Int64(offset), &address)
+  }
+
+  /// Gives the pages of a shared mapping of a memory file, which are all there, an entry each: they can be written without a fault, as
+  /// memory files need not hear of it. What could not be mapped faults later. For the fault path.
+  static func mapAround(_ range: AddressRange) {
+    // A read fault maps the block of 16 pages that it is in. Asked for all of them the kernel would look each one up, and count
+    // it as used once more: that costs three times as much (MAP_POPULATE is the same).
+    let block = UInt(16 * pageSize)
+    var start = range.start
+    while start < range.end {
+      _ = adviseResult(AddressRange(start: start, count: pageSize), .populateRead)
+      start = (start / block + 1) * block
+    }
   }
 
   /// Moves a mapping over whatever is at `target`; mremap(2). 0 or a negative errno.

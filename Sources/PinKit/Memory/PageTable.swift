@@ -36,6 +36,7 @@ internal import Synchronization
     static let denied = Entry(rawValue: 1 << 4 | 1 << 5)
     static let openOrDenied = Entry(rawValue: 1 << 2 | 1 << 4 | 1 << 5)
     static let openOrTold = Entry(rawValue: 1 << 2 | 1 << 6)
+    static let deniedOrTold = Entry(rawValue: 1 << 4 | 1 << 5 | 1 << 6)
     static let openDeniedOrTold = Entry(rawValue: 1 << 2 | 1 << 4 | 1 << 5 | 1 << 6)
   }
 

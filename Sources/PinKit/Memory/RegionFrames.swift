@@ -131,17 +131,18 @@ internal import Synchronization
     }
   }
 
-  /// Whether every one of `pages` could have a frame of the target now.
+  /// Takes the frame of each of `pages` in the target, but for those that have it; false if somebody has one, and none is taken.
   @inline(__always) func claimTarget(_ pages: Range<Int>, _ target: Extent.Pointer) -> Bool {
-    for page in pages where unsafe !target.pointee.claimFree(page) {
+    for page in pages where unsafe extent(of: page) != target && !target.pointee.claimFree(page) {
       unsafe unclaimTarget(pages.lowerBound..<page, target)
       return false
     }
     return true
   }
 
+  /// Gives back what ``claimTarget(_:_:)`` took.
   @inline(__always) func unclaimTarget(_ pages: Range<Int>, _ target: Extent.Pointer) {
-    for page in pages { unsafe target.pointee.removeMapping(page) }
+    for page in pages where unsafe extent(of: page) != target { unsafe target.pointee.removeMapping(page) }
     if !pages.isEmpty { pool.noteDead() }
   }
 
@@ -151,6 +152,7 @@ internal import Synchronization
     let id = unsafe name(of: extent)
     for page in pages {
       let old = unsafe self.extent(of: page)
+      if unsafe old == extent { continue }
       table.setExtent(id, at: page)
       unsafe old.pointee.removeMapping(page)
     }

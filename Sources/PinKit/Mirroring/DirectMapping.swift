@@ -174,7 +174,7 @@ internal import Synchronization
           let part = AddressRange(
             start: range.start + UInt(slots.lowerBound * Memory.pageSize), count: slots.count * Memory.pageSize)
           let result = Memory.replace(
-            part, file: frames.pool.descriptor, offset: first, mapsPages: true, isWritable ? .readWrite : .read)
+            part, file: frames.pool.descriptor, offset: first, isWritable ? .readWrite : .read)
           try PinError.check(result, "mmap of a window", part)
           for advice in [Memory.Advice.dontFork, .dontDump] { try Memory.advise(part, advice) }
           for slot in slots { mapped[slot] = first + (slot - slots.lowerBound) * Memory.pageSize }

@@ -14,7 +14,7 @@ internal import Synchronization
   /// In bytes.
   public let pageSize: Int
   public typealias Access = Pin.Access
-  private let mirror: Mirror
+  private let mirror: TranslationTable
   private let interval: IntervalSubscription
   private let protection: RegionProtection
 
@@ -22,7 +22,7 @@ internal import Synchronization
   public init(_ region: Region, pages: Range<Int>? = nil) throws(PinError) {
     let pages = pages ?? 0..<region.pageCount
     _ = try region.addresses(of: pages)
-    let mirror = try Mirror(pages, region)
+    let mirror = try TranslationTable(pages, region)
     self.region = region
     self.pages = pages
     pageSize = region.pageSize
@@ -118,7 +118,7 @@ internal import Synchronization
 /// The page table of a mirror.
 ///
 /// Entries are cleared by invalidations and filled under a spin lock that those take too, after asking whether one came (N11).
-@safe final class Mirror: YoungPages, @unchecked Sendable {  // entries are atomics
+@safe final class TranslationTable: YoungPages, @unchecked Sendable {  // entries are atomics
   private static let writable: UInt64 = 1
   private static let young: UInt64 = 2
   private static let dirty: UInt64 = 4

@@ -82,7 +82,9 @@ enum FaultPath {
       resolution = decision == .copy ? copy(pages, in: domain, delivery) : open(pages, faulted: page, in: domain, delivery)
     }
     guard resolution == .opened else {
-      if resolution == .retry || resolution == .held { for page in pages { table.insert(.told, at: page) } }
+      if resolution == .retry || resolution == .held {
+        for page in pages where !table[page].contains(.open) { table.insert(.told, at: page) }
+      }
       return resolution
     }
     if decision == .reuse, domain.sharing.load(ordering: .relaxed) != 0 { domain.counters.add(.reuses, pages.count) }
@@ -93,32 +95,46 @@ enum FaultPath {
   }
 
   /// Claims pages around `page` that this fault may open along with it. Returns the run of pages claimed.
+  ///
+  /// Where a fault copies, pages in between that are open are claimed as well: the others beyond them can be had with one
+  /// system call then. Open they stay, whatever becomes of the fault. What lies below an open page is what a writer that goes through
+  /// memory in strides has left out: it is taken along only where that makes one mapping of several.
   @inline(__always) private static func claimAround(_ page: Int, in domain: borrowing FaultDomain) -> Range<Int> {
     let copies = domain.owed.load(ordering: .relaxed) != 0 || domain.sharing.load(ordering: .relaxed) != 0
     guard copies, domain.opensChunks.load(ordering: .relaxed), domain.pageSize == Memory.pageSize else {
       return page..<claimNeighbours(from: page + 1, to: page + domain.faultAround.window(at: page), in: domain)
     }
+    let passesOpen = mayPassOpenPages(domain)
     let window = domain.density.window(at: page)
     let start = page & ~(window - 1)
     var first = page
-    while first > start, tryClaim(first - 1, in: domain) { first -= 1 }
-    return first..<claimNeighbours(from: page + 1, to: start + window, in: domain)
+    let passesBelow = passesOpen && domain.sharing.load(ordering: .relaxed) != 0
+    while first > start, tryClaim(first - 1, in: domain, passesOpen: passesBelow) { first -= 1 }
+    return first..<claimNeighbours(from: page + 1, to: start + window, in: domain, passesOpen: passesOpen)
   }
 
-  /// Claims pages up to the first that is open, denied or somebody else's. Returns where they end.
-  @inline(__always) private static func claimNeighbours(from start: Int, to limit: Int, in domain: borrowing FaultDomain)
-    -> Int
-  {
+  /// Not where callbacks hear of every page that is opened, nor where open pages differ from the others in more than that.
+  @inline(__always) private static func mayPassOpenPages(_ domain: borrowing FaultDomain) -> Bool {
+    domain.callbacks.load(ordering: .relaxed) == 0 && domain.delivery.load(ordering: .relaxed) != .mprotect
+      && !domain.hasMinorFaults.load(ordering: .relaxed)
+  }
+
+  /// Claims pages up to the first that is denied or somebody else's, or open if open pages are not to be passed. Returns where they
+  /// end.
+  @inline(__always) private static func claimNeighbours(
+    from start: Int, to limit: Int, in domain: borrowing FaultDomain, passesOpen: Bool = false
+  ) -> Int {
     let end = min(limit, domain.table.pageCount)
     var next = start
-    while next < end, tryClaim(next, in: domain) { next += 1 }
+    while next < end, tryClaim(next, in: domain, passesOpen: passesOpen) { next += 1 }
     return next
   }
 
-  @inline(__always) private static func tryClaim(_ page: Int, in domain: borrowing FaultDomain) -> Bool {
+  @inline(__always) private static func tryClaim(_ page: Int, in domain: borrowing FaultDomain, passesOpen: Bool) -> Bool {
     let before = domain.table.tryClaim(page)
     if before.contains(.claimed) { return false }
     if before.isDisjoint(with: .openDeniedOrTold) { return true }
+    if passesOpen, before.isDisjoint(with: .deniedOrTold) { return true }
     domain.table.releaseClaim(page)
     return false
   }
@@ -147,12 +163,15 @@ enum FaultPath {
 
   /// Marks `pages` as open. The claims and the shared lock are held.
   @inline(__always) static func record(_ pages: Range<Int>, faulted: Int, in domain: borrowing FaultDomain) {
-    for page in pages {
+    var opened = 0
+    // What was open before is known to have been written, or not, as it was.
+    for page in pages where !domain.table[page].contains(.open) {
       domain.table.insert(page == faulted ? .open : .openAround, at: page)
+      opened += 1
     }
     domain.table.open.insert(pages)
-    domain.counters.add(.openedPages, pages.count)
-    if pages.count > 1 { domain.counters.add(.faultAroundPages, pages.count - 1) }
+    domain.counters.add(.openedPages, opened)
+    if opened > 1 { domain.counters.add(.faultAroundPages, opened - 1) }
   }
 
   /// Lets writes to `pages` through, and wakes who waits for them.

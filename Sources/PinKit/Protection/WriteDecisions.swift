@@ -23,11 +23,12 @@ class OwedBytes: @unchecked Sendable {  // subclasses hold atomics and prealloca
 /// Whether a write may reuse the frame it hits: the decision that clones plug into the fault path. The same rules apply as for
 /// ``OwedBytes``.
 class FrameSharing: @unchecked Sendable {  // subclasses hold atomics and preallocated memory only
-  /// Decides on `page`, and says for which of `pages` around it the same is true. The pages are claimed.
+  /// Decides on `page`, and says for which of `pages` around it the same is true. The pages are claimed. Where it decides for a copy, there
+  /// may be pages among them that are open and have frames of their own already.
   func decide(_ page: Int, among pages: Range<Int>) -> (decision: ReuseDecision, pages: Range<Int>) { (.reuse, pages) }
 
-  /// Gives `pages` frames of their own with the same bytes. They are writable then, and nobody has been woken. Where mappings are
-  /// scarce it takes more pages along, and records those itself.
+  /// Gives `pages` frames of their own with the same bytes, but for those that have. They are writable then, and nobody has been woken.
+  /// Where mappings are scarce it takes more pages along, and records those itself.
   func copy(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> FaultResolution { .failed }
 
   /// Copies `pages`, which could be written in place if the kernel had a mapping left for that, together with their neighbours.
@@ -43,8 +44,8 @@ class FrameSharing: @unchecked Sendable {  // subclasses hold atomics and preall
 ///
 /// Whoever copies a page can copy its neighbours for a fraction of the price of a fault each, which is wasted on a writer that
 /// touches a page here and a page there. So the first faults in a block of 512 pages take few pages along, later ones many: a writer
-/// of one page in a hundred seldom gets beyond the first steps, and one that writes them all faults about fifteen times. More than
-/// 128 pages would save little, and hold a writer up for longer. All state is advisory.
+/// of one page in a hundred seldom gets beyond the first steps, and one that writes them all faults thirteen to sixteen times. More
+/// than 128 pages would save little, and hold a writer up for longer. All state is advisory.
 @safe struct WriteDensity: ~Copyable, @unchecked Sendable {  // bytes are touched through atomics only
   private static let blockShift = 9
   private let counts: UnsafeMutablePointer<Atomic<UInt8>>
@@ -64,7 +65,7 @@ class FrameSharing: @unchecked Sendable {  // subclasses hold atomics and preall
     let faults = unsafe counts[block].load(ordering: .relaxed)
     if faults < 255 { unsafe counts[block].store(faults + 1, ordering: .relaxed) }
     if faults == 0 { isTouched.store(true, ordering: .relaxed) }
-    return faults < 4 ? 1 : faults < 6 ? 4 : faults < 8 ? 16 : 128
+    return faults < 5 ? 1 : faults < 7 ? 4 : faults < 9 ? 16 : 128
   }
 
   /// Forgets what was written; called under the exclusive lock.

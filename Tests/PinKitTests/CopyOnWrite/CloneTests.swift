@@ -72,4 +72,37 @@ struct CloneTests {
     try region.unmap()
     #expect(pool.usage == FramePool.Usage(extents: 0, countedFrames: 0, mappers: 0, residentBytes: 0))
   }
+
+  @Test(
+    "W5: a break takes pages along beyond those that have broken away",
+    arguments: [WriteTracking.Mechanism.handlerThread, .inPlace])
+  func across(mechanism: WriteTracking.Mechanism) throws {
+    let pages = 512
+    let space = try AddressSpace()
+    defer { try? space.close() }
+    let region = try space.map(.pool, pages: pages)
+    try fill(region) { UInt64($0) + 1 }
+    let clone = try region.clone(mechanism: mechanism)
+    let before = space.statistics
+    // No two of the first ones are neighbours: each later break would end at one of them.
+    let order = (0..<pages).map { $0 * 37 % pages }
+    for page in order { try region.store(UInt64(1000 + page), toByteOffset: page * 4096) }
+    for page in 0..<pages {
+      #expect(try value(region, page) == UInt64(1000 + page), "page \(page)")
+      #expect(try value(clone, page) == UInt64(page + 1), "page \(page)")
+    }
+    // A fault is counted when its writer has been woken.
+    let count = {
+      let now = space.statistics
+      return now.handlerThreadFaults + now.inPlaceFaults - before.handlerThreadFaults - before.inPlaceFaults
+    }
+    #expect(spin { count() == 13 }, "\(count()) faults")
+    #expect(space.statistics.copies - before.copies == UInt64(pages))
+    #expect(space.statistics.openedPages - before.openedPages == UInt64(pages))
+    // Who broke away before is where the others are now: one mapping.
+    #expect(try ProcessMaps.mappings(in: region.addresses).count == 1)
+    try clone.unmap()
+    try region.unmap()
+    #expect(try space.framePool().usage == FramePool.Usage(extents: 0, countedFrames: 0, mappers: 0, residentBytes: 0))
+  }
 }

@@ -349,6 +349,29 @@ import Testing
     }
   }
 
+  @Test(
+    "Pages known to be written stay so when a fault takes their neighbours along",
+    arguments: [WriteTracking.Mechanism.handlerThread, .inPlace])
+  func known(_ mechanism: WriteTracking.Mechanism) throws {
+    try Self.with(pages: 512) { space, region in
+      try region.write(version: 1, to: 0..<512)
+      let tracker = try region.trackWrites(mechanism, options: .init(faultAround: .adaptive()))
+      let snapshot = try region.snapshot()
+      _ = try tracker.collect()
+      let before = space.statistics.openedPages
+      // The tenth fault takes 128 pages, six of which were written before or taken along.
+      let written = [0, 100, 200, 300, 400, 111, 222, 333, 444, 64]
+      for page in written { try region.write(version: 2, to: page..<page + 1) }
+      #expect(try snapshot.pages(unlike: { _ in 1 }) == [])
+      let set = try tracker.collect()
+      #expect(written.allSatisfy(set.exactPages.contains))
+      #expect(set.exactPages.count == written.count)
+      #expect(set.count == Int(space.statistics.openedPages - before))
+      #expect(set.contains(127) && set.contains(1))
+      snapshot.close()
+    }
+  }
+
   @Test("Captures and faults are counted") func statistics() throws {
     try Self.with { space, region in
       try region.write(version: 1, to: 0..<64)
