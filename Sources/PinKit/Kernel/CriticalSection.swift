@@ -5,26 +5,33 @@ internal import CUffd
 /// Whoever changes the object makes the change visible first, and then waits here until nobody is inside who may have missed it.
 /// Readers never wait. Async-signal-safe but for ``enter(_:)`` of a thread's first section.
 enum CriticalSection {
-  /// Enters; false if the thread is inside too many sections, or a thousand threads are inside some. Look at the object after this, not before.
-  @inline(__always) static func enter(_ object: UInt) -> Bool { cuffd_section_enter(UInt64(object)) != 0 }
+  /// Enters; false if the thread is inside too many sections, or a thousand threads are inside some. Look at the object after this, not
+  /// before. `region` is the id of the region that it belongs to.
+  @inline(__always) static func enter(_ object: UInt, of region: UInt64) -> Bool {
+    cuffd_section_enter(UInt64(object), region) != 0
+  }
   /// Leaves the section that was entered last.
   @inline(__always) static func leave() { cuffd_section_leave() }
+  /// Whether the thread could enter one more.
+  static var hasRoom: Bool { cuffd_section_has_room() != 0 }
 
   /// Whether the calling thread is inside.
   static func isInside(_ object: UInt) -> Bool { cuffd_section_is_mine(UInt64(object)) != 0 }
+  /// Whether the calling thread is inside any section at all.
+  @inline(__always) static var isInsideAny: Bool { cuffd_section_is_any_mine() != 0 }
+  /// Whether the calling thread is inside a section of a region: what changes the region may wait for it.
+  @inline(__always) static func isInside(region: UInt64) -> Bool { isInsideAny && cuffd_section_is_of(region) != 0 }
+
+  static func requireRoom(_ operation: String, _ region: Region) throws(PinError) {
+    if hasRoom { return }
+    throw PinError(
+      .limitReached, operation: operation, range: region.addresses,
+      advice: "The thread is inside seven mirrors or mappings, or a thousand threads use some.")
+  }
 
   /// Waits until no other thread is inside that came before this call; for at most `patience` nanoseconds. False if one still is.
   static func waitUntilEmpty(_ object: UInt, patience: UInt64) -> Bool {
-    cuffd_section_fence()
-    if cuffd_section_count(UInt64(object)) == 0 { return true }
-    let begun = Kernel.now()
-    var turns = 0
-    while cuffd_section_count(UInt64(object)) > 0 {
-      if Kernel.now() - begun > patience { return false }
-      turns += 1
-      if turns < 1_000 { Kernel.relax() } else { Kernel.pause(nanoseconds: 20_000) }
-    }
-    return true
+    cuffd_section_wait(UInt64(object), patience) != 0
   }
 }
 

@@ -105,6 +105,16 @@ public final class Region: Sendable {
         .wouldDeadlock, operation: operation, range: addresses,
         advice: "The call was made from a fault callback; hand it to another thread.")
     }
+    try requireOutsideMirrors(operation)
+  }
+
+  /// Whatever changes the region waits for those who are inside `withBytes` of a mirror or mapping.
+  @inline(__always) func requireOutsideMirrors(_ operation: @autoclosure () -> String) throws(PinError) {
+    if CriticalSection.isInside(region: id) {
+      throw PinError(
+        .wouldDeadlock, operation: operation(), range: addresses,
+        advice: "The thread is inside withBytes of a mirror or mapping of this region, which the call may wait for: leave it first.")
+    }
   }
 
   private func tearDown() {

@@ -37,7 +37,8 @@ internal import Synchronization
   /// Blocks while the pages change. Through a mapping for reading the bytes may only be read.
   ///
   /// - Throws: ``PinError``: `.accessDenied`, `.unmapped`, `.stopped` after ``close()``, `.wouldDeadlock` from a callback, or where the
-  ///   window is down and the thread is inside `body` already; `.limitReached`, `.timedOut`. And what `body` throws.
+  ///   window is down and the thread is inside `body` of a mirror or mapping of this region already; `.limitReached` where eight of them are
+  ///   nested or a thousand threads use some; `.timedOut`. And what `body` throws.
   @inlinable public func withBytes<Result>(_ body: (UnsafeMutableRawBufferPointer) throws -> Result) throws -> Result {
     while true {
       if enter() {
@@ -52,7 +53,7 @@ internal import Synchronization
 
   /// True inside the critical section, with the window up.
   @usableFromInline func enter() -> Bool {
-    guard CriticalSection.enter(window.identity) else { return false }
+    guard CriticalSection.enter(window.identity, of: region.id) else { return false }
     if window.isUp(at: interval.sequence) { return true }
     CriticalSection.leave()
     return false
@@ -61,17 +62,8 @@ internal import Synchronization
 
   /// Puts the window up, unless something changes again right away.
   @usableFromInline func build() throws(PinError) {
-    if Kernel.isInFaultPath || CriticalSection.isInside(window.identity) {
-      throw PinError(
-        .wouldDeadlock, operation: "withBytes", range: region.addresses,
-        advice: "Inside a callback, or inside withBytes, the change that this would wait for waits for this thread.")
-    }
-    guard CriticalSection.enter(window.identity) else {
-      throw PinError(
-        .limitReached, operation: "withBytes", range: region.addresses,
-        advice: "The thread is inside seven critical sections, or a thousand threads use mirrors and mappings.")
-    }
-    CriticalSection.leave()
+    try CriticalSection.requireRoom("withBytes", region)
+    try region.requireOutsideFaultPath("withBytes")
     try region.enter("withBytes")
     defer { region.leave() }
     try building.withLock { _ throws(PinError) in

@@ -36,8 +36,9 @@ internal import Synchronization
   ///
   /// Blocks while the page changes.
   ///
-  /// - Throws: ``PinError``: `.outOfBounds`, `.accessDenied`, `.unmapped`, `.closed`, `.wouldDeadlock` from a callback, or where the page is
-  ///   not translated yet and the thread is inside `body` of this mirror already; `.timedOut`. And what `body` throws.
+  /// - Throws: ``PinError``: `.outOfBounds`, `.accessDenied`, `.unmapped`, `.stopped` after ``close()``, `.wouldDeadlock` from a callback, or
+  ///   where the page is not translated yet and the thread is inside `body` of a mirror or mapping of this region already; `.limitReached`
+  ///   where eight of them are nested or a thousand threads use some; `.timedOut`. And what `body` throws.
   @inlinable public func withBytes<Result>(
     of page: Int, for access: Access, _ body: (UnsafeMutableRawBufferPointer) throws -> Result
   ) throws -> Result {
@@ -54,7 +55,7 @@ internal import Synchronization
 
   /// Enters the mirror's critical section and finds the page there; 0, and outside, if it is not translated.
   @usableFromInline func enter(_ page: Int, _ access: Access) -> UInt {
-    guard pages.contains(page), CriticalSection.enter(mirror.identity) else { return 0 }
+    guard pages.contains(page), CriticalSection.enter(mirror.identity, of: region.id) else { return 0 }
     if let address = mirror.find(page, access == .writing) { return address }
     CriticalSection.leave()
     return 0
@@ -71,13 +72,8 @@ internal import Synchronization
         .outOfBounds, operation: "translate page \(page)", range: region.addresses,
         advice: "The mirror is of pages \(pages).")
     }
-    try requireOutside("translate")
-    guard CriticalSection.enter(mirror.identity) else {
-      throw PinError(
-        .limitReached, operation: "translate", range: region.addresses,
-        advice: "The thread is inside seven critical sections, or a thousand threads use mirrors and mappings.")
-    }
-    CriticalSection.leave()
+    try CriticalSection.requireRoom("translate", region)
+    try region.requireOutsideFaultPath("translate")
     try region.enter("translate")
     defer { region.leave() }
     try InvalidationRange.withOwner(self) { () throws(PinError) in
@@ -92,14 +88,6 @@ internal import Synchronization
           return
         }
       }
-    }
-  }
-
-  private func requireOutside(_ operation: String) throws(PinError) {
-    if Kernel.isInFaultPath || CriticalSection.isInside(mirror.identity) {
-      throw PinError(
-        .wouldDeadlock, operation: operation, range: region.addresses,
-        advice: "Inside a callback, or inside withBytes, the change that this would wait for waits for this thread.")
     }
   }
 

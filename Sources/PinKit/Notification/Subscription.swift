@@ -55,8 +55,8 @@ extension Region {
     return notifications
   }
 
-  /// Whether `pages` were used since their marks were last cleared: by the program, as far as PinKit sees it, or through any subscriber
-  /// (N13).
+  /// Whether `pages` were used through any subscriber since their marks were last cleared (N13). What the program itself uses, the
+  /// kernel knows.
   ///
   /// - Throws: ``PinError``: `.outOfBounds`, `.unmapped`, `.wouldDeadlock` from a callback.
   public func testYoung(_ pages: Range<Int>) throws(PinError) -> Bool {
@@ -87,8 +87,8 @@ extension AddressSpace {
   /// - Throws: ``PinError``: `.unmapped`, `.wouldDeadlock` from a callback.
   public func subscribe(_ notifier: any MMUNotifier) throws(PinError) -> Subscription {
     try requireOpen("subscribe")
-    if Kernel.isInFaultPath {
-      throw PinError(.wouldDeadlock, operation: "subscribe", advice: "Subscribe outside callbacks.")
+    if Kernel.isInFaultPath || CriticalSection.isInsideAny {
+      throw PinError(.wouldDeadlock, operation: "subscribe", advice: "Subscribe outside callbacks and withBytes.")
     }
     let all = try services.findOrMake(SpaceNotifications.self) { () throws(PinError) in SpaceNotifications() }
     let subscriber = SpaceSubscriber(notifier)
