@@ -98,6 +98,8 @@ int cuffd_section_wait(uint64_t object, uint64_t patience) {
 }
 
 void cuffd_section_forget_others(void) {
+  pthread_once(&once, prepare);
+  (void)syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0);
   for (int i = 0; i < capacity; i++) {
     if (&slots[i] == cuffd_section_slot) continue;
     memset(&slots[i], 0, sizeof slots[i]);

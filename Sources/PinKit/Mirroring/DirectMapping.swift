@@ -21,7 +21,7 @@ internal import Synchronization
 
   /// - Throws: ``PinError``, as ``Region/subscribe(_:to:)``; `.outOfMemory` for the window.
   public init(_ region: Region, pages: Range<Int>, for access: Access = .writing) throws(PinError) {
-    _ = try region.addresses(of: pages)
+    let pages = try region.subscribable(pages)
     let window = try Window(region, pages, isWritable: access == .writing)
     self.region = region
     self.pages = pages
@@ -85,6 +85,7 @@ internal import Synchronization
   /// Takes the window down for good. Blocks while callbacks run, and until nobody is inside ``withBytes(_:)``.
   public func close() {
     interval.remove()
+    guard region.space.isOfThisProcess else { return }
     window.close()
   }
 
@@ -101,6 +102,7 @@ internal import Synchronization
   private let isWritable: Bool
   private let frames: RegionFrames?
   private let mapping: Mapping?
+  private let forkGeneration = Kernel.forkGeneration
   let range: AddressRange
   /// Up while this is the interval's sequence number.
   private let sequence = Atomic<UInt64>(down)
@@ -135,7 +137,7 @@ internal import Synchronization
   }
 
   @inline(__always) func isUp(at now: UInt64, isUse: Bool = true) -> Bool {
-    guard sequence.load(ordering: .acquiring) == now else { return false }
+    guard sequence.load(ordering: .acquiring) == now, forkGeneration == Kernel.forkGeneration else { return false }
     // Looked at first: two readers would fight for a line that both write.
     if isUse, !isYoung.load(ordering: .relaxed) {
       isYoung.store(true, ordering: .relaxed)

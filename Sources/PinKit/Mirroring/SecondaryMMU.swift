@@ -20,8 +20,7 @@ internal import Synchronization
 
   /// - Throws: ``PinError``, as ``Region/subscribe(_:to:)``.
   public init(_ region: Region, pages: Range<Int>? = nil) throws(PinError) {
-    let pages = pages ?? 0..<region.pageCount
-    _ = try region.addresses(of: pages)
+    let pages = try region.subscribable(pages)
     let mirror = try Mirror(pages, region)
     self.region = region
     self.pages = pages
@@ -99,6 +98,8 @@ internal import Synchronization
   /// Gives all translations up, and takes none again. Blocks while callbacks run. Dropping the last reference does the same.
   public func close() {
     interval.remove()
+    // A thread that a child of fork() does not have may hold the lock.
+    guard region.space.isOfThisProcess else { return }
     mirror.clear()
   }
 }
@@ -120,7 +121,9 @@ internal import Synchronization
 
   init(_ pages: Range<Int>, _ region: Region) throws(PinError) {
     memory = try Mapping(count: (pages.count * 8 + 4095) & ~4095)
-    for advice in [Memory.Advice.dontFork, .dontDump] { try? Memory.advise(memory.range, advice) }
+    // A child of fork() has no translations.
+    try Memory.advise(memory.range, .wipeOnFork)
+    try? Memory.advise(memory.range, .dontDump)
     unsafe entries = UnsafeMutableRawPointer(bitPattern: memory.range.start)!.bindMemory(
       to: Atomic<UInt64>.self, capacity: pages.count)
     self.pages = pages

@@ -61,6 +61,7 @@ public final class IntervalSubscription: Sendable {
         .wouldDeadlock, operation: "readBegin", range: region.addresses,
         advice: "The change that this callback belongs to is under way for as long as the callback runs.")
     }
+    guard region.space.isOfThisProcess else { throw .notInherited("readBegin") }
     var turns = 0
     while true {
       if state.isOver.load(ordering: .acquiring) {

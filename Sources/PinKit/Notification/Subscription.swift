@@ -28,21 +28,27 @@ extension Region {
   /// - Throws: ``PinError``: `.outOfBounds`, `.invalidArgument` for an empty range, `.unmapped`, `.wouldDeadlock` from a callback,
   ///   `.limitReached`.
   public func subscribe(_ notifier: any MMUNotifier, to pages: Range<Int>? = nil) throws(PinError) -> Subscription {
-    let pages = pages ?? 0..<pageCount
-    _ = try addresses(of: pages)
-    guard !pages.isEmpty else {
-      throw PinError(
-        .invalidArgument, operation: "subscribe", range: addresses, advice: "Subscribe to one page at least.")
-    }
+    let pages = try subscribable(pages)
     try requireOutsideFaultPath("subscribe")
     try enter("subscribe")
     defer { leave() }
     let subscriber = Subscriber(notifier, pages)
     let notifications = try connect(subscriber)
     return Subscription { [self] in
-      notifications.remove(subscriber)
-      _ = self
+      // In a child of fork() a callback may run for ever, and a thread that does not exist hold the lock.
+      if space.isOfThisProcess { notifications.remove(subscriber) }
     }
+  }
+
+  /// The pages that somebody wants to be told of: all unless given.
+  func subscribable(_ pages: Range<Int>?) throws(PinError) -> Range<Int> {
+    let pages = pages ?? 0..<pageCount
+    _ = try addresses(of: pages)
+    if pages.isEmpty {
+      throw PinError(
+        .invalidArgument, operation: "subscribe", range: addresses, advice: "Subscribe to one page at least.")
+    }
+    return pages
   }
 
   @discardableResult func connect(_ subscriber: Subscriber) throws(PinError) -> RegionNotifications {
@@ -94,8 +100,7 @@ extension AddressSpace {
     let subscriber = SpaceSubscriber(notifier)
     try all.add(subscriber, to: self)
     return Subscription { [self] in
-      all.remove(subscriber)
-      _ = self
+      if isOfThisProcess { all.remove(subscriber) }
     }
   }
 }
