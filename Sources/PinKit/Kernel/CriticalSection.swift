@@ -1,4 +1,5 @@
 internal import CUffd
+internal import Synchronization
 
 /// Short sections of code in which an object stays as it is; entering and leaving is two plain stores to memory of the thread's own.
 ///
@@ -32,6 +33,26 @@ enum CriticalSection {
   /// Waits until no other thread is inside that came before this call; for at most `patience` nanoseconds. False if one still is.
   static func waitUntilEmpty(_ object: UInt, patience: UInt64) -> Bool {
     cuffd_section_wait(UInt64(object), patience) != 0
+  }
+}
+
+/// For how long a change waits for readers, in nanoseconds.
+///
+/// Where nobody should be kept waiting that is next to nothing at first. A reader that lost its processor needs a while to leave, though,
+/// and where there are more readers than processors there is always one: each time in a row that it was not enough, it is more.
+struct ReaderPatience: ~Copyable, Sendable {
+  private static let blockable: UInt64 = 1_000_000_000
+  private static let shortest: UInt64 = 50_000
+  private static let longest: UInt64 = 100_000_000
+  private let refusals = Atomic<UInt64>(0)
+
+  /// Waits until nobody is inside `object` who was before; false if that takes too long.
+  func waitUntilEmpty(_ object: UInt, isBlockable: Bool) -> Bool {
+    if isBlockable { return CriticalSection.waitUntilEmpty(object, patience: Self.blockable) }
+    let patience = min(Self.shortest << min(refusals.load(ordering: .relaxed), 16), Self.longest)
+    let isEmpty = CriticalSection.waitUntilEmpty(object, patience: patience)
+    if isEmpty { refusals.store(0, ordering: .relaxed) } else { refusals.add(1, ordering: .relaxed) }
+    return isEmpty
   }
 }
 

@@ -113,7 +113,9 @@ public final class Region: Sendable {
     if CriticalSection.isInside(region: id) {
       throw PinError(
         .wouldDeadlock, operation: operation(), range: addresses,
-        advice: "The thread is inside withBytes of a mirror or mapping of this region, which the call may wait for: leave it first.")
+        advice:
+          "The thread is inside withBytes of a mirror or mapping of this region, which the call may wait for: leave it first."
+      )
     }
   }
 

@@ -106,6 +106,7 @@ internal import Synchronization
   let range: AddressRange
   /// Up while this is the interval's sequence number.
   private let sequence = Atomic<UInt64>(down)
+  private let patience = ReaderPatience()
   private let isYoung = Atomic<Bool>(false)
   private let wasUsed = Atomic<Bool>(false)
   /// The frames in the window, page by page; the owner's lock.
@@ -181,9 +182,7 @@ internal import Synchronization
   /// The number has changed already: nobody new comes in.
   func invalidate(_ range: InvalidationRange) -> InvalidationResponse {
     if CriticalSection.isInside(identity) { return .wouldBlock }
-    guard CriticalSection.waitUntilEmpty(identity, patience: range.isBlockable ? 1_000_000_000 : 50_000) else {
-      return .wouldBlock
-    }
+    guard patience.waitUntilEmpty(identity, isBlockable: range.isBlockable) else { return .wouldBlock }
     if isWritable, wasUsed.exchange(false, ordering: .sequentiallyConsistent) {
       try? range.markDirty(range.pages.clamped(to: pages))
     }

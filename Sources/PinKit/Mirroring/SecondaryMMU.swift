@@ -117,6 +117,7 @@ internal import Synchronization
   private let entries: UnsafeMutablePointer<Atomic<UInt64>>
   private let pages: Range<Int>
   private let lock = SpinLock()
+  private let patience = ReaderPatience()
   private let table: PageTable
 
   init(_ pages: Range<Int>, _ region: Region) throws(PinError) {
@@ -167,9 +168,7 @@ internal import Synchronization
   func invalidate(_ range: InvalidationRange) -> InvalidationResponse {
     if CriticalSection.isInside(identity) { return .wouldBlock }
     lock.withLock { clear(range.pages.clamped(to: pages)) { try? range.markDirty($0..<$0 + 1) } }
-    // Fifty microseconds where nobody may be kept waiting.
-    return CriticalSection.waitUntilEmpty(identity, patience: range.isBlockable ? 1_000_000_000 : 50_000)
-      ? .done : .wouldBlock
+    return patience.waitUntilEmpty(identity, isBlockable: range.isBlockable) ? .done : .wouldBlock
   }
 
   private func clear(_ range: Range<Int>, _ wasWritten: (Int) -> Void) {

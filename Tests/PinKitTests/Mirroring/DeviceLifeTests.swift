@@ -37,7 +37,9 @@ import Testing
     }
   }
 
-  @Test("N12: a child of fork() has no mirror, is told so, and disturbs nobody", arguments: Mechanisms.synchronous, [false, true])
+  @Test(
+    "N12: a child of fork() has no mirror, is told so, and disturbs nobody", arguments: Mechanisms.synchronous,
+    [false, true])
   func forks(_ mechanism: WriteTracking.Mechanism, isPool: Bool) async {
     await #expect(processExitsWith: .success) {
       [mechanism = mechanism as WriteTracking.Mechanism, isPool = isPool as Bool] in
@@ -97,7 +99,9 @@ import Testing
     }
   }
 
-  @Test("A region that goes waits for whoever is inside, and is told apart from one that is there", arguments: Mechanisms.synchronous)
+  @Test(
+    "A region that goes waits for whoever is inside, and is told apart from one that is there",
+    arguments: Mechanisms.synchronous)
   func teardown(_ mechanism: WriteTracking.Mechanism) throws {
     for round in 0..<30 {
       let space = try AddressSpace.forTests()

@@ -54,7 +54,9 @@ import Testing
     try space.close()
   }
 
-  @Test("N1: what it writes the processor reads, whichever way writes are tracked, and trackers know", arguments: Combination.possible)
+  @Test(
+    "N1: what it writes the processor reads, whichever way writes are tracked, and trackers know",
+    arguments: Combination.possible)
   func writes(_ combination: Combination) throws {
     let space = try AddressSpace.forTests()
     let count = Self.count(combination.subject)
@@ -79,7 +81,8 @@ import Testing
     try space.close()
   }
 
-  @Test("What may not be read is not translated, and what may not be written only for reading", arguments: Combination.possible)
+  @Test(
+    "What may not be read is not translated, and what may not be written only for reading", arguments: Combination.possible)
   func rights(_ combination: Combination) throws {
     let space = try AddressSpace.forTests()
     let count = Self.count(combination.subject)

@@ -56,7 +56,9 @@ import Testing
     }
   }
 
-  @Test("N5: no observer ever sees the new bytes of one page, and then the old ones of another", arguments: Mechanisms.synchronous)
+  @Test(
+    "N5: no observer ever sees the new bytes of one page, and then the old ones of another",
+    arguments: Mechanisms.synchronous)
   func observations(_ mechanism: WriteTracking.Mechanism) throws {
     let rounds = environmentNumber("PINKIT_ORDER_ROUNDS", or: 1500) / 3
     let run = try OrderRun(mechanism, rounds: rounds)

@@ -6,7 +6,9 @@ import Testing
 
 /// A window that is used all the time while everything happens to its region. `PINKIT_WINDOW_ROUNDS` sets how much does.
 @Suite("Windows under stress", .serialized) struct WindowStressTests {
-  @Test("N2/W6: no write is lost, none is torn by a snapshot or a clone, trackers know of all", arguments: Mechanisms.synchronous)
+  @Test(
+    "N2/W6: no write is lost, none is torn by a snapshot or a clone, trackers know of all", arguments: Mechanisms.synchronous
+  )
   func races(_ mechanism: WriteTracking.Mechanism) throws {
     let run = try WindowRun(mechanism)
     try run.go(rounds: environmentNumber("PINKIT_WINDOW_ROUNDS", or: 250))

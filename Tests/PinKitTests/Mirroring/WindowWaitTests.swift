@@ -7,7 +7,9 @@ import Testing
 
 /// Who waits for whom around the bytes of a mirror or a window.
 @Suite("Waiting for readers", .serialized) struct WindowWaitTests {
-  @Test("N4: a reader that stays inside holds a change up; one that comes later waits for the change alone", arguments: [false, true])
+  @Test(
+    "N4: a reader that stays inside holds a change up; one that comes later waits for the change alone",
+    arguments: [false, true])
   func waits(isWindow: Bool) throws {
     let space = try AddressSpace.forTests()
     let region = try space.map(.pool, pages: 8)
@@ -98,7 +100,9 @@ import Testing
     ]
   }
 
-  @Test("N8: inside withBytes every call that could wait for its own thread is refused, and nothing has changed", arguments: [false, true])
+  @Test(
+    "N8: inside withBytes every call that could wait for its own thread is refused, and nothing has changed",
+    arguments: [false, true])
   func refused(isWindow: Bool) throws {
     let space = try AddressSpace.forTests()
     let (region, clone) = try sharedPair(space, .handlerThread)

@@ -156,7 +156,7 @@ private final class UnrulyRun: Sendable {
       case 2:
         // Nobody writes the last page but for this.
         try insist { try region.protect(46..<47, to: .readWrite) }
-      case 3: _ = try region.tryProtect(0..<4, to: .readWrite)
+      case 3: try insist { _ = try region.tryProtect(0..<4, to: .readWrite) }
       default: try collect()
       }
     }

@@ -36,7 +36,9 @@ import Testing
     try space.close()
   }
 
-  @Test("N13: a window is young as a whole; ageing takes nothing away, and no written page is forgotten", arguments: [false, true])
+  @Test(
+    "N13: a window is young as a whole; ageing takes nothing away, and no written page is forgotten",
+    arguments: [false, true])
   func windows(flush: Bool) throws {
     let space = try AddressSpace.forTests()
     let region = try region(space)
