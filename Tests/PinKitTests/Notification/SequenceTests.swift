@@ -138,9 +138,9 @@ import Testing
       }
     }
     for thread in changers { try thread.join() }
+    #expect(spin { installs.value > 0 })
     isOver.value = 1
     for thread in readers { try thread.join() }
-    #expect(installs.value > 0)
     #expect(findings.all == [])
     // Nothing is under way: it begins at once, and nothing has changed since.
     let last = Shared()

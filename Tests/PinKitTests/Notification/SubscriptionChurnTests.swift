@@ -114,6 +114,37 @@ private final class CountingNotifier: MMUNotifier {
     try space.close()
   }
 
+  @Test("remove() waits for a callback that is running, and what comes later is nobody's", arguments: [false, true])
+  func waits(isEnd: Bool) throws {
+    let space = try AddressSpace.forTests()
+    let region = try space.map(.pool, pages: 8)
+    let isInside = Shared()
+    let mayLeave = Shared()
+    let stay: @Sendable () -> Void = {
+      isInside.value = 1
+      if !spin(until: { mayLeave.value == 1 }) { Issue.record("nobody lets the callback go on") }
+    }
+    let recorder = RecordingNotifier(
+      { _ in
+        if !isEnd { stay() }
+        return .done
+      }, end: { _ in if isEnd { stay() } })
+    let subscription = try region.subscribe(recorder)
+    let change = TestThread { try region.protect(0..<1) }
+    #expect(spin { isInside.value == 1 })
+    let remover = TestThread { subscription.remove() }
+    yieldForAWhile()
+    #expect(!remover.hasEnded)
+    mayLeave.value = 1
+    try remover.join()
+    try change.join()
+    let calls = recorder.take().map(\.kind)
+    #expect(calls == (isEnd ? [.start, .middle, .end] : [.start]))
+    try region.protect(0..<1, to: .readWrite)
+    #expect(recorder.take() == [])
+    try space.close()
+  }
+
   /// Goes together with a subscription of its own.
   private final class Owner: MMUNotifier {
     private let other: Subscription
