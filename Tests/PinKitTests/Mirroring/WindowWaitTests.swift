@@ -98,7 +98,8 @@ import Testing
       #expect(tries < 20)
       try reader.join()
     }
-    #expect(patience.waitUntilEmpty(object, isBlockable: true))
+    let isEmpty = patience.waitUntilEmpty(object, isBlockable: true)
+    #expect(isEmpty)
   }
 
   /// Every call on a region that could wait for a reader.
