@@ -7,6 +7,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "cuffd_sys.h"
+
 enum { capacity = 1024 };
 
 static struct cuffd_section_slot slots[capacity];
@@ -36,7 +38,8 @@ struct cuffd_section_slot *cuffd_section_register(void) {
     if (!atomic_compare_exchange_strong(&taken[i], &free, 1)) continue;
     int last = atomic_load(&used);
     while (last <= i && !atomic_compare_exchange_weak(&used, &last, i + 1)) {}
-    memset(&slots[i], 0, sizeof slots[i]);
+    for (int depth = 0; depth < 7; depth++) __atomic_store_n(&slots[i].inside[depth], 0, __ATOMIC_RELAXED);
+    slots[i].depth = 0;
     pthread_setspecific(key, &slots[i]);
     return cuffd_section_slot = &slots[i];
   }
@@ -50,24 +53,53 @@ int cuffd_section_is_mine(uint64_t object) {
   return 0;
 }
 
-void cuffd_section_fence(void) {
+int cuffd_section_is_of(uint64_t region) {
+  struct cuffd_section_slot *slot = cuffd_section_slot;
+  for (uint64_t i = 0; slot && i < slot->depth; i++)
+    if (slot->region[i] == region) return 1;
+  return 0;
+}
+
+static void fence(void) {
   pthread_once(&once, prepare);
   atomic_thread_fence(memory_order_seq_cst);
   if (!cuffd_section_needs_fence) syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
 }
 
-int cuffd_section_count(uint64_t object) {
-  int count = 0;
+// The thread of the slot may leave and come back while this looks: a stay of another number began after the fence.
+static int wait_for(struct cuffd_section_slot *slot, int depth, uint64_t object, uint64_t end) {
+  uint64_t stay = __atomic_load_n(&slot->stay[depth], __ATOMIC_ACQUIRE);
+  for (int turns = 0; __atomic_load_n(&slot->inside[depth], __ATOMIC_ACQUIRE) == object; turns++) {
+    if (__atomic_load_n(&slot->stay[depth], __ATOMIC_ACQUIRE) != stay) return 1;
+    if (turns < 1000) {
+      cuffd_relax();
+      if (turns % 64) continue;
+    } else {
+      cuffd_pause(20000);
+    }
+    if (cuffd_now_ns() > end) return 0;
+  }
+  return 1;
+}
+
+int cuffd_section_wait(uint64_t object, uint64_t patience) {
+  fence();
+  uint64_t begun = cuffd_now_ns();
+  uint64_t end = begun + patience < begun ? UINT64_MAX : begun + patience;
   int last = atomic_load(&used);
   for (int i = 0; i < last; i++) {
     if (&slots[i] == cuffd_section_slot) continue;
-    for (int depth = 0; depth < 7; depth++)
-      if (__atomic_load_n(&slots[i].inside[depth], __ATOMIC_ACQUIRE) == object) count++;
+    for (int depth = 0; depth < 7; depth++) {
+      if (__atomic_load_n(&slots[i].inside[depth], __ATOMIC_ACQUIRE) != object) continue;
+      if (!wait_for(&slots[i], depth, object, end)) return 0;
+    }
   }
-  return count;
+  return 1;
 }
 
 void cuffd_section_forget_others(void) {
+  pthread_once(&once, prepare);
+  (void)syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0);
   for (int i = 0; i < capacity; i++) {
     if (&slots[i] == cuffd_section_slot) continue;
     memset(&slots[i], 0, sizeof slots[i]);

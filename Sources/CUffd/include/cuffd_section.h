@@ -8,9 +8,14 @@
 
 #include <stdint.h>
 
+// By depth: the object, 0 outside; a number that tells one stay from the next; the region that the object belongs to.
 struct cuffd_section_slot {
   uint64_t inside[7];
   uint64_t depth;
+  uint64_t stay[7];
+  uint64_t last_stay;
+  uint64_t region[7];
+  uint64_t unused;
 } __attribute__((aligned(64)));
 
 extern __thread struct cuffd_section_slot *_Nullable cuffd_section_slot
@@ -22,12 +27,15 @@ extern int cuffd_section_needs_fence;
 struct cuffd_section_slot *_Nullable cuffd_section_register(void);
 
 // Notes that this thread is inside; 0 if there is no room for the note. What follows is not moved before it.
-static inline int cuffd_section_enter(uint64_t object) {
+static inline int cuffd_section_enter(uint64_t object, uint64_t region) {
   struct cuffd_section_slot *slot = cuffd_section_slot;
   if (__builtin_expect(!slot, 0) && !(slot = cuffd_section_register())) return 0;
   uint64_t depth = slot->depth;
   if (__builtin_expect(depth == 7, 0)) return 0;
   slot->depth = depth + 1;
+  slot->region[depth] = region;
+  // Released: whoever sees the number sees that the stay before is over.
+  __atomic_store_n(&slot->stay[depth], ++slot->last_stay, __ATOMIC_RELEASE);
   __atomic_store_n(&slot->inside[depth], object, __ATOMIC_RELAXED);
   __atomic_signal_fence(__ATOMIC_SEQ_CST);
   if (__builtin_expect(__atomic_load_n(&cuffd_section_needs_fence, __ATOMIC_RELAXED), 0))
@@ -43,12 +51,18 @@ static inline void cuffd_section_leave(void) {
   slot->depth = depth;
 }
 
-// Whether this thread is inside.
+// Whether this thread could enter.
+static inline int cuffd_section_has_room(void) {
+  struct cuffd_section_slot *slot = cuffd_section_slot;
+  return (slot || (slot = cuffd_section_register())) && slot->depth < 7;
+}
+// Whether this thread is inside; inside anything; inside an object of the region.
 int cuffd_section_is_mine(uint64_t object);
-// Makes every thread of the process pass a fence.
-void cuffd_section_fence(void);
-// How many other threads are inside, as their slots say.
-int cuffd_section_count(uint64_t object);
+static inline int cuffd_section_is_any_mine(void) { return cuffd_section_slot && cuffd_section_slot->depth; }
+int cuffd_section_is_of(uint64_t region);
+// Makes every thread of the process pass a fence, and then waits for the other threads that are inside, those that come in later
+// excepted. 0 if that takes longer than `patience` nanoseconds.
+int cuffd_section_wait(uint64_t object, uint64_t patience);
 // In a child of fork(): the other threads are gone.
 void cuffd_section_forget_others(void);
 

@@ -80,6 +80,7 @@ enum Memory {
     case dontNeed = 4
     case dontFork = 10
     case doFork = 11
+    case wipeOnFork = 18
     case hugePages = 14
     case noHugePages = 15
     case dontDump = 16

@@ -126,6 +126,7 @@ extension Region {
         .wouldDeadlock, operation: "\(operation)", range: addresses,
         advice: "The call was made from a subscriber's callback, which the change waits for.")
     }
+    try requireOutsideMirrors("\(operation)")
     guard gate.enter() else { throw PinError(.unmapped, operation: "\(operation)", range: addresses) }
     Kernel.enterAccess(id)
   }

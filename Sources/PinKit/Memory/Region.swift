@@ -105,6 +105,18 @@ public final class Region: Sendable {
     _ operation: StaticString, file: StaticString = #fileID, line: UInt = #line
   ) throws(PinError) {
     try LockOrder.refuseInCallback(operation, addresses, file: file, line: line)
+    try requireOutsideMirrors("\(operation)")
+  }
+
+  /// Whatever changes the region waits for those who are inside `withBytes` of a mirror or mapping.
+  @inline(__always) func requireOutsideMirrors(_ operation: @autoclosure () -> String) throws(PinError) {
+    if CriticalSection.isInside(region: id) {
+      throw PinError(
+        .wouldDeadlock, operation: operation(), range: addresses,
+        advice:
+          "The thread is inside withBytes of a mirror or mapping of this region, which the call may wait for: leave it first."
+      )
+    }
   }
 
   private func tearDown() {

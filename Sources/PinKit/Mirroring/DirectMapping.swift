@@ -21,7 +21,7 @@ internal import Synchronization
 
   /// - Throws: ``PinError``, as ``Region/subscribe(_:to:)``; `.outOfMemory` for the window.
   public init(_ region: Region, pages: Range<Int>, for access: Access = .writing) throws(PinError) {
-    _ = try region.addresses(of: pages)
+    let pages = try region.subscribable(pages)
     let window = try Window(region, pages, isWritable: access == .writing)
     self.region = region
     self.pages = pages
@@ -37,7 +37,8 @@ internal import Synchronization
   /// Blocks while the pages change. Through a mapping for reading the bytes may only be read.
   ///
   /// - Throws: ``PinError``: `.accessDenied`, `.unmapped`, `.stopped` after ``close()``, `.wouldDeadlock` from a callback, or where the
-  ///   window is down and the thread is inside `body` already; `.limitReached`, `.timedOut`. And what `body` throws.
+  ///   window is down and the thread is inside `body` of a mirror or mapping of this region already; `.limitReached` where eight of them are
+  ///   nested or a thousand threads use some; `.timedOut`. And what `body` throws.
   @inlinable public func withBytes<Result>(_ body: (UnsafeMutableRawBufferPointer) throws -> Result) throws -> Result {
     while true {
       if enter() {
@@ -52,7 +53,7 @@ internal import Synchronization
 
   /// True inside the critical section, with the window up.
   @usableFromInline func enter() -> Bool {
-    guard CriticalSection.enter(window.identity) else { return false }
+    guard CriticalSection.enter(window.identity, of: region.id) else { return false }
     if window.isUp(at: interval.sequence) { return true }
     CriticalSection.leave()
     return false
@@ -61,17 +62,8 @@ internal import Synchronization
 
   /// Puts the window up, unless something changes again right away.
   @usableFromInline func build() throws(PinError) {
-    if Kernel.isInFaultPath || CriticalSection.isInside(window.identity) {
-      throw PinError(
-        .wouldDeadlock, operation: "withBytes", range: region.addresses,
-        advice: "Inside a callback, or inside withBytes, the change that this would wait for waits for this thread.")
-    }
-    guard CriticalSection.enter(window.identity) else {
-      throw PinError(
-        .limitReached, operation: "withBytes", range: region.addresses,
-        advice: "The thread is inside seven critical sections, or a thousand threads use mirrors and mappings.")
-    }
-    CriticalSection.leave()
+    try CriticalSection.requireRoom("withBytes", region)
+    try region.requireOutsideFaultPath("withBytes")
     try region.enter("withBytes")
     defer { region.leave() }
     try building.withLock { _ throws(PinError) in
@@ -93,6 +85,7 @@ internal import Synchronization
   /// Takes the window down for good. Blocks while callbacks run, and until nobody is inside ``withBytes(_:)``.
   public func close() {
     interval.remove()
+    guard region.space.isOfThisProcess else { return }
     window.close()
   }
 
@@ -109,9 +102,11 @@ internal import Synchronization
   private let isWritable: Bool
   private let frames: RegionFrames?
   private let mapping: Mapping?
+  private let forkGeneration = Kernel.forkGeneration
   let range: AddressRange
   /// Up while this is the interval's sequence number.
   private let sequence = Atomic<UInt64>(down)
+  private let patience = ReaderPatience()
   private let isYoung = Atomic<Bool>(false)
   private let wasUsed = Atomic<Bool>(false)
   /// The frames in the window, page by page; the owner's lock.
@@ -143,7 +138,7 @@ internal import Synchronization
   }
 
   @inline(__always) func isUp(at now: UInt64, isUse: Bool = true) -> Bool {
-    guard sequence.load(ordering: .acquiring) == now else { return false }
+    guard sequence.load(ordering: .acquiring) == now, forkGeneration == Kernel.forkGeneration else { return false }
     // Looked at first: two readers would fight for a line that both write.
     if isUse, !isYoung.load(ordering: .relaxed) {
       isYoung.store(true, ordering: .relaxed)
@@ -187,9 +182,7 @@ internal import Synchronization
   /// The number has changed already: nobody new comes in.
   func invalidate(_ range: InvalidationRange) -> InvalidationResponse {
     if CriticalSection.isInside(identity) { return .wouldBlock }
-    guard CriticalSection.waitUntilEmpty(identity, patience: range.isBlockable ? 1_000_000_000 : 50_000) else {
-      return .wouldBlock
-    }
+    guard patience.waitUntilEmpty(identity, isBlockable: range.isBlockable) else { return .wouldBlock }
     if isWritable, wasUsed.exchange(false, ordering: .sequentiallyConsistent) {
       try? range.markDirty(range.pages.clamped(to: pages))
     }

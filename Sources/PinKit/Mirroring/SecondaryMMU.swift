@@ -20,8 +20,7 @@ internal import Synchronization
 
   /// - Throws: ``PinError``, as ``Region/subscribe(_:to:)``.
   public init(_ region: Region, pages: Range<Int>? = nil) throws(PinError) {
-    let pages = pages ?? 0..<region.pageCount
-    _ = try region.addresses(of: pages)
+    let pages = try region.subscribable(pages)
     let mirror = try TranslationTable(pages, region)
     self.region = region
     self.pages = pages
@@ -36,8 +35,9 @@ internal import Synchronization
   ///
   /// Blocks while the page changes.
   ///
-  /// - Throws: ``PinError``: `.outOfBounds`, `.accessDenied`, `.unmapped`, `.closed`, `.wouldDeadlock` from a callback, or where the page is
-  ///   not translated yet and the thread is inside `body` of this mirror already; `.timedOut`. And what `body` throws.
+  /// - Throws: ``PinError``: `.outOfBounds`, `.accessDenied`, `.unmapped`, `.stopped` after ``close()``, `.wouldDeadlock` from a callback, or
+  ///   where the page is not translated yet and the thread is inside `body` of a mirror or mapping of this region already; `.limitReached`
+  ///   where eight of them are nested or a thousand threads use some; `.timedOut`. And what `body` throws.
   @inlinable public func withBytes<Result>(
     of page: Int, for access: Access, _ body: (UnsafeMutableRawBufferPointer) throws -> Result
   ) throws -> Result {
@@ -54,7 +54,7 @@ internal import Synchronization
 
   /// Enters the mirror's critical section and finds the page there; 0, and outside, if it is not translated.
   @usableFromInline func enter(_ page: Int, _ access: Access) -> UInt {
-    guard pages.contains(page), CriticalSection.enter(mirror.identity) else { return 0 }
+    guard pages.contains(page), CriticalSection.enter(mirror.identity, of: region.id) else { return 0 }
     if let address = mirror.find(page, access == .writing) { return address }
     CriticalSection.leave()
     return 0
@@ -71,13 +71,8 @@ internal import Synchronization
         .outOfBounds, operation: "translate page \(page)", range: region.addresses,
         advice: "The mirror is of pages \(pages).")
     }
-    try requireOutside("translate")
-    guard CriticalSection.enter(mirror.identity) else {
-      throw PinError(
-        .limitReached, operation: "translate", range: region.addresses,
-        advice: "The thread is inside seven critical sections, or a thousand threads use mirrors and mappings.")
-    }
-    CriticalSection.leave()
+    try CriticalSection.requireRoom("translate", region)
+    try region.requireOutsideFaultPath("translate")
     try region.enter("translate")
     defer { region.leave() }
     try InvalidationRange.withOwner(self) { () throws(PinError) in
@@ -95,14 +90,6 @@ internal import Synchronization
     }
   }
 
-  private func requireOutside(_ operation: String) throws(PinError) {
-    if Kernel.isInFaultPath || CriticalSection.isInside(mirror.identity) {
-      throw PinError(
-        .wouldDeadlock, operation: operation, range: region.addresses,
-        advice: "Inside a callback, or inside withBytes, the change that this would wait for waits for this thread.")
-    }
-  }
-
   /// Whether the mirror has a translation of the page now.
   public func isTranslated(_ page: Int, for access: Access = .reading) -> Bool {
     mirror.find(page, access == .writing, isUse: false) != nil
@@ -111,6 +98,8 @@ internal import Synchronization
   /// Gives all translations up, and takes none again. Blocks while callbacks run. Dropping the last reference does the same.
   public func close() {
     interval.remove()
+    // A thread that a child of fork() does not have may hold the lock.
+    guard region.space.isOfThisProcess else { return }
     mirror.clear()
   }
 }
@@ -128,11 +117,14 @@ internal import Synchronization
   private let entries: UnsafeMutablePointer<Atomic<UInt64>>
   private let pages: Range<Int>
   private let lock = SpinLock()
+  private let patience = ReaderPatience()
   private let table: PageTable
 
   init(_ pages: Range<Int>, _ region: Region) throws(PinError) {
     memory = try Mapping(count: (pages.count * 8 + 4095) & ~4095)
-    for advice in [Memory.Advice.dontFork, .dontDump] { try? Memory.advise(memory.range, advice) }
+    // A child of fork() has no translations.
+    try Memory.advise(memory.range, .wipeOnFork)
+    try? Memory.advise(memory.range, .dontDump)
     unsafe entries = UnsafeMutableRawPointer(bitPattern: memory.range.start)!.bindMemory(
       to: Atomic<UInt64>.self, capacity: pages.count)
     self.pages = pages
@@ -176,9 +168,7 @@ internal import Synchronization
   func invalidate(_ range: InvalidationRange) -> InvalidationResponse {
     if CriticalSection.isInside(identity) { return .wouldBlock }
     lock.withLock { clear(range.pages.clamped(to: pages)) { try? range.markDirty($0..<$0 + 1) } }
-    // Fifty microseconds where nobody may be kept waiting.
-    return CriticalSection.waitUntilEmpty(identity, patience: range.isBlockable ? 1_000_000_000 : 50_000)
-      ? .done : .wouldBlock
+    return patience.waitUntilEmpty(identity, isBlockable: range.isBlockable) ? .done : .wouldBlock
   }
 
   private func clear(_ range: Range<Int>, _ wasWritten: (Int) -> Void) {

@@ -57,6 +57,7 @@ public final class IntervalSubscription: Sendable {
   /// - Throws: ``PinError``: `.wouldDeadlock` from a callback; `.unmapped` when the region is gone, `.stopped` after ``remove()``.
   public func readBegin() throws(PinError) -> UInt64 {
     try LockOrder.refuseInCallback("readBegin", region.addresses)
+    guard region.space.isOfThisProcess else { throw .notInherited("readBegin") }
     var turns = 0
     defer { if turns > 0 { LockOrder.didWait() } }
     while true {

@@ -43,47 +43,53 @@ internal import Synchronization
   // MARK: Subscribing
 
   func add(_ subscriber: Subscriber) {
-    state.withLock { state in
+    // Here and below: the last reference to a subscriber's object may go, and what that does is its own affair. It may subscribe, say.
+    _ = state.withLock { state in
       let recent = state.table.recent.subscribers + [subscriber]
-      if recent.count <= Self.recentLimit {
-        publish(SubscriptionTable(settled: state.table.settled, recent: .init(recent)), &state)
-      } else {
-        settle(recent, &state)
+      defer { version.add(1, ordering: .sequentiallyConsistent) }
+      guard recent.count > Self.recentLimit else {
+        return publish(SubscriptionTable(settled: state.table.settled, recent: .init(recent)), &state)
       }
-      version.add(1, ordering: .sequentiallyConsistent)
+      return settle(recent, &state)
     }
   }
 
-  private func settle(_ recent: [Subscriber], _ state: inout State) {
+  private func settle(_ recent: [Subscriber], _ state: inout State) -> [SubscriptionTable] {
     state.gone = 0
     let all = state.table.settled.subscribers.filter(\.isActive) + recent
-    publish(SubscriptionTable(settled: .init(all), recent: .none), &state)
+    return publish(SubscriptionTable(settled: .init(all), recent: .none), &state)
   }
 
   /// When it returns, no callback of it is running, but on threads that are removing subscriptions from inside one.
   func remove(_ subscriber: Subscriber) {
     guard subscriber.remove() else { return }
-    state.withLock { state in
+    _ = state.withLock { state -> [SubscriptionTable] in
       let recent = state.table.recent.subscribers.filter { $0 !== subscriber }
       if recent.count < state.table.recent.count {
         return publish(SubscriptionTable(settled: state.table.settled, recent: .init(recent)), &state)
       }
       state.gone += 1
-      if state.gone * 2 > state.table.settled.count { settle(recent, &state) }
+      return state.gone * 2 > state.table.settled.count ? settle(recent, &state) : []
     }
   }
 
-  private func publish(_ next: SubscriptionTable, _ state: inout State) {
+  /// Returns the tables that nobody can have any more, to be let go of without the lock.
+  private func publish(_ next: SubscriptionTable, _ state: inout State) -> [SubscriptionTable] {
     state.retired.append(state.table)
     state.table = next
     let raw = next.isEmpty ? 0 : unsafe UInt(bitPattern: Unmanaged.passUnretained(next).toOpaque())
     current.store(raw, ordering: .sequentiallyConsistent)
-    // Readers of the epoch before may have what was retired then.
-    let now = epoch.load(ordering: .relaxed)
-    guard readers(of: now + 1) == 0 else { return }
-    state.old = state.retired
-    state.retired = []
-    epoch.store(now + 1, ordering: .sequentiallyConsistent)
+    // Readers of the epoch before may have what was retired then. Where nobody reads, all goes at once.
+    var free: [SubscriptionTable] = []
+    for _ in 0..<2 {
+      let now = epoch.load(ordering: .relaxed)
+      guard readers(of: now + 1) == 0 else { break }
+      free += state.old
+      state.old = state.retired
+      state.retired = []
+      epoch.store(now + 1, ordering: .sequentiallyConsistent)
+    }
+    return free
   }
 
   private func readers(of epoch: Int) -> Int {
@@ -245,10 +251,11 @@ internal import Synchronization
 
   /// Tells everybody that the memory is gone for good, once, and forgets them.
   private func releaseAll() {
-    let all = state.withLock { state in
-      defer { publish(SubscriptionTable(settled: .none, recent: .none), &state) }
-      return state.table.settled.subscribers + state.table.recent.subscribers
+    let (all, free) = state.withLock { state in
+      let all = state.table.settled.subscribers + state.table.recent.subscribers
+      return (all, publish(SubscriptionTable(settled: .none, recent: .none), &state))
     }
+    _ = free
     for subscriber in all {
       _ = subscriber.call(Kernel.nextOperation(), .invalidateRangeEnd) { $0.release() }
       _ = subscriber.remove()

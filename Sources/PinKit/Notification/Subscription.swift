@@ -30,21 +30,27 @@ extension Region {
   public func subscribe(
     _ notifier: any MMUNotifier, to pages: Range<Int>? = nil, file: StaticString = #fileID, line: UInt = #line
   ) throws(PinError) -> Subscription {
-    let pages = pages ?? 0..<pageCount
-    _ = try addresses(of: pages)
-    guard !pages.isEmpty else {
-      throw PinError(
-        .invalidArgument, operation: "subscribe", range: addresses, advice: "Subscribe to one page at least.")
-    }
+    let pages = try subscribable(pages)
     try requireOutsideFaultPath("subscribe")
     try enter("subscribe")
     defer { leave() }
     let subscriber = Subscriber(notifier, pages, at: LockPlace(file: file, line: line))
     let notifications = try connect(subscriber)
     return Subscription { [self] in
-      notifications.remove(subscriber)
-      _ = self
+      // In a child of fork() a callback may run for ever, and a thread that does not exist hold the lock.
+      if space.isOfThisProcess { notifications.remove(subscriber) }
     }
+  }
+
+  /// The pages that somebody wants to be told of: all unless given.
+  func subscribable(_ pages: Range<Int>?) throws(PinError) -> Range<Int> {
+    let pages = pages ?? 0..<pageCount
+    _ = try addresses(of: pages)
+    if pages.isEmpty {
+      throw PinError(
+        .invalidArgument, operation: "subscribe", range: addresses, advice: "Subscribe to one page at least.")
+    }
+    return pages
   }
 
   @discardableResult func connect(_ subscriber: Subscriber) throws(PinError) -> RegionNotifications {
@@ -57,8 +63,8 @@ extension Region {
     return notifications
   }
 
-  /// Whether `pages` were used since their marks were last cleared: by the program, as far as PinKit sees it, or through any subscriber
-  /// (N13).
+  /// Whether `pages` were used through any subscriber since their marks were last cleared (N13). What the program itself uses, the
+  /// kernel knows.
   ///
   /// - Throws: ``PinError``: `.outOfBounds`, `.unmapped`, `.wouldDeadlock` from a callback.
   public func testYoung(_ pages: Range<Int>) throws(PinError) -> Bool {
@@ -89,15 +95,14 @@ extension AddressSpace {
   /// - Throws: ``PinError``: `.unmapped`, `.wouldDeadlock` from a callback.
   public func subscribe(_ notifier: any MMUNotifier) throws(PinError) -> Subscription {
     try requireOpen("subscribe")
-    if Kernel.isInFaultPath {
-      throw PinError(.wouldDeadlock, operation: "subscribe", advice: "Subscribe outside callbacks.")
+    if Kernel.isInFaultPath || CriticalSection.isInsideAny {
+      throw PinError(.wouldDeadlock, operation: "subscribe", advice: "Subscribe outside callbacks and withBytes.")
     }
     let all = try services.findOrMake(SpaceNotifications.self) { () throws(PinError) in SpaceNotifications() }
     let subscriber = SpaceSubscriber(notifier)
     try all.add(subscriber, to: self)
     return Subscription { [self] in
-      all.remove(subscriber)
-      _ = self
+      if isOfThisProcess { all.remove(subscriber) }
     }
   }
 }
