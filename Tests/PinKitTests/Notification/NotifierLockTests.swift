@@ -16,12 +16,13 @@ import Testing
     let reports = LockReports()
     let queue = OrderedMutex(0, name: "queue")
     let (isTaken, finished) = (Shared(), Shared())
+    let waiting = Mutex<TestThread?>(nil)
     let space = try AddressSpace.forTests()
     let region = try space.map(.pool, pages: 8)
     let mirror = try SecondaryMMU(region)
     let inCallback = #line + 3
     let recorder = RecordingNotifier { _ in
-      while isTaken.value == 0 { Kernel.relax() }
+      while isTaken.value == 0 || waiting.withLock({ $0?.isAsleep }) != true { Kernel.relax() }
       queue.withLock { $0 += 1 }
       return .done
     }
@@ -39,6 +40,7 @@ import Testing
       }
       finished.add()
     }
+    waiting.withLock { $0 = device }
     guard let report = reports.first() else { return check(false, "no report") }
     check(report.kind, is: .mutexInCallback)
     check(report.held.name, is: "invalidateRangeStart callback")
@@ -65,7 +67,9 @@ import Testing
       let mirror = try SecondaryMMU(clone)
       let refusals = Shared()
       let recorder = RecordingNotifier(
-        { _ in
+        { range in
+          // What the device causes itself, it causes with the queue in hand.
+          if range.isOwned(by: mirror) { return .done }
           if queue.withLockIfAvailable({ $0 += 1 }) != nil { return .done }
           refusals.add()
           return .wouldBlock
