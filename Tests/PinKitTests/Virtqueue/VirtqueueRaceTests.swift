@@ -150,8 +150,10 @@ private final class Exchange: Sendable {
 }
 
 @Suite("A virtqueue between threads", .serialized) struct VirtqueueRaceTests {
-  @Test("W5: every chain is served exactly once while the region is cloned, snapshotted, tracked, protected and discarded")
-  func disturbed() throws {
+  @Test(
+    "W5/N2: every chain is served exactly once while the region is cloned, snapshotted, tracked, protected and discarded",
+    arguments: [false, true])
+  func disturbed(isDirect: Bool) throws {
     let space = try AddressSpace.forTests()
     let region = try space.map(.pool, pages: 64)
     // Pages: 0..<2 the rings, 2..<20 the payload, 40..<64 what no descriptor uses.
@@ -159,8 +161,14 @@ private final class Exchange: Sendable {
     let (clones, snapshots, sets, protections, discards) = (Shared(), Shared(), Shared(), Shared(), Shared())
     let tracker = try region.trackWrites(.handlerThread)
     let threads = [
-      TestThread { try exchange.drive(CheckedRingMemory(region)) },
-      TestThread { try exchange.serve(CheckedRingMemory(region), region) },
+      TestThread {
+        if isDirect { return try exchange.drive(DirectRingMemory(region, exchange.layout)) }
+        try exchange.drive(CheckedRingMemory(region))
+      },
+      TestThread {
+        if isDirect { return try exchange.serve(DirectRingMemory(region, exchange.layout), region) }
+        try exchange.serve(CheckedRingMemory(region), region)
+      },
       TestThread {
         try exchange.disturb { round in
           switch round % 4 {

@@ -2,24 +2,24 @@ internal import Virtqueue
 
 /// What the two scenes say.
 enum VringClaims {
-  static func judge(_ outcome: VringExchange.Outcome) -> [Claim] {
+  static func judge(_ outcome: VringExchange.Outcome, _ way: VringExchange.Way = .checked) -> [Claim] {
     let unrest = outcome.unrest
     let failures = outcome.failures.isEmpty ? "" : " " + outcome.failures.joined(separator: "; ")
     let happened = [unrest.clones, unrest.snapshots, unrest.collections, unrest.discards, unrest.protections]
     return [
       Claim(
-        contract: "W5", claim: "every chain is served exactly once",
+        contract: "W5", claim: "every chain is served exactly once by \(way.rawValue)",
         holds: outcome.posted > 0 && outcome.servedOnce == outcome.posted && outcome.completed == outcome.posted
           && outcome.failures.isEmpty,
         evidence:
           "\(outcome.posted.grouped) chains of four descriptors were posted, \(outcome.servedOnce.grouped) served once, "
           + "\(outcome.completed.grouped) came back.\(failures)"),
       Claim(
-        contract: "W5", claim: "every message and every answer has the right bytes",
+        contract: "W5", claim: "every message and every answer has the right bytes by \(way.rawValue)",
         holds: outcome.completed > 0 && outcome.wrong == 0,
         evidence: "\(outcome.wrong.grouped) of \((2 * outcome.completed).grouped) were wrong."),
       Claim(
-        contract: "W1", claim: "who is denied tries again, and loses nothing",
+        contract: "W1", claim: "who is denied tries again, and loses nothing, by \(way.rawValue)",
         holds: outcome.denied > 0 && happened.allSatisfy { $0 > 0 } && outcome.completed == outcome.posted,
         evidence:
           "\(outcome.denied.grouped) accesses were denied while rights were taken away \(unrest.protections.grouped) times."),
@@ -48,12 +48,15 @@ enum VringClaims {
     ]
   }
 
-  static func measurements(_ outcome: VringExchange.Outcome) -> [DemoResult.Measurement] {
+  static func measurements(
+    _ outcome: VringExchange.Outcome, _ way: VringExchange.Way = .checked
+  ) -> [DemoResult.Measurement] {
     let rate = outcome.seconds > 0 ? Double(outcome.completed) / outcome.seconds : 0
     return [
-      .init(subject: "exchange", name: "chains", value: Double(outcome.completed), unit: "chains"),
-      .init(subject: "exchange", name: "rate", value: rate, unit: "chains/s"),
-      .init(subject: "exchange", name: "denied accesses", value: Double(outcome.denied), unit: "accesses"),
+      .init(subject: "exchange by \(way.rawValue)", name: "chains", value: Double(outcome.completed), unit: "chains"),
+      .init(subject: "exchange by \(way.rawValue)", name: "rate", value: rate, unit: "chains/s"),
+      .init(
+        subject: "exchange by \(way.rawValue)", name: "denied accesses", value: Double(outcome.denied), unit: "accesses"),
     ]
   }
 

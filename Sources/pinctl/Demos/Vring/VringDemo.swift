@@ -12,8 +12,9 @@ struct VringDemo: Demo {
   func run(on stage: DemoStage) throws -> DemoResult {
     stage.title("pinctl demo \(name): \(summary)")
     stage.say(
-      "A driver posts chains of buffers in a ring, a device serves them: the rings and the buffers lie in one region. The device reaches "
-        + "them by the checked accessors, so the region may be cloned, snapshotted, protected and discarded at any moment.")
+      "A driver posts chains of buffers in a ring, a device serves them: the rings and the buffers lie in one region. They reach the "
+        + "rings by the checked accessors, and then once more by direct mappings, so the region may be cloned, snapshotted, protected and discarded at any moment."
+    )
     var claims: [Claim] = []
     var measurements: [DemoResult.Measurement] = []
     var skipped: [DemoResult.Skipped] = []
@@ -37,6 +38,7 @@ struct VringDemo: Demo {
 
   private enum Scene: String, CaseIterable {
     case exchange = "a driver, a device, and two threads that change the region"
+    case direct = "the same, with the rings mapped directly"
     case garbage = "a driver that breaks the protocol"
   }
 
@@ -51,6 +53,14 @@ struct VringDemo: Demo {
       stage.show()
       for line in VringPicture.lines(outcome, stage) { stage.show(line) }
       return (VringClaims.judge(outcome), VringClaims.measurements(outcome))
+    case .direct:
+      stage.say(
+        "A window onto the rings' pages, at an address of its own. A change takes it down before it happens and waits for whoever is "
+          + "inside; the next batch puts it up again, with write faults for its pages.")
+      let outcome = try VringExchange.perform(seconds: seconds, way: .direct)
+      stage.show()
+      for line in VringPicture.lines(outcome, stage) { stage.show(line) }
+      return (VringClaims.judge(outcome, .direct), VringClaims.measurements(outcome, .direct))
     case .garbage:
       stage.say(
         "The region lies between two guards of known content. First each kind of garbage by itself, behind a chain that is good; then "

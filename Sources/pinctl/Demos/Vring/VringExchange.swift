@@ -22,6 +22,12 @@ final class VringExchange: Sendable {
     var failures: [String] = []
   }
 
+  /// How both sides reach the rings.
+  enum Way: String, CaseIterable {
+    case checked = "checked accessors"
+    case direct = "direct mappings"
+  }
+
   static let pageSize = 4096
   static let pages = 96
   static let ringPages = 0..<2
@@ -43,7 +49,7 @@ final class VringExchange: Sendable {
     end = DispatchTime.now().uptimeNanoseconds + UInt64(seconds * 1e9)
   }
 
-  static func perform(seconds: Double) throws -> Outcome {
+  static func perform(seconds: Double, way: Way = .checked) throws -> Outcome {
     let space = try VringSpace.make()
     let region = try space.map(.pool, pages: pages)
     let tracker = try region.trackWrites(.handlerThread)
@@ -51,9 +57,17 @@ final class VringExchange: Sendable {
     let start = DispatchTime.now().uptimeNanoseconds
     exchange.start("driver") {
       defer { exchange.isOver.store(true, ordering: .releasing) }
-      try VringDriverSide(exchange).run()
+      switch way {
+      case .checked: try VringDriverSide(exchange, CheckedRingMemory(region)).run()
+      case .direct: try VringDriverSide(exchange, DirectRingMemory(region, exchange.layout)).run()
+      }
     }
-    exchange.start("device") { try VringDeviceSide(exchange).run() }
+    exchange.start("device") {
+      switch way {
+      case .checked: try VringDeviceSide(exchange, CheckedRingMemory(region)).run()
+      case .direct: try VringDeviceSide(exchange, DirectRingMemory(region, exchange.layout)).run()
+      }
+    }
     exchange.start("copier") { try VringUnrest.copy(exchange, tracker) }
     exchange.start("protector") { try VringUnrest.protect(exchange) }
     exchange.group.wait()

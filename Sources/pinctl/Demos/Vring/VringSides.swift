@@ -5,23 +5,25 @@ internal import Synchronization
 internal import Virtqueue
 
 /// Posts messages until the time is up, and checks the answers.
-struct VringDriverSide {
+struct VringDriverSide<Rings: RingMemory> {
   private struct Flying {
     var number: UInt64
     var slot: Int
   }
-  private static let slotBytes = 1000
+  private static var slotBytes: Int { 1000 }
   /// After the time is up, for what is outstanding.
-  private static let patience: UInt64 = 20_000_000_000
+  private static var patience: UInt64 { 20_000_000_000 }
 
   private let exchange: VringExchange
+  private let rings: Rings
   private var free: [Int]
   private var flying: [UInt16: Flying] = [:]
   private var posted: UInt64 = 0
   private var (completed, wrong, denied) = (0, 0, 0)
 
-  init(_ exchange: VringExchange) {
+  init(_ exchange: VringExchange, _ rings: Rings) {
     self.exchange = exchange
+    self.rings = rings
     free = Array(0..<VringExchange.payloadPages.count * VringExchange.pageSize / Self.slotBytes)
   }
 
@@ -31,7 +33,7 @@ struct VringDriverSide {
   }
 
   private mutating func exchangeMessages() throws {
-    var driver = try VirtqueueDriver(exchange.layout, CheckedRingMemory(exchange.region))
+    var driver = try begin()
     exchange.isReady.store(true, ordering: .releasing)
     while exchange.goesOn {
       let now = DispatchTime.now().uptimeNanoseconds
@@ -48,11 +50,21 @@ struct VringDriverSide {
     }
   }
 
+  /// The rings' pages may be denied from the first moment on.
+  private func begin() throws -> VirtqueueDriver<Rings> {
+    while true {
+      do { return try VirtqueueDriver(exchange.layout, rings) } catch {
+        guard case .memory(let cause) = error, cause.code == .accessDenied, exchange.goesOn else { throw error }
+        sched_yield()
+      }
+    }
+  }
+
   private func place(_ slot: Int) -> Int {
     VringExchange.payloadPages.lowerBound * VringExchange.pageSize + slot * Self.slotBytes
   }
 
-  private mutating func post(_ driver: inout VirtqueueDriver<CheckedRingMemory>) throws -> Bool {
+  private mutating func post(_ driver: inout VirtqueueDriver<Rings>) throws -> Bool {
     guard let slot = free.last else { return false }
     let at = place(slot)
     let message = VringMessage.make(posted)
@@ -73,7 +85,7 @@ struct VringDriverSide {
     return true
   }
 
-  private mutating func complete(_ driver: inout VirtqueueDriver<CheckedRingMemory>) throws -> Bool {
+  private mutating func complete(_ driver: inout VirtqueueDriver<Rings>) throws -> Bool {
     guard let completion = try driver.takeCompletion() else { return false }
     guard let chain = flying.removeValue(forKey: completion.id) else {
       wrong += 1
@@ -102,14 +114,18 @@ struct VringDriverSide {
 }
 
 /// Serves what comes, and counts how often each number did.
-struct VringDeviceSide {
+struct VringDeviceSide<Rings: RingMemory> {
   private let exchange: VringExchange
+  private let rings: Rings
 
-  init(_ exchange: VringExchange) { self.exchange = exchange }
+  init(_ exchange: VringExchange, _ rings: Rings) {
+    self.exchange = exchange
+    self.rings = rings
+  }
 
   func run() throws {
     while exchange.goesOn, !exchange.isReady.load(ordering: .acquiring) { sched_yield() }
-    var device = VirtqueueDevice(exchange.layout, CheckedRingMemory(exchange.region), buffers: exchange.region)
+    var device = VirtqueueDevice(exchange.layout, rings, buffers: exchange.region)
     var times: [UInt8] = []
     var wrong = 0
     while exchange.goesOn {
