@@ -14,7 +14,8 @@ public final class Subscription: Sendable {
   /// Ends it. When this returns, no callback of it is running and none will; those that are inside ``remove()`` themselves excepted.
   /// May be called from inside a callback. A start that was delivered before then has no end.
   ///
-  /// Blocks while callbacks run on other threads: hold no lock that they want.
+  /// Blocks while callbacks run on other threads: hold no lock that they want. The subscriber itself may be kept a while longer, where
+  /// changes are under way: until the next one comes or goes.
   public func remove() {
     if !isRemoved.exchange(true, ordering: .sequentiallyConsistent) { remover() }
   }
