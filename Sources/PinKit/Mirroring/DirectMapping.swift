@@ -19,7 +19,7 @@ internal import Synchronization
   /// Held while the window is put up.
   private let building = Mutex(())
 
-  /// - Throws: ``PinError``, as ``Region/subscribe(_:to:)``; `.outOfMemory` for the window.
+  /// - Throws: ``PinError``, as ``Region/subscribe(_:to:file:line:)``; `.outOfMemory` for the window.
   public init(_ region: Region, pages: Range<Int>, for access: Access = .writing) throws(PinError) {
     let pages = try region.subscribable(pages)
     let window = try Window(region, pages, isWritable: access == .writing)

@@ -18,7 +18,7 @@ internal import Synchronization
   private let interval: IntervalSubscription
   private let protection: RegionProtection
 
-  /// - Throws: ``PinError``, as ``Region/subscribe(_:to:)``.
+  /// - Throws: ``PinError``, as ``Region/subscribe(_:to:file:line:)``.
   public init(_ region: Region, pages: Range<Int>? = nil) throws(PinError) {
     let pages = try region.subscribable(pages)
     let mirror = try TranslationTable(pages, region)

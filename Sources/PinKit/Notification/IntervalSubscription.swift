@@ -30,7 +30,7 @@ public final class IntervalSubscription: Sendable {
   /// Sees to it that translations of the range are not used any more; the answer as for ``MMUNotifier/invalidateRangeStart(_:)``.
   public typealias Invalidation = @Sendable (InvalidationRange) -> InvalidationResponse
 
-  /// - Throws: As ``Region/subscribe(_:to:)``.
+  /// - Throws: As ``Region/subscribe(_:to:file:line:)``.
   public init(
     _ region: Region, pages: Range<Int>? = nil, invalidate: @escaping Invalidation
   ) throws(PinError) {
