@@ -1,3 +1,4 @@
+import Synchronization
 import Testing
 
 @testable import PinKit
@@ -90,8 +91,13 @@ import Testing
     try space.close()
   }
 
-  /// Unchecked: set before the only write that the callback sees.
-  private final class Holder: @unchecked Sendable { var tracker: WriteTracker? }
+  private final class Holder: Sendable {
+    private let held = Mutex<WriteTracker?>(nil)
+    var tracker: WriteTracker? {
+      get { held.withLock { $0 } }
+      set { held.withLock { $0 = newValue } }
+    }
+  }
 
   @Test("dropping a region with its tracker gives everything up", arguments: Mechanisms.all)
   func dropped(_ mechanism: WriteTracking.Mechanism) throws {
