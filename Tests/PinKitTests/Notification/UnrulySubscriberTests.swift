@@ -10,7 +10,7 @@ import Testing
   @Test("W5/N4/N9: whatever subscribers do, no write is lost and every start has its end", arguments: Mechanisms.synchronous)
   func stress(_ mechanism: WriteTracking.Mechanism) throws {
     let run = try UnrulyRun(mechanism)
-    try run.go(rounds: environmentNumber("PINKIT_UNRULY_ROUNDS", or: 400))
+    try run.go(rounds: environmentNumber("PINKIT_UNRULY_ROUNDS", or: 250))
     for finding in run.findings.all { Issue.record("\(finding) (\(mechanism))") }
     #expect(run.refusals.value > 0 && run.failures.value > 0)
   }
@@ -78,6 +78,7 @@ private final class UnrulyRun: Sendable {
   private let tracker: WriteTracker
   private let log = ChangeLog(pageCount: 48)
   private let isOver = Shared()
+  private let writes = [Shared(), Shared()]
   private let mechanism: WriteTracking.Mechanism
 
   init(_ mechanism: WriteTracking.Mechanism) throws {
@@ -122,6 +123,7 @@ private final class UnrulyRun: Sendable {
           shadow[page][0] = stamp
         }
       }
+      writes[index].add()
       let look = Int.random(in: 0..<Self.pages / 2, using: &random) * 2 + index
       for word in 0..<3 {
         let seen = try word == 2 && window.pages.contains(look) ? window.word(look, 2) : region.word(look, word)
@@ -142,6 +144,13 @@ private final class UnrulyRun: Sendable {
     var random = SeededRandom(seed: 44)
     var unruly: [UnrulyNotifier] = []
     for round in 0..<rounds where findings.isEmpty && !writers.contains(where: \.hasEnded) {
+      // Both writers get on between any two changes.
+      let before = writes.map(\.value)
+      defer {
+        _ = spin {
+          zip(writes, before).allSatisfy { $0.value > $1 + 4 } || !findings.isEmpty || writers.contains(where: \.hasEnded)
+        }
+      }
       unruly.removeAll { $0.hasLeft.value == 1 }
       while unruly.count < 4 { unruly.append(try subscribe(&random)) }
       switch round % 6 {
@@ -154,7 +163,6 @@ private final class UnrulyRun: Sendable {
         }
       case 1: try insist { try region.snapshot().close() }
       case 2:
-        // Nobody writes the last page but for this.
         try insist { try region.protect(46..<47, to: .readWrite) }
       case 3: try insist { _ = try region.tryProtect(0..<4, to: .readWrite) }
       default: try collect()
