@@ -47,7 +47,9 @@ struct ReaderPatience: ~Copyable, Sendable {
   private let refusals = Atomic<UInt64>(0)
 
   /// Waits until nobody is inside `object` who was before; false if that takes too long.
-  func waitUntilEmpty(_ object: UInt, isBlockable: Bool) -> Bool {
+  func waitUntilEmpty(_ object: UInt, isBlockable: Bool, isLast: Bool = false) -> Bool {
+    // The memory goes, whoever would like to stay.
+    if isLast { return CriticalSection.waitUntilEmpty(object, patience: .max) }
     if isBlockable { return CriticalSection.waitUntilEmpty(object, patience: Self.blockable) }
     let patience = min(Self.shortest << min(refusals.load(ordering: .relaxed), 16), Self.longest)
     let isEmpty = CriticalSection.waitUntilEmpty(object, patience: patience)

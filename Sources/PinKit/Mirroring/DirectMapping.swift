@@ -84,9 +84,10 @@ internal import Synchronization
 
   /// Takes the window down for good. Blocks while callbacks run, and until nobody is inside ``withBytes(_:)``.
   public func close() {
+    // In this order: as long as the window is up, changes have to be told.
+    interval.refuseTranslations()
+    if region.space.isOfThisProcess { window.close() }
     interval.remove()
-    guard region.space.isOfThisProcess else { return }
-    window.close()
   }
 
   deinit { close() }
@@ -106,6 +107,8 @@ internal import Synchronization
   let range: AddressRange
   /// Up while this is the interval's sequence number.
   private let sequence = Atomic<UInt64>(down)
+  /// Held while the window goes up or down for good; true from then on.
+  private let isClosed = Mutex(false)
   private let patience = ReaderPatience()
   private let isYoung = Atomic<Bool>(false)
   private let wasUsed = Atomic<Bool>(false)
@@ -148,9 +151,11 @@ internal import Synchronization
   }
 
   func setUp(at now: UInt64) {
-    isYoung.store(false, ordering: .relaxed)
-    wasUsed.store(false, ordering: .relaxed)
-    sequence.store(now, ordering: .sequentiallyConsistent)
+    isClosed.withLock { isClosed in
+      guard !isClosed else { return }
+      isYoung.store(false, ordering: .relaxed)
+      sequence.store(now, ordering: .sequentiallyConsistent)
+    }
   }
 
   /// Puts the frames that the pages have now into the window, a call for each run of frames that lie together.
@@ -182,15 +187,21 @@ internal import Synchronization
   /// The number has changed already: nobody new comes in.
   func invalidate(_ range: InvalidationRange) -> InvalidationResponse {
     if CriticalSection.isInside(identity) { return .wouldBlock }
-    guard patience.waitUntilEmpty(identity, isBlockable: range.isBlockable) else { return .wouldBlock }
-    if isWritable, wasUsed.exchange(false, ordering: .sequentiallyConsistent) {
-      try? range.markDirty(range.pages.clamped(to: pages))
+    guard patience.waitUntilEmpty(identity, for: range) else { return .wouldBlock }
+    let touched = range.pages.clamped(to: pages)
+    if isWritable,
+      touched == pages ? wasUsed.exchange(false, ordering: .sequentiallyConsistent) : wasUsed.load(ordering: .acquiring)
+    {
+      try? range.markDirty(touched)
     }
     return .done
   }
 
   func close() {
-    sequence.store(Self.down, ordering: .sequentiallyConsistent)
+    isClosed.withLock { isClosed in
+      isClosed = true
+      sequence.store(Self.down, ordering: .sequentiallyConsistent)
+    }
     _ = CriticalSection.waitUntilEmpty(identity, patience: .max)
     if isWritable, wasUsed.exchange(false, ordering: .sequentiallyConsistent) { table.discarded.insertVisibly(pages) }
   }

@@ -92,15 +92,16 @@ internal import Synchronization
 
   /// Whether the mirror has a translation of the page now.
   public func isTranslated(_ page: Int, for access: Access = .reading) -> Bool {
-    mirror.find(page, access == .writing, isUse: false) != nil
+    pages.contains(page) && mirror.find(page, access == .writing, isUse: false) != nil
   }
 
   /// Gives all translations up, and takes none again. Blocks while callbacks run. Dropping the last reference does the same.
   public func close() {
-    interval.remove()
+    // In this order: as long as there is a translation, changes have to be told.
+    interval.refuseTranslations()
     // A thread that a child of fork() does not have may hold the lock.
-    guard region.space.isOfThisProcess else { return }
-    mirror.clear()
+    if region.space.isOfThisProcess { mirror.clear() }
+    interval.remove()
   }
 }
 
@@ -167,8 +168,10 @@ internal import Synchronization
   /// Takes the translations of a range away; what was written through them is dirty (N2).
   func invalidate(_ range: InvalidationRange) -> InvalidationResponse {
     if CriticalSection.isInside(identity) { return .wouldBlock }
-    lock.withLock { clear(range.pages.clamped(to: pages)) { try? range.markDirty($0..<$0 + 1) } }
-    return patience.waitUntilEmpty(identity, isBlockable: range.isBlockable) ? .done : .wouldBlock
+    Kernel.withSignalsBlocked {
+      lock.withLock { clear(range.pages.clamped(to: pages)) { try? range.markDirty($0..<$0 + 1) } }
+    }
+    return patience.waitUntilEmpty(identity, for: range) ? .done : .wouldBlock
   }
 
   private func clear(_ range: Range<Int>, _ wasWritten: (Int) -> Void) {
@@ -201,5 +204,12 @@ internal import Synchronization
       wasYoung = true
     }
     return wasYoung
+  }
+}
+
+extension ReaderPatience {
+  /// Waits for those who are inside `object`, as long as `range` allows.
+  func waitUntilEmpty(_ object: UInt, for range: InvalidationRange) -> Bool {
+    waitUntilEmpty(object, isBlockable: range.isBlockable, isLast: range.event == .unmap)
   }
 }

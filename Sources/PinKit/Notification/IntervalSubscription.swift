@@ -81,9 +81,12 @@ public final class IntervalSubscription: Sendable {
 
   /// Ends it: see ``Subscription/remove()``.
   public func remove() {
-    state.isOver.store(true, ordering: .sequentiallyConsistent)
+    refuseTranslations()
     subscription.remove()
   }
+
+  /// Lets nobody install a translation any more, while changes are still told.
+  func refuseTranslations() { state.isOver.store(true, ordering: .sequentiallyConsistent) }
 
   final class State: MMUNotifier {
     let sequence = Atomic<UInt64>(0)

@@ -126,8 +126,14 @@ internal import Synchronization
     case failed(any Error)
   }
 
-  /// Tells everybody who overlaps `pages` that they are about to change. If one refuses, those who were told before get their end.
-  func start(_ event: InvalidationRange.Event, _ pages: Range<Int>, isBlockable: Bool) -> Start {
+  /// What to do about a subscriber that refused, or threw: ask it again, or go on without it.
+  typealias Insistence = (_ error: (any Error)?) -> Bool
+
+  /// Tells everybody who overlaps `pages` that they are about to change. If one refuses, those who were told before get their end;
+  /// unless the caller insists.
+  func start(
+    _ event: InvalidationRange.Event, _ pages: Range<Int>, isBlockable: Bool, insisting: Insistence? = nil
+  ) -> Start {
     if isIdle { return .unwatched }
     let version = version.load(ordering: .sequentiallyConsistent)
     let epoch = beginReading()
@@ -140,25 +146,28 @@ internal import Synchronization
       region: region, pages: pages, event: event, isBlockable: isBlockable,
       operation: Kernel.nextOperation(), owner: Kernel.invalidationOwner)
     let subscribers = unsafe Unmanaged<SubscriptionTable>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)
-    return unsafe subscribers._withUnsafeGuaranteedRef { start(range, $0, epoch, version) }
+    return unsafe subscribers._withUnsafeGuaranteedRef { start(range, $0, epoch, version, insisting) }
   }
 
-  private func start(_ range: InvalidationRange, _ subscribers: SubscriptionTable, _ epoch: Int, _ version: UInt64) -> Start
-  {
+  private func start(
+    _ range: InvalidationRange, _ subscribers: SubscriptionTable, _ epoch: Int, _ version: UInt64, _ insisting: Insistence?
+  ) -> Start {
     var told = 0
     var first: Unmanaged<Subscriber>?
     var refusal: Subscriber?
     var failure: (any Error)?
     subscribers.forEach(overlapping: range.pages) { subscriber in
-      do {
-        if try subscriber.call(range.operation, .invalidateRangeStart, { try $0.invalidateRangeStart(range) }) == .wouldBlock
-        {
+      repeat {
+        (refusal, failure) = (nil, nil)
+        do {
+          let response = try subscriber.call(range.operation, .invalidateRangeStart) { try $0.invalidateRangeStart(range) }
+          if response == .wouldBlock { refusal = subscriber }
+        } catch {
           refusal = subscriber
+          failure = error
         }
-      } catch {
-        refusal = subscriber
-        failure = error
-      }
+      } while refusal != nil && insisting?(failure) == true
+      if insisting != nil { refusal = nil }
       guard refusal == nil else { return false }
       if told == 0 { unsafe first = .passUnretained(subscriber) }
       told += 1
@@ -224,27 +233,29 @@ internal import Synchronization
   // MARK: The region goes
 
   func regionWillGo() {
-    if isIdle { return }
     let space = unsafe region.takeUnretainedValue().space
-    let begun = Kernel.now()
-    while true {
-      switch start(.unmap, 0..<table.pageCount, isBlockable: true) {
-      case .unwatched: return
-      case .begun(let invalidation): return unmapping.withLock { $0 = invalidation }
-      case .failed(let error):
-        return space.configuration.logger.critical("a subscriber failed as its region was unmapped: \(error)")
-      case .wouldBlock:
-        if Kernel.now() - begun > Kernel.nanoseconds(space.configuration.patience) {
-          return space.configuration.logger.critical("a subscriber would not let its region be unmapped, and is released")
-        }
+    // A thread that a child of fork() does not have may hold what a callback wants.
+    if isIdle || !space.isOfThisProcess { return }
+    let deadline = Kernel.now() + Kernel.nanoseconds(space.configuration.patience)
+    let begun = start(.unmap, 0..<table.pageCount, isBlockable: true) { [logger = space.configuration.logger] error in
+      // The region goes all the same, and everybody else has to hear of it.
+      if let error {
+        logger.critical("a subscriber failed as its region was unmapped: \(error)")
+      } else if Kernel.now() < deadline {
         Kernel.pause(nanoseconds: 50_000)
+        return true
+      } else {
+        logger.critical("a subscriber would not let its region be unmapped")
       }
+      return false
     }
+    if case .begun(let invalidation) = begun { unmapping.withLock { $0 = invalidation } }
   }
 
   func regionWillUnmap() {}
 
   func regionDidUnmap() {
+    guard unsafe region.takeUnretainedValue().space.isOfThisProcess else { return }
     unmapping.withLock { $0.take() }?.end()
     releaseAll()
   }

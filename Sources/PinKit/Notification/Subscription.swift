@@ -115,6 +115,7 @@ final class SpaceSubscriber: Sendable {
   private let isReleased = Atomic<Bool>(false)
 
   private struct Part: Sendable {
+    let region: UInt64
     weak var notifications: RegionNotifications?
     let subscriber: Subscriber
   }
@@ -125,12 +126,16 @@ final class SpaceSubscriber: Sendable {
 
   init(_ notifier: any MMUNotifier) { self.notifier = notifier }
 
+  /// Does nothing for a region that it has joined, or that is going.
   func join(_ region: Region) throws(PinError) {
+    guard region.gate.enter() else { return }
+    defer { region.gate.leave() }
+    if parts.withLock({ $0.all.contains { $0.region == region.id } }) { return }
     let subscriber = Subscriber(PartNotifier(notifier), 0..<region.pageCount)
     let notifications = try region.connect(subscriber)
     let isLate = parts.withLock { parts in
       parts.all.removeAll { $0.notifications == nil }
-      if !parts.hasLeft { parts.all.append(Part(notifications: notifications, subscriber: subscriber)) }
+      if !parts.hasLeft { parts.all.append(Part(region: region.id, notifications: notifications, subscriber: subscriber)) }
       return parts.hasLeft
     }
     if isLate { notifications.remove(subscriber) }
@@ -171,10 +176,14 @@ private final class PartNotifier: MMUNotifier {
 /// The subscribers to a whole address space.
 final class SpaceNotifications: AddressSpaceService {
   private let subscribers = Mutex<[SpaceSubscriber]>([])
+  private let isClosed = Atomic<Bool>(false)
 
   func add(_ subscriber: SpaceSubscriber, to space: AddressSpace) throws(PinError) {
     // A region that is made meanwhile waits here, and joins after this.
     try subscribers.withLock { subscribers throws(PinError) in
+      if isClosed.load(ordering: .acquiring) {
+        throw PinError(.unmapped, operation: "subscribe", advice: "The address space was closed.")
+      }
       do throws(PinError) {
         for region in space.mappedRegions where !region.gate.isClosed { try subscriber.join(region) }
       } catch {
@@ -200,6 +209,7 @@ final class SpaceNotifications: AddressSpaceService {
 
   func spaceWillClose() {
     let all = subscribers.withLock { subscribers in
+      isClosed.store(true, ordering: .releasing)
       defer { subscribers = [] }
       return subscribers
     }

@@ -114,7 +114,9 @@ final class SubscriptionTable: Sendable {
     running.add(1, ordering: .sequentiallyConsistent)
     defer { running.subtract(1, ordering: .sequentiallyConsistent) }
     if isRemoved.load(ordering: .sequentiallyConsistent) { return nil }
-    guard unsafe Kernel.enterCallback(operation, of: Unmanaged.passUnretained(self).toOpaque()) else { return nil }
+    guard unsafe Kernel.enterCallback(operation, of: Unmanaged.passUnretained(self).toOpaque()) else {
+      preconditionFailure("callbacks are nested eight deep, though every call that could nest them is refused")
+    }
     defer { Kernel.leaveCallback() }
     if LockOrder.isOn { LockOrder.enterCallback(kind, at: place) }
     defer { if LockOrder.isOn { LockOrder.leaveCallback() } }

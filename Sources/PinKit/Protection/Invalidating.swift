@@ -13,7 +13,8 @@ extension FaultDomain {
     let start = withNotifications { $0.start(event, pages, isBlockable: false) } ?? .unwatched
     switch start {
     case .wouldBlock, .failed: wasRefused.store(true, ordering: .relaxed)
-    case .unwatched, .begun: break
+    case .begun: wasRefused.store(false, ordering: .relaxed)
+    case .unwatched: break
     }
     return start
   }

@@ -84,7 +84,7 @@ extension Region {
     do throws(PinError) { try drop(range) } catch {
       // The kernel drops what lies before the piece that it refuses. A userfaultfd has been told exactly what that is; where there
       // is none, all of it may have changed.
-      if unsafe protection.domain.pointee.delivery.load(ordering: .acquiring) == .mprotect {
+      if unsafe frames != nil || protection.domain.pointee.delivery.load(ordering: .acquiring) == .mprotect {
         protection.recordDiscard(pages)
       }
       throw error

@@ -24,15 +24,31 @@ extension Region {
     try enter("protect")
     defer { leave() }
     guard !pages.isEmpty else { return }
+    let event: InvalidationRange.Event = pages.count == 1 ? .protectionPage : .protectionRange
+    while true {
+      // Before any lock is taken: a subscriber may wait for a thread that is inside a checked access (N8).
+      let protection = attachments.find(RegionProtection.self)
+      let version = unsafe protection?.domain.pointee.subscriptionVersion ?? 0
+      let invalidation = try protection?.start(event, pages)
+      defer { invalidation?.end() }
+      if try protectNow(pages, access, ifNobodyCameSince: version) { return }
+    }
+  }
+
+  /// False if somebody has subscribed since, who must be told first.
+  private func protectNow(
+    _ pages: Range<Int>, _ access: PageAccess, ifNobodyCameSince version: UInt64
+  ) throws(PinError) -> Bool {
     _ = checkedAccesses.lockExclusive()
     defer { checkedAccesses.unlockExclusive() }
-    try layout.withLock { () throws(PinError) in
+    return try layout.withLock { () throws(PinError) in
       guard let protection = attachments.find(RegionProtection.self) else {
-        return try apply(access, to: pages, armed: false)
+        try apply(access, to: pages, armed: false)
+        return true
       }
       try protection.throwIfFailed("protect")
-      let event: InvalidationRange.Event = pages.count == 1 ? .protectionPage : .protectionRange
-      try protection.untilDone(event, .pages(pages)) { domain throws(PinError) in
+      return try protection.exclusive { domain throws(PinError) in
+        guard domain.subscriptionVersion == version else { return false }
         try apply(access, to: pages, armed: domain.delivery.load(ordering: .acquiring) == .mprotect)
         return true
       }

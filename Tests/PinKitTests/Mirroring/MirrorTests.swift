@@ -90,4 +90,68 @@ import Testing
     snapshot.close()
     try space.close()
   }
+
+  @Test("N9/N12: one that throws as the region goes does not hide that from those behind it")
+  func throwsAtTheEnd() throws {
+    struct Refusal: Error {}
+    let space = try AddressSpace.forTests()
+    let region = try space.map(.pool, pages: 8)
+    let first = RecordingNotifier { range in
+      if range.event == .unmap { throw Refusal() }
+      return .done
+    }
+    let subscription = try region.subscribe(first)
+    let mirror = try SecondaryMMU(region)
+    let mapping = try DirectMapping(region, pages: 2..<4)
+    try set(mirror, 1, 7)
+    try unsafe mapping.withBytes { unsafe $0.storeBytes(of: 8, as: Int.self) }
+    let last = RecordingNotifier()
+    let other = try region.subscribe(last)
+    try region.unmap()
+    #expect(!mirror.isTranslated(1) && !mapping.isEstablished)
+    #expect(last.take(.start, .end, .release) == [.start(.unmap, 0..<8), .end(.unmap, 0..<8), .release])
+    #expect(errorCode { try unsafe mapping.withBytes { _ in } } == .unmapped)
+    for subscription in [subscription, other] { subscription.remove() }
+    try space.close()
+  }
+
+  @Test("N2/W6: a mirror and a window that close beside a snapshot and a clone leave nothing that writes unseen")
+  func closing() throws {
+    let space = try AddressSpace.forTests()
+    for round in 0..<60 {
+      let region = try space.map(.pool, pages: 4)
+      try region.store(UInt64(1), toByteOffset: 0)
+      let mirror = try SecondaryMMU(region)
+      let mapping = try DirectMapping(region, pages: 0..<1)
+      try set(mirror, 0, 2)
+      let isOver = Shared()
+      let writer = TestThread {
+        var value: UInt64 = 3
+        while isOver.value == 0 {
+          if round % 2 == 0 {
+            _ = errorCode {
+              try unsafe mirror.withBytes(of: 0, for: .writing) { unsafe $0.storeBytes(of: value, as: UInt64.self) }
+            }
+          } else {
+            _ = errorCode { try unsafe mapping.withBytes { unsafe $0.storeBytes(of: value, as: UInt64.self) } }
+          }
+          value += 1
+        }
+      }
+      let closer = TestThread {
+        mirror.close()
+        mapping.close()
+      }
+      let clone = try region.clone()
+      let first = try clone.load(fromByteOffset: 0, as: UInt64.self)
+      try closer.join()
+      isOver.value = 1
+      try writer.join()
+      #expect(try clone.load(fromByteOffset: 0, as: UInt64.self) == first)
+      #expect(!mapping.isEstablished && !mirror.isTranslated(0))
+      try clone.unmap()
+      try region.unmap()
+    }
+    try space.close()
+  }
 }
