@@ -94,6 +94,7 @@ let package = Package(
       ],
       swiftSettings: house
     ),
-    .testTarget(name: "pinctlTests", dependencies: ["pinctl", "CFloor", "Guest", "Virtqueue"], swiftSettings: house),
+    .testTarget(
+      name: "pinctlTests", dependencies: ["pinctl", "CFloor", "CTestSupport", "Guest", "Virtqueue"], swiftSettings: house),
   ]
 )
