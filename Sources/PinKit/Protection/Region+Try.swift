@@ -32,9 +32,10 @@ extension Region {
     } ?? .wouldBlock
   }
 
-  /// ``discard(_:)`` for who may not wait.
+  /// ``discard(_:)`` for who may not wait for a subscriber, an operation, or room in a snapshot. It may still wait for a moment, for a fault
+  /// that takes one of the pages meanwhile, or for a reader that the kernel tells of the removal.
   ///
-  /// - Throws: As ``discard(_:)``; `.subscriberFailed`. Nothing has changed then.
+  /// - Throws: As ``discard(_:)``; `.subscriberFailed`.
   public func tryDiscard(_ pages: Range<Int>) throws(PinError) -> Attempt {
     let range = try addresses(of: pages)
     try requireOutsideFaultPath("tryDiscard")
