@@ -38,8 +38,9 @@ import Testing
   }
 
   @Test(
-    "N12: a child of fork() has no mirror, is told so, and disturbs nobody", arguments: Mechanisms.synchronous,
-    [false, true])
+    "N12: a child of fork() has no mirror, is told so, and disturbs nobody",
+    .enabled(if: ct_has_thread_sanitizer() == 0, "the thread sanitizer delays signals and has no child of fork()"),
+    arguments: Mechanisms.synchronous, [false, true])
   func forks(_ mechanism: WriteTracking.Mechanism, isPool: Bool) async {
     await #expect(processExitsWith: .success) {
       [mechanism = mechanism as WriteTracking.Mechanism, isPool = isPool as Bool] in
