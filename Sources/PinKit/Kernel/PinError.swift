@@ -61,6 +61,20 @@ public struct PinError: Error, Sendable, Hashable, CustomStringConvertible {
     public static let tooLate = Code("too late")
     /// A subscriber to the pages failed when it was told of the change. The error's advice says how.
     public static let subscriberFailed = Code("subscriber failed")
+    /// Somebody has pinned a page, or may have: unpin it first, or wait.
+    public static let pinned = Code("pinned")
+    /// It cannot be done without waiting, and waiting was not allowed.
+    public static let wouldBlock = Code("would block")
+    /// The file must be told before its pages are written, which a long-term pin for writing would go around (P1).
+    public static let needsDirtyTracking = Code("file needs dirty tracking")
+    /// A store, a file system or a device could not read or write.
+    public static let inputOutput = Code("input/output error")
+    /// The file under a region was truncated or replaced by another one.
+    public static let fileChanged = Code("file changed behind PinKit's back")
+    /// The store, or the file, may only be read.
+    public static let readOnly = Code("read-only")
+    /// The page is in use by somebody who needs it as it is: nothing has changed.
+    public static let busy = Code("busy")
     /// Any other refusal of the kernel; see ``PinError/errno``.
     public static let system = Code("system error")
   }
@@ -121,6 +135,9 @@ extension PinError {
         "A descriptor of PinKit was closed by other code in this process; find the loop that closes descriptors."
       )
     case .resourceBusy: (.inUse, "")
+    case .ioError:
+      (.inputOutput, "The device or its file system failed; what was not written is still in memory. See the kernel's log.")
+    case .readOnlyFileSystem: (.readOnly, "The file system is mounted read-only; remount it, or use another file.")
     // ENOTTY: an ioctl that the kernel is too old for.
     case .noFunction, .invalidArgument, .inappropriateIOCTLForDevice, .notSupportedOnSocket, .notSupported:
       (.unsupported, "This kernel does not know the call, or not for this kind of memory; `pinctl doctor` lists what works.")
