@@ -188,6 +188,20 @@ static void chain(int signal_number, siginfo_t *info, void *raw) {
   pthread_sigmask(SIG_SETMASK, &old, NULL);
 }
 
+// What the kernel does where it cannot read a page of a mapped file.
+static void chain_as_bus_error(const siginfo_t *info, void *raw) {
+  siginfo_t error = *info;
+  error.si_signo = SIGBUS;
+  error.si_code = BUS_ADRERR;
+  if (!(previous_bus.sa_flags & SA_SIGINFO) && (previous_bus.sa_handler == SIG_DFL || previous_bus.sa_handler == SIG_IGN)) {
+    // Running the instruction again would bring SIGSEGV, or no signal at all by then.
+    restore_default(SIGBUS);
+    syscall(SYS_tgkill, getpid(), (int)syscall(SYS_gettid), SIGBUS);
+    return;
+  }
+  chain(SIGBUS, &error, raw);
+}
+
 // Whether the kernel entered the handler whose frame begins at `frame`: it puts the context right behind the return address.
 static int is_called_by_kernel(const void *frame, const void *context) {
 #if defined(__x86_64__)
@@ -222,6 +236,7 @@ static void on_fault(int signal_number, siginfo_t *info, void *raw) {
     }
   }
   if (!resolved) chain(signal_number, info, raw);
+  if (resolved == cuffd_fault_bus_error) chain_as_bus_error(info, raw);
   errno = saved;
 }
 

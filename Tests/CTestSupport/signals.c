@@ -118,6 +118,17 @@ int ct_try_store(uint64_t address, uint8_t value) {
   return got;
 }
 
+int ct_try_load(uint64_t address) {
+  volatile int value = 0;
+  int got = sigsetjmp(landing, 1);
+  if (!got) {
+    is_trying = 1;
+    value = ct_load(address);
+  }
+  is_trying = 0;
+  return got ? -got : value;
+}
+
 // ---- storms ----
 
 static uint64_t profile_base;

@@ -5,7 +5,8 @@
 #include <stdint.h>
 
 // Decides and acts on one fault; runs in a signal handler with every other signal blocked. Returns 0 if the fault is
-// not the library's: the program's own handler gets it then.
+// not the library's: the program's own handler gets it then. `cuffd_fault_bus_error`: so it does, but as SIGBUS, whatever the kernel sent.
+enum { cuffd_fault_bus_error = 2 };
 typedef int (*cuffd_resolver)(void *_Nonnull context, uint64_t address, int is_write);
 
 // In a child after fork(): make the range writable again (its protection was inherited, its handler was not).

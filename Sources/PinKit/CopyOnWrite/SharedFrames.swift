@@ -85,6 +85,7 @@ internal import Synchronization
       return .retry
     }
     TestHooks.reach(.copied, page: pages.lowerBound)
+    if domain.hasSource { domain.withSource { $0.willOpen(pages) } }
     let range = domain.addresses(of: pages)
     domain.needsRegistration.store(true, ordering: .sequentiallyConsistent)
     // Nobody finds the old frame from here on, and whoever has it gives it up before the new one can be written (N5).
@@ -217,7 +218,7 @@ internal import Synchronization
       let before = domain.table.tryClaim(page)
       if before.contains(.claimed) { return (boundary, true) }
       let stays = !before.isDisjoint(with: .openOrDenied)
-      let moves = !stays && mayMove(page)
+      let moves = !stays && mayMove(page) && domain.mayTakeAlong(page)
       if moves, !before.contains(.told) { FirstWriteCallbacks.call(domain, page: page, opening: page..<page + 1) }
       if !moves || domain.withOwedBytes({ $0.keep(page..<page + 1, in: domain) }) == .held {
         domain.table.releaseClaim(page)

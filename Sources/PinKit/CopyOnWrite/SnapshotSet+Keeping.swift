@@ -45,6 +45,19 @@ extension SnapshotSet {
   private func keepOwed(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> OwedBytes.Verdict {
     let raw = domain.owed.load(ordering: .acquiring)
     let memory = domain.table.hasDeniedPages ? try? ProcessMemory() : nil
+    if domain.hasSource {
+      // What is in the store only must come in first, and stay until it is kept.
+      let isThere = domain.withSource { $0.holdPresent(pages) }
+      defer { if isThere == true { domain.withSource { $0.mayLeave() } } }
+      guard isThere == true else { return .held }
+      return keepOwed(pages, raw, memory, in: domain)
+    }
+    return keepOwed(pages, raw, memory, in: domain)
+  }
+
+  private func keepOwed(
+    _ pages: Range<Int>, _ raw: UInt, _ memory: ProcessMemory?, in domain: borrowing FaultDomain
+  ) -> OwedBytes.Verdict {
     for run in pages.count > Self.slice ? populated(pages, raw, in: domain) : [pages] {
       var next = run.lowerBound
       while next < run.upperBound {
@@ -109,6 +122,11 @@ extension SnapshotSet {
     let first = store.captured.first(in: pages, isSet: false)
     guard first < pages.upperBound else { return (.kept, pages.upperBound) }
     let before = waits ? table.claim(first) : table.tryClaim(first)
+    // A sweep leaves what is not there: nobody writes it unseen.
+    if !waits, !before.contains(.claimed), domain.withSource({ $0.isPresent(first) }) == false {
+      table.releaseClaim(first)
+      return (.kept, first + 1)
+    }
     // Whoever has it keeps it.
     if !waits, before.contains(.claimed) { return (.kept, first + 1) }
     if before.contains(.readDenied) {
@@ -120,7 +138,7 @@ extension SnapshotSet {
     while end < limit, !store.captured.contains(end) {
       let before = table.tryClaim(end)
       if before.contains(.claimed) { break }
-      if before.contains(.readDenied) {
+      if before.contains(.readDenied) || domain.withSource({ $0.isPresent(end) }) == false {
         table.releaseClaim(end)
         break
       }

@@ -62,6 +62,24 @@ enum Uffd {
     return (UffdResult(result), result == 0 ? range.count : 0)
   }
 
+  /// Fills the first missing pages of `range` with the bytes at `source`, write-protected, and wakes who waits for them; returns how many
+  /// bytes are there now. A page that is there already keeps its bytes, and counts. `UFFDIO_COPY`.
+  @inline(__always) static func copy(
+    _ descriptor: CInt, _ source: UInt, to range: AddressRange
+  ) -> (UffdResult, bytes: Int) {
+    var done: Int64 = 0
+    let result = unsafe cuffd_copy(
+      descriptor, UInt64(range.start), UInt64(source), UInt64(range.count), cuffd_mode_wp, &done)
+    if done > 0 { return (.done, Int(done)) }
+    if result == -Errno.fileExists.rawValue {
+      // Nobody was woken for it.
+      wake(descriptor, AddressRange(start: range.start, count: Memory.pageSize))
+      return (.done, Memory.pageSize)
+    }
+    if result == -Errno.interrupted.rawValue { return (.done, 0) }
+    return (UffdResult(result), result == 0 ? range.count : 0)
+  }
+
   /// Registers a range again, parts of which may be registered already.
   static func register(_ descriptor: CInt, _ range: AddressRange, _ mode: Userfaultfd.RegisterMode) -> UffdResult {
     var ioctls: UInt64 = 0
@@ -108,6 +126,9 @@ enum Alarm {
 enum SignalFaults {
   /// Decides on a fault at an address; returns 0 if it is the program's own.
   typealias Resolver = @convention(c) (UnsafeMutableRawPointer, UInt64, CInt) -> CInt
+
+  /// What a resolver answers where the memory itself failed, as that of a file whose device does.
+  static let busError = CInt(cuffd_fault_bus_error)
 
   static func install() throws(PinError) { try PinError.check(cuffd_fault_install(), "sigaction") }
   /// Whether the kernel would call PinKit's handler first.

@@ -17,6 +17,9 @@ struct AccessGate: ~Copyable, Sendable {
 
   var isClosed: Bool { state.load(ordering: .acquiring) & Self.closed != 0 }
 
+  /// Lets accesses in again after ``close()``.
+  func reopen() { state.store(0, ordering: .releasing) }
+
   /// Closes the gate and waits for those inside. False if it was closed already.
   func close() -> Bool {
     let before = state.bitwiseOr(Self.closed, ordering: .acquiringAndReleasing).oldValue

@@ -38,6 +38,7 @@ extension AddressSpace {
           error.code, operation: "map \(pages) huge pages", errno: error.errno,
           advice: "Reserve huge pages first: `sysctl -w vm.nr_hugepages=\(pages)` or more.")
       }
+    case .file(let stored): return try mapFile(stored, backing, pages: pages)
     case .adopted:
       throw PinError(.invalidArgument, operation: "map", advice: "Adopted memory comes from adopt(_:).")
     }
@@ -55,6 +56,25 @@ extension AddressSpace {
       pool.adopt([UInt(bitPattern: extent)])
       throw error
     }
+  }
+
+  private func mapFile(_ stored: StoredPages, _ backing: Backing, pages: Int) throws(PinError) -> Region {
+    guard pages <= stored.store.geometry.pageCount else {
+      throw PinError(
+        .outOfBounds, operation: "map \(pages) pages of a store",
+        advice: "The store has \(stored.store.geometry.byteCount) bytes, which are \(stored.store.geometry.pageCount) pages.")
+    }
+    guard !configuration.inheritsAcrossFork else {
+      throw PinError(
+        .unsupported, operation: "map a store",
+        advice: "A child of fork() would write pages that nobody writes back: set inheritsAcrossFork to false.")
+    }
+    let region = try mapPool(.never, backing, pages: pages)
+    do throws(PinError) { try stored.attach(to: region) } catch {
+      try? region.unmap()
+      throw error
+    }
+    return region
   }
 
   /// Maps a region of frames that there are already.

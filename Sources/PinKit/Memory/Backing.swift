@@ -5,6 +5,7 @@ public struct Backing: Sendable, Hashable, CustomStringConvertible {
     case pool(HugePages)
     case hugetlb(pageSize: Int)
     case adopted(Adopted)
+    case file(StoredPages)
   }
   let kind: Kind
 
@@ -57,6 +58,8 @@ public struct Backing: Sendable, Hashable, CustomStringConvertible {
     public static let clone = Support(rawValue: 1 << 4)
     /// ``Region/snapshot(_:)`` keeps the bytes of a moment.
     public static let snapshot = Support(rawValue: 1 << 5)
+    /// ``Region/flush()`` writes what has changed to a store, ``Region/reclaim(_:)`` drops what has not.
+    public static let writeback = Support(rawValue: 1 << 6)
   }
 
   /// What this backing supports, provided that the kernel and its configuration do.
@@ -66,6 +69,7 @@ public struct Backing: Sendable, Hashable, CustomStringConvertible {
     case .anonymous, .hugetlb, .adopted(.anonymous), .adopted(.sharedMemory), .adopted(.hugetlb):
       [.synchronousFaults, .asynchronousTracking, .mprotectTracking, .discard, .snapshot]
     case .adopted(.file): [.asynchronousTracking, .mprotectTracking, .snapshot]
+    case .file: [.synchronousFaults, .snapshot, .clone, .writeback]
     }
   }
 
@@ -79,8 +83,16 @@ public struct Backing: Sendable, Hashable, CustomStringConvertible {
 
   /// Whether its pages are frames of a pool.
   var isPool: Bool {
-    if case .pool = kind { return true }
-    return false
+    switch kind {
+    case .pool, .file: true
+    default: false
+    }
+  }
+
+  /// Where its pages come from, if it is a store.
+  var stored: StoredPages? {
+    if case .file(let pages) = kind { return pages }
+    return nil
   }
 
   /// Whether its frames may be huge pages.
@@ -101,7 +113,7 @@ public struct Backing: Sendable, Hashable, CustomStringConvertible {
   /// Whether the kernel can take a page out of the mapping and bring it back from a file.
   var isFileLike: Bool {
     switch kind {
-    case .pool, .adopted(.sharedMemory), .adopted(.file): true
+    case .pool, .file, .adopted(.sharedMemory), .adopted(.file): true
     default: false
     }
   }
@@ -113,6 +125,7 @@ public struct Backing: Sendable, Hashable, CustomStringConvertible {
     case .anonymous(.never): "anonymous, no huge pages"
     case .pool(.never): "pool"
     case .pool: "pool, huge pages preferred"
+    case .file(let pages): "file (\(type(of: pages.store)))"
     case .hugetlb(let pageSize): "hugetlb, \(pageSize >> 20) MiB pages"
     case .adopted(.anonymous): "adopted anonymous memory"
     case .adopted(.sharedMemory): "adopted shared memory"

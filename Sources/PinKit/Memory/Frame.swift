@@ -10,8 +10,9 @@ public struct FrameState: Sendable, Hashable {
   public let frame: Frame
   public let counts: FrameCounts
   public let isLocked: Bool
-  public let isDirty: Bool
-  public let isUnderWriteback: Bool
+  /// Of a page of a store: it has changed since it was written back.
+  public internal(set) var isDirty: Bool
+  public internal(set) var isUnderWriteback: Bool
   public let isSealed: Bool
 }
 
@@ -98,6 +99,7 @@ extension Region {
     let frames = try pageFrames("lookUp", page)
     try enter("lookUp")
     defer { leave() }
+    let supply = backing.stored == nil ? nil : attachments.all(as: (any PageSupply).self).first
     while true {
       let extent = unsafe frames.extent(of: page)
       // Nobody's: the page is changing its frame at this moment.
@@ -106,6 +108,12 @@ extension Region {
           throw PinError(.limitReached, operation: "lookUp", range: addresses, advice: "The frame has too many references.")
         }
         Kernel.relax()
+        continue
+      }
+      // With a reference it cannot be reclaimed any more; whoever read the frame before its bytes were there would see zeros.
+      if let supply, !supply.isPresent(page) {
+        unsafe extent.pointee.put(page)
+        try supply.prepare(page..<page + 1, toWrite: false)
         continue
       }
       if unsafe frames.extent(of: page) == extent {
@@ -124,7 +132,11 @@ extension Region {
     let frames = try pageFrames("frameState", page)
     try enter("frameState")
     defer { leave() }
-    return unsafe FrameReference.state(of: frames.extent(of: page), page)
+    var state = unsafe FrameReference.state(of: frames.extent(of: page), page)
+    if let supply = backing.stored == nil ? nil : attachments.all(as: (any PageSupply).self).first {
+      (state.isDirty, state.isUnderWriteback) = (supply.isDirty(page), supply.isUnderWriteback(page))
+    }
+    return state
   }
 
   func pageFrames(_ operation: String, _ page: Int) throws(PinError) -> RegionFrames {

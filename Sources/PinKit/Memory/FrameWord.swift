@@ -17,16 +17,6 @@ struct FrameWord: Sendable, Hashable {
     static let exclusive = Flags(rawValue: 1 << 51)
     static let sealed = Flags(rawValue: 1 << 52)
     static let frozen = Flags(rawValue: 1 << 53)
-    /// It holds what its store has, or something newer; of frames of a ``Backing/file(_:)`` region.
-    static let upToDate = Flags(rawValue: 1 << 55)
-    /// Somebody is reading it from its store.
-    static let filling = Flags(rawValue: 1 << 56)
-    /// Its store could not read it, or would not let it be written: whoever touches it now gets an error.
-    static let refused = Flags(rawValue: 1 << 57)
-    /// The store has agreed to its being written.
-    static let granted = Flags(rawValue: 1 << 58)
-    /// Somebody has attached data of his own, and holds a reference for it.
-    static let hasPrivateData = Flags(rawValue: 1 << 59)
     /// Its memory is being given back.
     static let dying = Flags(rawValue: 1 << 54)
     /// Changing hands; together, as an array literal would allocate in a build without optimization.

@@ -147,6 +147,15 @@ extension Region {
     leave()
   }
 
+  /// Brings pages of a store in, so that what the store says is thrown here and not a signal in the access. In a fault callback the fault
+  /// would have to be served by the thread itself.
+  private func prepare(_ pages: Range<Int>, _ denied: PageTable.Entry) throws(PinError) {
+    if Kernel.isInFaultPath { return }
+    let isWrite = denied.contains(.writeDenied)
+    guard let supply = attachments.all(as: (any PageSupply).self).first else { return }
+    try supply.prepare(pages, toWrite: isWrite)
+  }
+
   private func check(
     _ offset: Int, _ count: Int, denied: PageTable.Entry, _ operation: StaticString
   ) throws(PinError) {
@@ -155,7 +164,9 @@ extension Region {
         .outOfBounds, operation: "\(operation) of \(count) bytes at offset \(offset)", range: addresses,
         advice: "The region has \(addresses.count) bytes.")
     }
-    guard count > 0, table.hasDeniedPages else { return }
+    guard count > 0 else { return }
+    if backing.stored != nil { try prepare(offset / pageSize..<(offset + count - 1) / pageSize + 1, denied) }
+    guard table.hasDeniedPages else { return }
     for page in offset / pageSize...(offset + count - 1) / pageSize where !table[page].isDisjoint(with: denied) {
       throw PinError(
         .accessDenied, operation: "\(operation)", range: addressesUnchecked(of: page..<page + 1),

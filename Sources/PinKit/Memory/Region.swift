@@ -1,3 +1,4 @@
+internal import Logging
 internal import Synchronization
 
 /// A range of managed pages.
@@ -69,7 +70,13 @@ public final class Region: Sendable {
 
   deinit {
     // Nobody is inside: accesses hold the region.
-    if gate.close() { tearDown() }
+    if gate.close() {
+      do throws(PinError) { try supply?.flush() } catch {
+        space.configuration.logger.critical(
+          "a region over a store was dropped, and what had changed in it could not be written: \(error)")
+      }
+      tearDown()
+    }
     checkedAccesses.deallocate()
     discarding.deallocate()
     unwatchedDiscards.deallocate()
@@ -81,13 +88,26 @@ public final class Region: Sendable {
   /// faults are served, and the call blocks until they have ended. Threads that fault through pointers of their own are woken and
   /// try again: until the memory is gone their access succeeds, after that it is SIGSEGV, as with munmap(2).
   ///
-  /// - Throws: ``PinError``: `.unmapped` if it was unmapped before, `.wouldDeadlock` from inside an access to this region or from a
+  /// What has changed in a region over a store is written back first, and made durable.
+  ///
+  /// - Throws: ``PinError``: what the store says if it cannot write: the region stays as it is then; `.unmapped` if it was unmapped before, `.wouldDeadlock` from inside an access to this region or from a
   ///   fault callback.
   public func unmap() throws(PinError) {
     try requireOutside("unmap")
     guard space.isOfThisProcess else { throw .notInherited("unmap") }
+    // While it can still be refused without harm.
+    try supply?.flush()
     guard gate.close() else { throw PinError(.unmapped, operation: "unmap", range: addresses) }
+    do throws(PinError) { try supply?.flush() } catch {
+      gate.reopen()
+      throw error
+    }
     tearDown()
+  }
+
+  /// What brings its pages in, if that is a store.
+  private var supply: (any PageSupply)? {
+    backing.stored == nil ? nil : attachments.all(as: (any PageSupply).self).first
   }
 
   func requireOutside(

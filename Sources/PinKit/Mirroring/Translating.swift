@@ -26,6 +26,7 @@ extension RegionProtection {
       let table = domain.table
       var entry = table[page]
       if entry.contains(.readDenied) || (forWriting && entry.contains(.writeDenied)) { return .denied }
+      if domain.hasSource, domain.withSource({ $0.isPresent(page) }) != true { return .notNow }
       var isWritable = !entry.contains(.writeDenied)
       switch domain.delivery.load(ordering: .acquiring) {
       case .none: break
@@ -37,7 +38,7 @@ extension RegionProtection {
           switch FaultPath.resolve(page: page, in: domain, holding: hold) {
           case .opened, .alreadyOpen: break
           case .denied: return .denied
-          case .gone, .retry, .held, .failed: return .notNow
+          case .gone, .retry, .held, .elsewhere, .failed: return .notNow
           }
           entry = table[page]
         }
@@ -78,6 +79,9 @@ extension Region {
     defer { if waits { LockOrder.didWait() } }
     while true {
       try protection.throwIfFailed("translate")
+      if backing.stored != nil, let supply = attachments.find(FilePages.self), !supply.isPresent(page) {
+        try supply.prepare(page..<page + 1, toWrite: false)
+      }
       switch protection.translate(page, forWriting: forWriting) {
       case .found(let address, let isWritable): return (address, isWritable)
       case .needsDirectMap(let extent):

@@ -14,6 +14,8 @@ internal import Synchronization
     case protectionRange, protectionPage
     /// The right to write goes, the frame stays: a tracker collects, a snapshot or a clone is taken.
     case writeTracking
+    /// The right to write goes, the frame stays: the pages are about to be written to their store.
+    case writeback
     /// The bytes move to another frame. Nothing in this version does it.
     case migrate
     /// Somebody gets the page for itself alone. Nothing in this version does it.

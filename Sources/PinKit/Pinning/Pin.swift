@@ -117,7 +117,7 @@ extension RegionProtection {
       switch FaultPath.resolve(page: page, in: domain, holding: hold) {
       case .opened, .alreadyOpen: break
       case .denied: return .denied
-      case .gone, .retry, .held, .failed: return .notNow
+      case .gone, .retry, .held, .elsewhere, .failed: return .notNow
       }
     }
     // With the claim: a fault beside it that takes the page along would find it pinned and not yet noted as its owner's, and copy it.

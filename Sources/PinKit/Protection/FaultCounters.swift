@@ -15,6 +15,7 @@ internal import Synchronization
     case minorFaults
     case reuses, copies, spuriousCopies
     case capturedPages, heldWrites
+    case missingFaults, suppliedPages, refusedPages, writtenPages, reclaimedPages
   }
 
   /// Latencies are counted in buckets of a quarter of a power of two of nanoseconds.
@@ -76,5 +77,5 @@ internal import Synchronization
 }
 
 extension FaultCounters.Counter {
-  @inline(__always) static var allCasesCount: Int { 32 }
+  @inline(__always) static var allCasesCount: Int { 40 }
 }

@@ -50,6 +50,8 @@ struct FaultDomain: ~Copyable, Sendable {
   let owed = Atomic<UInt>(0)
   /// Whose frames its pages are: an unretained `FrameSharing`, or 0.
   let sharing = Atomic<UInt>(0)
+  /// Where pages come from that are not there: an unretained `PageSource`, or 0.
+  let source = Atomic<UInt>(0)
   /// Who is told before pages change: an unretained `RegionNotifications`, or 0 while nobody ever subscribed.
   let subscribers = Atomic<UInt>(0)
   /// Whether a subscriber ever refused a change that a fault wanted to make.
@@ -117,6 +119,20 @@ struct FaultDomain: ~Copyable, Sendable {
     }
   }
 
+  @inline(__always) var hasSource: Bool { source.load(ordering: .relaxed) != 0 }
+
+  @inline(__always) func withSource<Result>(_ body: (PageSource) -> Result) -> Result? {
+    let raw = source.load(ordering: .acquiring)
+    guard raw != 0 else { return nil }
+    return unsafe Unmanaged<PageSource>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)._withUnsafeGuaranteedRef { body($0) }
+  }
+
+  /// Whether a page may be opened that was not faulted on: it is there, and its store agrees.
+  @inline(__always) func mayTakeAlong(_ page: Int) -> Bool {
+    guard hasSource else { return true }
+    return withSource { $0.mayTakeAlong(page) } ?? true
+  }
+
   @inline(__always) func withNotifications<Result>(_ body: (RegionNotifications) -> Result) -> Result? {
     let raw = subscribers.load(ordering: .acquiring)
     guard raw != 0 else { return nil }
@@ -155,6 +171,7 @@ struct FaultDomain: ~Copyable, Sendable {
     guard !inside.isEmpty else { return }
     let pages = page(at: inside.start)..<page(at: inside.end - 1) + 1
     table.discarded.insert(pages)
+    withSource { $0.lose(pages) }
     if isDropping(pages) { return }
     // Bytes that were kept meanwhile may have been zeros already.
     let isQuiet = keepsBegun.load(ordering: .acquiring) == keepsBefore

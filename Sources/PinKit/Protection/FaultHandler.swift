@@ -61,7 +61,7 @@ internal import Synchronization
 
   private func start(readers count: Int) throws(PinError) {
     for _ in 0..<count {
-      let reader = FaultReader(handler: self)
+      let reader = try FaultReader(handler: self)
       let thread = try reader.start()
       threads.withLock { $0.readers.append((thread, reader)) }
     }

@@ -14,6 +14,8 @@ enum FaultResolution: Sendable, Hashable {
   case denied
   /// There is no room for what the page holds now: the writer waits until there is.
   case held
+  /// Another thread goes on with it, and wakes whoever waits.
+  case elsewhere
   /// It can never be resolved; the domain has been marked as failed.
   case failed
 }
@@ -22,6 +24,7 @@ enum FaultResolution: Sendable, Hashable {
 ///
 ///     fault ─► wrprotect lock, shared         (the caller's: a reader takes it once for a batch, before it reads)
 ///           ─► claim the page                 (one claimant; losers sleep, then find the page open)
+///           ─► ask its store, if it has one   (the page locked: N3; a page that is not there comes from the store first)
 ///           ─► decide                         (open already? denied? frame shared? how many neighbours?)
 ///           ─► tell first-write callbacks     (the page still holds the old bytes, and nobody can write it)
 ///           ─► keep what snapshots are owed   (or hold the writer)
@@ -42,7 +45,8 @@ enum FaultResolution: Sendable, Hashable {
 enum FaultPath {
   /// `isWrite` is false only for pages that are protected by not being mapped (minor faults): those may be read at any time.
   static func resolve(
-    page: Int, isWrite: Bool = true, in domain: borrowing FaultDomain, holding: borrowing WriteProtectLock.SharedHold
+    page: Int, isWrite: Bool = true, isAdmitted: Bool = false, in domain: borrowing FaultDomain,
+    holding: borrowing WriteProtectLock.SharedHold
   ) -> FaultResolution {
     let table = domain.table
     let before = table.claim(page)
@@ -60,6 +64,19 @@ enum FaultPath {
       let resolution = openAgain(page, in: domain, delivery)
       return resolution == .opened ? .alreadyOpen : resolution
     }
+
+    var locked: UInt = 0
+    if domain.hasSource {
+      if isAdmitted {
+        if domain.withSource({ $0.isUnderWriteback(page) }) == true { return .held }
+      } else {
+        switch domain.withSource({ $0.admit(page, in: domain) }) ?? .admitted(0) {
+        case .admitted(let extent): locked = extent
+        case .refused(let resolution): return resolution
+        }
+      }
+    }
+    defer { if locked != 0 { domain.withSource { $0.dismiss(page, locked) } } }
 
     // A fault that is tried again has told its callbacks before.
     let isTold = before.contains(.told)
@@ -133,7 +150,7 @@ enum FaultPath {
   @inline(__always) private static func tryClaim(_ page: Int, in domain: borrowing FaultDomain, passesOpen: Bool) -> Bool {
     let before = domain.table.tryClaim(page)
     if before.contains(.claimed) { return false }
-    if before.isDisjoint(with: .openDeniedOrTold) { return true }
+    if before.isDisjoint(with: .openDeniedOrTold), domain.mayTakeAlong(page) { return true }
     if passesOpen, before.isDisjoint(with: .deniedOrTold) { return true }
     domain.table.releaseClaim(page)
     return false
@@ -180,6 +197,7 @@ enum FaultPath {
   ) -> FaultResolution {
     let range = domain.addresses(of: pages)
     if delivery == .mprotect { return MprotectOpening.open(pages, in: domain) }
+    if domain.hasSource { domain.withSource { $0.willOpen(pages) } }
     if domain.hasMinorFaults.load(ordering: .relaxed), let refusal = mapForWriting(faulted, in: domain) { return refusal }
     let result = Uffd.unprotect(
       domain.descriptor.load(ordering: .acquiring), range, wake: delivery == .handlerThread)

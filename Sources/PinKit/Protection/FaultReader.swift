@@ -11,6 +11,8 @@ internal import Synchronization
   private var ready = InlineArray<16, UInt64>(repeating: 0)
   private var pages = InlineArray<64, Int>(repeating: 0)
   private var parked = ParkedFaults()
+  /// For the bytes of pages that come from a store; untouched while there is none.
+  private let supplies: Mapping
   private var spinBudget = FaultReader.longestSpin
   private var lastIdle: UInt64 = 0
   /// What ``abandon()`` needs to know: the regions of `ready` that are still to be visited, whether the wrprotect lock of the domain
@@ -30,7 +32,14 @@ internal import Synchronization
   /// A batch of this size calls for another reader.
   private static let backlog = 4
 
-  init(handler: FaultHandler) { self.handler = handler }
+  /// The largest run of pages that one fault brings in, in bytes.
+  static let supplySize = 512 << 10
+
+  init(handler: FaultHandler) throws(PinError) {
+    self.handler = handler
+    supplies = try Mapping(count: Self.supplySize)
+    for advice in [Memory.Advice.dontFork, .dontDump] { try? Memory.advise(supplies.range, advice) }
+  }
 
   func start() throws(PinError) -> KernelThread {
     let context = unsafe Unmanaged.passRetained(self).toOpaque()
@@ -193,6 +202,10 @@ internal import Synchronization
           domain.descriptor.load(ordering: .acquiring), AddressRange(start: page, count: domain.pageSize))
         continue
       }
+      if domain.hasSource, !flags.contains(.writeProtect), !flags.contains(.minor) {
+        supply(domain.page(at: address), domain, slot: slot)
+        continue
+      }
       let isWrite = flags.contains(.write) || !flags.contains(.minor)
       insertSorted(domain.page(at: address) << 1 | (isWrite ? 1 : 0), count: &faults)
     }
@@ -206,6 +219,15 @@ internal import Synchronization
       domain.counters.add(.handlerThreadFaults)
       domain.counters.addLatency(Kernel.now() - begun)
     }
+  }
+
+  /// A page that is not there.
+  private func supply(_ page: Int, _ domain: borrowing FaultDomain, slot: Int) {
+    resolving = page
+    let resolution = domain.withSource { $0.supply(page, through: supplies.range, in: domain) } ?? .gone
+    domain.counters.add(.missingFaults)
+    // There is no event to wait for: whoever faulted tries again.
+    settle(resolution == .retry ? .gone : resolution, page: page, domain, slot: slot)
   }
 
   /// Keeps the faults of a batch (page << 1 | is a write) in order and each of them once.
@@ -224,7 +246,7 @@ internal import Synchronization
 
   private func settle(_ resolution: FaultResolution, page: Int, _ domain: borrowing FaultDomain, slot: Int) {
     switch resolution {
-    case .opened, .alreadyOpen, .failed: return
+    case .opened, .alreadyOpen, .elsewhere, .failed: return
     case .gone, .denied: FaultPath.wake(page..<page + 1, in: domain)
     case .retry, .held:
       if resolution == .held { domain.counters.add(.heldWrites) }

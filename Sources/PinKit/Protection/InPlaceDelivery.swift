@@ -13,9 +13,11 @@ enum InPlaceDelivery {
     return unsafe resolve(domain.pointee, address, isWrite: isWrite != 0)
   }
 
-  /// 1: try the access again. 0: the fault is the program's own.
+  /// 1: try the access again. 0: the fault is the program's own. `busError`: it is, and counts as an error of the memory.
   private static func resolve(_ domain: borrowing FaultDomain, _ address: UInt64, isWrite: Bool) -> CInt {
-    guard isWrite || domain.hasMinorFaults.load(ordering: .relaxed) else { return 0 }
+    let isRefused = domain.hasSource && domain.withSource { $0.isRefused(domain.page(at: UInt(address))) } == true
+    if isRefused { return SignalFaults.busError }
+    guard isWrite || domain.hasSource || domain.hasMinorFaults.load(ordering: .relaxed) else { return 0 }
     let delivery = domain.delivery.load(ordering: .acquiring)
     let begun = Kernel.now()
     let page = domain.page(at: UInt(address))
@@ -41,7 +43,7 @@ enum InPlaceDelivery {
         // brings the SIGSEGV that the program deserves.
         return delivery == .inPlace && SignalFaults.repeated(address, generation: generation) == 1 ? 1 : 0
       case .alreadyOpen, .gone: return tryAgain(domain, address, generation: generation)
-      case .retry:
+      case .retry, .elsewhere:
         if Kernel.now() - begun > domain.patience {
           domain.fail(domain.causeOfDelay, errno: UffdResult.again.errno)
         }

@@ -29,6 +29,11 @@ struct MetricsPublisher {
     (.spuriousCopies, "pinkit_spurious_copies", []),
     (.capturedPages, "pinkit_captured_pages", []),
     (.heldWrites, "pinkit_held_writes", []),
+    (.missingFaults, "pinkit_missing_faults", []),
+    (.suppliedPages, "pinkit_supplied_pages", []),
+    (.refusedPages, "pinkit_refused_pages", []),
+    (.writtenPages, "pinkit_written_pages", []),
+    (.reclaimedPages, "pinkit_reclaimed_pages", []),
     (.unexplained, "pinkit_unexplained_faults", []),
   ]
 

@@ -59,7 +59,7 @@ internal import SystemPackage
   /// - Throws: ``PinError``; everything is then as it was.
   func begin(_ delivery: FaultDelivery) throws(PinError) {
     try throwIfFailed("protect")
-    if delivery == .inPlace || delivery == .mprotect { try installSignalPath(delivery) }
+    if delivery == .inPlace || delivery == .mprotect || hasSource { try installSignalPath(delivery) }
     let slot = try handler.connect(self)
     state.withLock { $0.slot = slot }
     do throws(PinError) {
@@ -71,6 +71,9 @@ internal import SystemPackage
     }
     unsafe domain.pointee.delivery.store(delivery, ordering: .sequentiallyConsistent)
   }
+
+  /// Whether pages come from a store: those that are not there trap, too.
+  private var hasSource: Bool { unsafe domain.pointee.hasSource }
 
   private func installSignalPath(_ delivery: FaultDelivery) throws(PinError) {
     try SignalFaults.install()
@@ -91,6 +94,7 @@ internal import SystemPackage
     if !isPool { features.insert(.eventUnmap) }
     if !(hasHugeFrames && delivery != .asynchronous) { features.insert(.eventRemove) }
     if hasHugeFrames, delivery != .asynchronous { features.insert(.minorShmem) }
+    if hasSource { features.insert(.missingShmem) }
     if delivery == .inPlace { features.insert(.sigbus) }
     if delivery == .asynchronous { features.insert(.wpAsync) }
     if unsafe domain.pointee.isPrivateAnonymous {
@@ -109,7 +113,7 @@ internal import SystemPackage
   /// A child that was forked in between would keep a descriptor that it does not know of.
   private func open(_ features: Userfaultfd.Features, slot: Int) throws(PinError) -> Userfaultfd.Access {
     let made = try Userfaultfd(features: features)
-    try made.register(addresses, for: .writeProtect)
+    try made.register(addresses, for: unsafe Self.traps(domain.pointee))
     // A high number: out of the way of code that closes and reuses low ones.
     let descriptor = try Uffd.duplicate(made.descriptor)
     let access = made.access
@@ -168,8 +172,13 @@ internal import SystemPackage
   }
 
   private func lift(_ domain: borrowing FaultDomain) {
-    // Frames that others have may not be written any more, whoever tries.
-    if domain.sharing.load(ordering: .acquiring) != 0 { closeToWriters(domain) }
+    // Where pages come from a store, those that are not there would read as zeros from now on, to whoever still has a pointer.
+    if domain.hasSource {
+      Memory.makeInaccessible(addresses)
+    } else if domain.sharing.load(ordering: .acquiring) != 0 {
+      // Frames that others have may not be written any more, whoever tries.
+      closeToWriters(domain)
+    }
     // Unprotected first: a signal handler that saw nothing to resolve while its page is still protected would give up on it.
     switch domain.delivery.load(ordering: .sequentiallyConsistent) {
     case .none: break
@@ -309,12 +318,18 @@ internal import SystemPackage
     if old != 0 { unsafe Unmanaged<FirstWriteCallbacks>.fromOpaque(UnsafeRawPointer(bitPattern: old)!).release() }
   }
 
+  /// What a userfaultfd is to report of a region.
+  private static func traps(_ domain: borrowing FaultDomain) -> Userfaultfd.RegisterMode {
+    var traps = Userfaultfd.RegisterMode.writeProtect
+    if domain.hasMinorFaults.load(ordering: .relaxed) { traps.insert(.minor) }
+    if domain.hasSource { traps.insert(.missing) }
+    return traps
+  }
+
   /// Registers what went to other frames since the last time. Under the exclusive lock; false if the kernel asked to try again.
   static func registerAgain(_ domain: borrowing FaultDomain) throws(PinError) -> Bool {
     guard domain.needsRegistration.load(ordering: .relaxed) else { return true }
-    let mode: Userfaultfd.RegisterMode =
-      domain.hasMinorFaults.load(ordering: .relaxed) ? [.writeProtect, .minor] : .writeProtect
-    let result = Uffd.register(domain.descriptor.load(ordering: .acquiring), domain.addresses, mode)
+    let result = Uffd.register(domain.descriptor.load(ordering: .acquiring), domain.addresses, traps(domain))
     guard try domain.settle(result, "UFFDIO_REGISTER", domain.addresses) else { return false }
     domain.needsRegistration.store(false, ordering: .relaxed)
     return true

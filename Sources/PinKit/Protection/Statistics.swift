@@ -49,6 +49,13 @@ extension AddressSpace {
     public var capturedPages: UInt64
     /// Writes that had to wait because a snapshot had reached its capture limit.
     public var heldWrites: UInt64
+    /// Faults on pages that had to come from a store, and the pages that they brought in.
+    public var missingFaults: UInt64
+    public var suppliedPages: UInt64
+    /// Pages that a store could not read, or would not let be written; pages that were written to stores; and those that were dropped.
+    public var refusedPages: UInt64
+    public var writtenPages: UInt64
+    public var reclaimedPages: UInt64
     /// From reading a fault (or entering the signal handler) to its page being open, in nanoseconds.
     public var faultLatency: LatencySummary
   }
@@ -81,6 +88,9 @@ extension AddressSpace {
       minorFaults: counters[.minorFaults], reuses: counters[.reuses], copies: counters[.copies],
       spuriousCopies: counters[.spuriousCopies], capturedPages: counters[.capturedPages],
       heldWrites: counters[.heldWrites],
+      missingFaults: counters[.missingFaults], suppliedPages: counters[.suppliedPages],
+      refusedPages: counters[.refusedPages], writtenPages: counters[.writtenPages],
+      reclaimedPages: counters[.reclaimedPages],
       faultLatency: latencySummary())
   }
 

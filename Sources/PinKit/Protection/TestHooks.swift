@@ -41,6 +41,10 @@ enum TestHooks {
     case translating
     /// It has a translation, and is about to install it.
     case translated
+    /// The page is claimed and its frame locked, and its store is about to be asked whether it may be written.
+    case granting
+    /// Pages are under writeback, and about to be written to their store.
+    case writingBack
     /// A reader thread is about to wait.
     case readerIdle
     /// A file of an image was made, renamed, removed or synced; gets the number of such steps of this image so far.

@@ -40,6 +40,42 @@ class FrameSharing: @unchecked Sendable {  // subclasses hold atomics and preall
 
 }
 
+/// Where pages come from that are not there yet, and who must agree before they are written: the decisions that stores plug into the fault
+/// path. The same rules apply as for ``OwedBytes``.
+class PageSource: @unchecked Sendable {  // subclasses hold atomics and preallocated memory only
+  /// Brings a page in that somebody touches, with some of its neighbours, or has another thread do so.
+  ///
+  /// - Parameter buffer: For the bytes on their way.
+  func supply(_ page: Int, through buffer: AddressRange, in domain: borrowing FaultDomain) -> FaultResolution { .failed }
+
+  /// What the source says to a page's being written.
+  enum Admission {
+    /// Its frame, of this extent, is locked until ``dismiss(_:_:)``.
+    case admitted(UInt)
+    case refused(FaultResolution)
+  }
+
+  /// Asks whether `page`, which is claimed and not open, may be written.
+  func admit(_ page: Int, in domain: borrowing FaultDomain) -> Admission { .admitted(0) }
+  func dismiss(_ page: Int, _ extent: UInt) {}
+
+  /// Whether the page is there.
+  func isPresent(_ page: Int) -> Bool { true }
+  /// Brings `pages` in, and keeps all pages from being reclaimed until ``mayLeave()``; false if the store cannot, and then nothing has to be
+  /// let go of. Waits; not for the fault path.
+  func holdPresent(_ pages: Range<Int>) -> Bool { true }
+  func mayLeave() {}
+  /// Whether its bytes are being written to the store at this moment, and may not change.
+  func isUnderWriteback(_ page: Int) -> Bool { false }
+  func mayTakeAlong(_ page: Int) -> Bool { true }
+  /// `pages`, which are claimed, are about to become writable.
+  func willOpen(_ pages: Range<Int>) {}
+  /// The kernel drops `pages` behind PinKit's back.
+  func lose(_ pages: Range<Int>) {}
+  /// Whether whoever touches the page now shall get an error.
+  func isRefused(_ page: Int) -> Bool { false }
+}
+
 /// How many pages to copy for a write, from how often its neighbourhood was written.
 ///
 /// Whoever copies a page can copy its neighbours for a fraction of the price of a fault each, which is wasted on a writer that

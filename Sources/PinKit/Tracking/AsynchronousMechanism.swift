@@ -90,7 +90,9 @@ internal import Synchronization
     hugePagesToRestore = preference == .prefer || ProcessMaps.areHugePagesDefault
   }
 
-  func harvest(into dirty: inout DirtySet, armed: (borrowing FaultDomain) -> Void) throws(PinError) {
+  func harvest(
+    into dirty: inout DirtySet, _ event: InvalidationRange.Event, armed: (borrowing FaultDomain) -> Void
+  ) throws(PinError) {
     try protection.throwIfFailed("collect")
     var found = DirtySet(pageCount: pageCount)
     var failure: PinError?

@@ -10,6 +10,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   private let pageCount: Int
   /// The frames of a region that nobody has touched yet.
   private var unmapped: RegionFrames?
+  private var isFirst = true
 
   /// Protecting a run again that is protected already costs little; a system call of its own costs as much as this many pages.
   private static let mergedGap = 12
@@ -46,6 +47,11 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   }
 
   private func protectAll(_ domain: borrowing FaultDomain) throws(PinError) -> Bool {
+    // Pages that are not there trap for that, and come in protected.
+    if domain.hasSource, isFirst {
+      isFirst = false
+      return true
+    }
     // A clone that nobody has touched.
     if let frames = unmapped, kind != .mprotect, domain.mayHaveHugeFrames {
       guard try HugeFrames.protectUnmapped(frames, in: domain) else { return false }
@@ -68,10 +74,12 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     }
   }
 
-  func harvest(into dirty: inout DirtySet, armed: (borrowing FaultDomain) -> Void) throws(PinError) {
+  func harvest(
+    into dirty: inout DirtySet, _ event: InvalidationRange.Event, armed: (borrowing FaultDomain) -> Void
+  ) throws(PinError) {
     var taken = dirty
     defer { dirty = taken }
-    try protection.untilDone(.writeTracking, .open) { domain throws(PinError) in
+    try protection.untilDone(event, .open) { domain throws(PinError) in
       let table = domain.table
       var dropped: [Range<Int>] = []
       table.discarded.drain { dropped.append($0) }

@@ -280,14 +280,15 @@ final class TrackingSession: RegionAttachment {
   /// Takes what was written since the last harvest and gives it to every tracker that is not paused. Nothing is lost if the
   /// mechanism fails half-way.
   private func harvest(
-    _ state: inout State, armed: (borrowing FaultDomain) -> Void = { _ in }
+    _ state: inout State, _ event: InvalidationRange.Event = .writeTracking,
+    armed: (borrowing FaultDomain) -> Void = { _ in }
   ) throws(PinError) {
     if let loss = state.loss { throw loss }
     guard let mechanism = state.mechanism, !state.isSuspended else { return }
     var found = DirtySet(pageCount: pageCount)
     var failure: PinError?
     do throws(PinError) {
-      try protection.withoutDiscards { () throws(PinError) in try mechanism.harvest(into: &found, armed: armed) }
+      try protection.withoutDiscards { () throws(PinError) in try mechanism.harvest(into: &found, event, armed: armed) }
     } catch {
       failure = error
     }
@@ -351,10 +352,12 @@ final class TrackingSession: RegionAttachment {
 
   /// Protects what was written since the last time, with `armed` at the moment when all is; returns what was written since the participant
   /// joined or last asked.
-  func arm(_ id: UInt64, armed: (borrowing FaultDomain) -> Void) throws(PinError) -> DirtySet {
+  func arm(
+    _ id: UInt64, event: InvalidationRange.Event = .writeTracking, armed: (borrowing FaultDomain) -> Void
+  ) throws(PinError) -> DirtySet {
     try state.withLock { state throws(PinError) in
       try require(id, state, "protect a region")
-      try harvest(&state, armed: armed)
+      try harvest(&state, event, armed: armed)
       let empty = DirtySet(pageCount: pageCount)
       guard let taken = state.trackers[id]?.pending else { return empty }
       state.trackers[id]?.pending = empty

@@ -23,6 +23,8 @@ int ct_store_keeps_errno(uint64_t address, uint8_t value);
 void ct_spoil_errno(void);
 // Stores; returns 0, or the signal that a handler of ct_handle got instead.
 int ct_try_store(uint64_t address, uint8_t value);
+// Loads; the byte, or minus the signal.
+int ct_try_load(uint64_t address);
 // Overwrites 64 bytes of every xmm register around a store; whether they still hold their values.
 int ct_store_keeps_registers(uint64_t address, uint8_t value);
 

@@ -26,6 +26,10 @@ public protocol PageStore: AnyObject, Sendable {
   /// (no space, read-only), or reserve what writing them back will need (N3).
   func pageMakeWritable(_ pages: Range<Int>) throws(PinError)
 
+  /// The same if it takes no waiting, as where nothing has to be reserved: then faults need not change threads. False if it would, or if
+  /// the answer is no: then ``pageMakeWritable(_:)`` is asked.
+  func pageMakeWritableNow(_ pages: Range<Int>) -> Bool
+
   /// Makes everything durable whose ``write(_:)`` has returned. Where it throws, nothing of that may be taken for durable: PinKit writes
   /// it all again.
   func flush() throws(PinError)
@@ -34,6 +38,7 @@ public protocol PageStore: AnyObject, Sendable {
 extension PageStore {
   public func readNow(_ pages: Range<Int>, into memory: UnsafeMutableRawBufferPointer) -> Bool { false }
   public func pageMakeWritable(_ pages: Range<Int>) throws(PinError) {}
+  public func pageMakeWritableNow(_ pages: Range<Int>) -> Bool { false }
 }
 
 /// Pages of a store, and the memory that holds their bytes.
@@ -58,18 +63,14 @@ public struct StoreGeometry: Sendable, Hashable {
   /// Whether the store must hear of pages before they are written (``PageStore/pageMakeWritable(_:)``) and writes them back: then no long-term pin
   /// may write them (P1). False for a store that only fills.
   public var needsDirtyTracking: Bool
-  /// Whether ``PageStore/pageMakeWritable(_:)`` may take long: then it is called on a thread of its own, at the price of changing threads.
-  public var makeWritableMayBlock: Bool
 
   public init(
-    byteCount: Int, atomicUnit: Int = 4096, isReadOnly: Bool = false, needsDirtyTracking: Bool = true,
-    makeWritableMayBlock: Bool = true
+    byteCount: Int, atomicUnit: Int = 4096, isReadOnly: Bool = false, needsDirtyTracking: Bool = true
   ) {
     self.byteCount = byteCount
     self.atomicUnit = atomicUnit
     self.isReadOnly = isReadOnly
     self.needsDirtyTracking = needsDirtyTracking
-    self.makeWritableMayBlock = makeWritableMayBlock
   }
 
   /// How many pages of ``Memory`` size hold the bytes.

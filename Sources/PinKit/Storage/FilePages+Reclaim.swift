@@ -1,0 +1,98 @@
+internal import Synchronization
+
+/// Dropping pages that the store has.
+extension FilePages {
+  /// In pages: how many go in one exclusive section.
+  private static let reclaimed = 512
+
+  func reclaim(_ pages: Range<Int>) throws(PinError) -> Int {
+    var dropped = 0
+    var next = pages.lowerBound
+    while next < pages.upperBound {
+      let part = next..<min(pages.upperBound, next + Self.reclaimed)
+      next = part.upperBound
+      let candidates = candidates(part)
+      guard let first = candidates.runs.first, let last = candidates.runs.last else { continue }
+      dropped += try drop(candidates, within: first.lowerBound..<last.upperBound)
+    }
+    return dropped
+  }
+
+  /// Those that may go as far as can be seen without a lock, and that nobody used lately.
+  private func candidates(_ pages: Range<Int>) -> DirtySet {
+    var found = DirtySet(pageCount: pageCount)
+    for page in pages where mayGo(page) && !isYoung(page) { found.append(page..<page + 1) }
+    return found
+  }
+
+  private func mayGo(_ page: Int) -> Bool {
+    stays.load(ordering: .sequentiallyConsistent) == 0 && present.contains(page) && !filling.contains(page) && !writeback.contains(page) && !dirty.contains(page)
+      && !unflushed.contains(page) && table[page].isDisjoint(with: .openOrTold) && !isPinned(page)
+  }
+
+  /// A subscriber's word counts for once: the next time the page must have been used again.
+  private func isYoung(_ page: Int) -> Bool {
+    unsafe protection.domain.pointee.withNotifications {
+      $0.ask(page..<page + 1) { subscriber, pages, region in subscriber.clearYoung(pages, of: region) }
+    } ?? false
+  }
+
+  private func drop(_ candidates: DirtySet, within pages: Range<Int>) throws(PinError) -> Int {
+    var dropped = 0
+    try protection.untilDone(.clear, .pages(pages)) { domain throws(PinError) in
+      // What went to other frames since would read as zeros once it is dropped.
+      guard try RegionProtection.registerAgain(domain) else { return false }
+      for run in candidates.runs { dropped += drop(run, domain) }
+      return true
+    }
+    return dropped
+  }
+
+  /// Under the exclusive lock: nobody resolves a fault meanwhile, and whoever faults finds the page gone.
+  private func drop(_ pages: Range<Int>, _ domain: borrowing FaultDomain) -> Int {
+    var dropped = 0
+    var start = pages.lowerBound
+    while start < pages.upperBound {
+      let extent = unsafe frames.extent(of: start)
+      var end = start
+      // One step for each frame, which fails if anybody holds it, also since a moment ago (P5).
+      while end < pages.upperBound, mayGo(end), unsafe frames.extent(of: end) == extent,
+        unsafe extent.pointee.freeze(end, expecting: 1)
+      { end += 1 }
+      if start == end {
+        start += 1
+        continue
+      }
+      let run = start..<end
+      start = end
+      table.clear(run)
+      TestHooks.reach(.cleared, page: run.lowerBound)
+      _ = domain.withNotifications { $0.invalidateRange(.clear, run) }
+      if unsafe frames.pool.punch(extent.pointee, run) == 0 {
+        present.remove(run)
+        granted.remove(run)
+        dropped += run.count
+      }
+      table.set(run)
+      for page in run { unsafe extent.pointee.unfreeze(page) }
+    }
+    counters.add(.reclaimedPages, dropped)
+    return dropped
+  }
+
+  private func isPinned(_ page: Int) -> Bool { unsafe frames.extent(of: page).pointee.counts(page).mayBePinned }
+}
+
+/// Keeping pages from being dropped.
+extension FilePages {
+  /// Brings `pages` in, and keeps all pages from being reclaimed until ``mayLeave()``.
+  func keepPresent(_ pages: Range<Int>) throws(PinError) {
+    stays.add(1, ordering: .sequentiallyConsistent)
+    // One that had begun ends first.
+    protection.exclusive { _ in }
+    do throws(PinError) { try bringIn(pages) } catch {
+      mayLeave()
+      throw error
+    }
+  }
+}

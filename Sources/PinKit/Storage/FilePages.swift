@@ -1,0 +1,210 @@
+internal import Synchronization
+
+/// The pages of a region over a store: which are there, which have changed, and what is under way.
+///
+/// A page that is not there traps (`UFFDIO_REGISTER_MODE_MISSING`) and is filled, write-protected, by one thread: a fault reader where the
+/// store has the bytes at hand, a thread of ``StoreThreads`` where it must be waited for. One that is there and was not written since it was
+/// last clean traps when it is written:
+///
+///     fault ─► the page is claimed and its frame locked
+///           ─► the store agrees                       (`pageMakeWritable`; not: the writer gets SIGBUS, the page stays as it is)
+///           ─► `dirty`, then writable                 (N3)
+///           ─► unlocked
+///
+/// All marks of a page change while its claim is held, or by whoever set `filling`, which keeps everybody else off it.
+@safe final class FilePages: PageSource, @unchecked Sendable {  // marks are atomics, the rest constants and mutexes
+  let store: any PageStore
+  let region: UInt64
+  let addresses: AddressRange
+  let pageCount: Int
+  let table: PageTable
+  let frames: RegionFrames
+  let counters: FaultCounters
+  let protection: RegionProtection
+  let session: TrackingSession
+  let threads: StoreThreads
+  private let metadata: Mapping
+  /// Their bytes are in memory.
+  let present: PageMarks
+  /// Somebody brings them in, or asks the store whether they may be written.
+  let filling: PageMarks
+  /// Whoever touches them now gets an error.
+  let refused: PageMarks
+  /// The store has agreed to their being written.
+  let granted: PageMarks
+  /// Their bytes are on their way to the store and may not change.
+  let writeback: PageMarks
+  /// Their bytes in memory are newer than in the store.
+  let dirty: PageBitmap
+  /// They were written to the store, and nobody knows yet whether that will last.
+  let unflushed: PageBitmap
+  let windows: FillWindows
+  /// Requests that ``StoreThreads`` have of it.
+  private let outstanding = Atomic<Int>(0)
+  /// How many need every page to stay.
+  let stays = Atomic<Int>(0)
+  let refusals = Mutex<[Int: PinError]>([:])
+  /// With the session, once it has begun.
+  let participant = Mutex<UInt64?>(nil)
+  let flushing = Mutex(Flushes())
+  let flushesBegun = Atomic<UInt64>(0)
+  let isOver = Atomic<Bool>(false)
+  private let forkGeneration = Kernel.forkGeneration
+
+  struct Flushes {
+    /// Which flush was the last that went well.
+    var lastGood: UInt64 = 0
+  }
+
+  init(
+    region: Region, store: any PageStore, frames: RegionFrames, protection: RegionProtection, session: TrackingSession,
+    fillAround: FillAround
+  ) throws(PinError) {
+    self.store = store
+    self.region = region.id
+    addresses = region.addresses
+    pageCount = region.pageCount
+    table = region.table
+    self.frames = frames
+    counters = region.space.counters
+    self.protection = protection
+    self.session = session
+    threads = try region.space.storeThreads()
+    windows = FillWindows(fillAround)
+    let marks = (PageMarks.size(pageCount: pageCount) + 63) / 64 * 64
+    let bitmap = PageBitmap.size(pageCount: pageCount)
+    metadata = try Mapping(count: 64 + 5 * marks + 2 * bitmap)
+    for advice in [Memory.Advice.noHugePages, .dontFork, .dontDump] { try? Memory.advise(metadata.range, advice) }
+    let start = unsafe UnsafeMutableRawPointer(bitPattern: metadata.range.start)!
+    let tops = unsafe start.bindMemory(to: Atomic<UInt64>.self, capacity: 8)
+    let first = unsafe start + 64
+    present = unsafe PageMarks(memory: first, pageCount: pageCount)
+    filling = unsafe PageMarks(memory: first + marks, pageCount: pageCount)
+    refused = unsafe PageMarks(memory: first + 2 * marks, pageCount: pageCount)
+    granted = unsafe PageMarks(memory: first + 3 * marks, pageCount: pageCount)
+    writeback = unsafe PageMarks(memory: first + 4 * marks, pageCount: pageCount)
+    dirty = unsafe PageBitmap(memory: first + 5 * marks, top: tops, pageCount: pageCount)
+    unflushed = unsafe PageBitmap(memory: first + 5 * marks + bitmap, top: tops + 1, pageCount: pageCount)
+  }
+
+  /// Connects it to the fault path and begins. Nobody has seen the region yet.
+  func begin(_ region: Region) throws(PinError) {
+    try frames.mapDirectly()
+    let raw = unsafe UInt(bitPattern: Unmanaged.passUnretained(self as PageSource).toOpaque())
+    unsafe protection.domain.pointee.source.store(raw, ordering: .sequentiallyConsistent)
+    do throws(PinError) {
+      let id = try session.join(region, .handlerThread, keepsPages: false) { _ in }
+      participant.withLock { $0 = id }
+    } catch {
+      throw PinError(
+        error.code, operation: "map a store", errno: error.errno, range: addresses,
+        advice: "Pages of a store come in by userfaultfd, in handler threads: \(error)")
+    }
+  }
+
+  // MARK: Asking the threads
+
+  /// False if they have no room; the caller tries again.
+  func ask(_ kind: StoreThreads.Request.Kind, _ page: Int, _ pages: Range<Int>) -> Bool {
+    outstanding.add(1, ordering: .sequentiallyConsistent)
+    let target = unsafe UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque())
+    if threads.add(StoreThreads.Request(kind: kind, page: page, pages: pages, target: target)) { return true }
+    outstanding.subtract(1, ordering: .sequentiallyConsistent)
+    return false
+  }
+
+  /// On a thread that may wait for the store.
+  func perform(_ request: StoreThreads.Request, through buffer: AddressRange) {
+    switch request.kind {
+    case .fill: fill(request.pages, for: request.page, through: buffer)
+    case .makeWritable: makeWritable(request.page)
+    }
+    outstanding.subtract(1, ordering: .sequentiallyConsistent)
+  }
+
+  func wake(_ pages: Range<Int>) {
+    Uffd.wake(
+      unsafe protection.domain.pointee.descriptor.load(ordering: .acquiring),
+      unsafe protection.domain.pointee.addresses(of: pages))
+  }
+
+  /// Runs `body` as a fault does, with the wrprotect lock shared.
+  func shared<Result>(
+    _ body: (borrowing FaultDomain, borrowing WriteProtectLock.SharedHold) -> Result
+  ) -> Result {
+    unsafe shared(protection.domain.pointee, body)
+  }
+
+  private func shared<Result>(
+    _ domain: borrowing FaultDomain, _ body: (borrowing FaultDomain, borrowing WriteProtectLock.SharedHold) -> Result
+  ) -> Result {
+    Kernel.withSignalsBlocked { domain.lock.withShared { hold in body(domain, hold) } }
+  }
+
+  // MARK: What the fault path asks
+
+  override func supply(_ page: Int, through buffer: AddressRange, in domain: borrowing FaultDomain) -> FaultResolution {
+    bring(page, through: buffer, in: domain)
+  }
+  override func admit(_ page: Int, in domain: borrowing FaultDomain) -> Admission { admitWrite(page, in: domain) }
+  override func dismiss(_ page: Int, _ extent: UInt) { unsafe Extent.Pointer(bitPattern: extent)!.pointee.unlock(page) }
+  override func holdPresent(_ pages: Range<Int>) -> Bool { (try? keepPresent(pages)) != nil }
+  override func mayLeave() { stays.subtract(1, ordering: .sequentiallyConsistent) }
+
+  override func isPresent(_ page: Int) -> Bool { present.contains(page) && !filling.contains(page) }
+  override func isUnderWriteback(_ page: Int) -> Bool { writeback.contains(page) }
+  override func isRefused(_ page: Int) -> Bool { refused.contains(page) }
+  override func willOpen(_ pages: Range<Int>) { dirty.insert(pages) }
+
+  override func mayTakeAlong(_ page: Int) -> Bool {
+    present.contains(page) && granted.contains(page) && !writeback.contains(page) && !filling.contains(page)
+  }
+
+  override func lose(_ pages: Range<Int>) { present.remove(pages) }
+}
+
+extension FilePages: RegionAttachment {
+  func regionWillUnmap() {
+    guard forkGeneration == Kernel.forkGeneration else { return }
+    isOver.store(true, ordering: .sequentiallyConsistent)
+    participant.withLock { $0 = nil }
+    // The protection has ended, and no fault asks for anything any more.
+    while outstanding.load(ordering: .sequentiallyConsistent) != 0 { Kernel.pause(nanoseconds: 100_000) }
+  }
+}
+
+/// What makes regions over a store.
+final class FileBacking: StoredPages, @unchecked Sendable {
+  private let fillAround: FillAround
+
+  init(_ store: any PageStore, _ fillAround: FillAround) {
+    self.fillAround = fillAround
+    super.init(store)
+  }
+
+  override func attach(to region: Region) throws(PinError) {
+    guard let frames = region.frames else { preconditionFailure("a region of pool frames without frames") }
+    guard FillWindows.check(fillAround) else {
+      throw PinError(
+        .invalidArgument, operation: "map a store", advice: "A fault brings in 1 to \(FillWindows.maximum) pages; blocks are powers of two.")
+    }
+    let protection = try region.protection()
+    let session = try region.session(protection)
+    let pages = try region.attachments.findOrMake(FilePages.self) { () throws(PinError) in
+      try FilePages(
+        region: region, store: store, frames: frames, protection: protection, session: session, fillAround: fillAround)
+    }
+    try pages.begin(region)
+  }
+}
+
+extension Backing {
+  /// Pages that come from a store when they are first touched, and go back to it when they have changed: at ``Region/flush()``, and before the
+  /// region goes.
+  ///
+  /// Needs userfaultfd; faults are served by handler threads. Frames are the address space's pool's, so that they can be shared with
+  /// clones; a clone is memory of its own and is written back nowhere.
+  public static func file(_ store: any PageStore, fillAround: FillAround = .adaptive()) -> Backing {
+    Backing(kind: .file(FileBacking(store, fillAround)))
+  }
+}
