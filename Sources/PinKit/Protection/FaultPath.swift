@@ -49,7 +49,9 @@ enum FaultPath {
     holding: borrowing WriteProtectLock.SharedHold
   ) -> FaultResolution {
     let table = domain.table
-    let before = table.claim(page)
+    // Who has the frame locked may not wait for the claim: somebody may wait with the claim for the lock.
+    let before = isAdmitted ? table.tryClaim(page) : table.claim(page)
+    if isAdmitted, before.contains(.claimed) { return .retry }
     TestHooks.reach(.deciding, page: page)
     defer { table.releaseClaim(page) }
 

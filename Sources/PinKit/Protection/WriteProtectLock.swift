@@ -50,6 +50,13 @@ internal import Synchronization
     return SharedHold(futex)
   }
 
+  /// `nil` rather than wait: for who has a page locked, which comes after this in the order.
+  func tryShared(file: StaticString = #fileID, line: UInt = #line) -> SharedHold? {
+    guard futex.tryLockShared() else { return nil }
+    if LockOrder.isOn { noteShared(LockPlace(file: file, line: line)) }
+    return SharedHold(futex)
+  }
+
   private func trySharedOrDefer() -> Bool {
     if futex.tryLockShared() { return true }
     deferred.store(true, ordering: .relaxed)

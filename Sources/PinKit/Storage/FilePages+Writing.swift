@@ -27,14 +27,32 @@ extension FilePages {
   func makeWritable(_ page: Int) {
     do throws(PinError) {
       try withGrant(page) {
-        // What cannot be opened now, because a snapshot has no room or the page is being deduplicated, faults again and finds the grant.
-        _ = shared { domain, hold in FaultPath.resolve(page: page, isAdmitted: true, in: domain, holding: hold) }
+        // What cannot be opened now, because a snapshot has no room or a collection runs, faults again and finds the grant.
+        openGranted(page)
       }
       giveUp(page..<page + 1)
     } catch {
       refuse(page, error, .read)
     }
   }
+
+  /// Opens a page that is locked. The wrprotect lock is the outer one of the two, so that it may only be tried.
+  private func openGranted(_ page: Int) {
+    Kernel.withSignalsBlocked { unsafe openGranted(page, protection.domain.pointee) }
+  }
+
+  private func openGranted(_ page: Int, _ domain: borrowing FaultDomain) {
+    let begun = Kernel.now()
+    repeat {
+      if let hold = domain.lock.tryShared(),
+        FaultPath.resolve(page: page, isAdmitted: true, in: domain, holding: hold) != .retry
+      { return }
+      Kernel.pause(nanoseconds: 20_000)
+    } while Kernel.now() - begun < Self.shortWhile
+  }
+
+  /// In nanoseconds: how long an exclusive operation is waited for with a page locked.
+  private static let shortWhile: UInt64 = 1_000_000
 
   /// Runs `body` with the page locked and the store's agreement.
   private func withGrant(_ page: Int, _ body: () -> Void) throws(PinError) {
