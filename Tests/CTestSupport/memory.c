@@ -232,3 +232,11 @@ int ct_write_file(const char *path, const char *text) {
 }
 
 int ct_may_write(const char *path) { return access(path, W_OK) == 0; }
+
+void ct_store_word(uint64_t address, uint64_t value) {
+  __atomic_store_n((uint64_t *)(uintptr_t)address, value, __ATOMIC_RELAXED);
+}
+
+uint64_t ct_load_word(uint64_t address) {
+  return __atomic_load_n((const uint64_t *)(uintptr_t)address, __ATOMIC_RELAXED);
+}

@@ -46,6 +46,12 @@ internal import Synchronization
     ownerBits = owner
   }
 
+  /// The same change, of some of its pages.
+  func part(_ pages: Range<Int>) -> InvalidationRange {
+    unsafe InvalidationRange(
+      region: unretained, pages: pages, event: event, isBlockable: false, operation: operation, owner: ownerBits)
+  }
+
   /// The region whose pages change.
   public var region: Region { unsafe unretained.takeUnretainedValue() }
 

@@ -307,6 +307,16 @@ internal import Synchronization
     forEach { subscriber in _ = subscriber.call(range.operation, .invalidateRange) { $0.invalidateRange(range) } }
   }
 
+  /// The same of some of the pages: the others keep their frames.
+  mutating func invalidateRange(_ part: Range<Int>) {
+    isInvalidated = true
+    let range = range.part(part)
+    forEach { subscriber in
+      guard subscriber.pages.overlaps(part) else { return }
+      _ = subscriber.call(range.operation, .invalidateRange) { $0.invalidateRange(range) }
+    }
+  }
+
   /// The change is complete.
   func end() {
     forEach { subscriber in

@@ -153,7 +153,7 @@ enum FaultPath {
     let before = domain.table.tryClaim(page)
     if before.contains(.claimed) { return false }
     if before.isDisjoint(with: .openDeniedOrTold), domain.mayTakeAlong(page) { return true }
-    if passesOpen, before.isDisjoint(with: .deniedOrTold) { return true }
+    if passesOpen, before.contains(.open), before.isDisjoint(with: .deniedOrTold) { return true }
     domain.table.releaseClaim(page)
     return false
   }

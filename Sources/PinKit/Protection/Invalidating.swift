@@ -38,18 +38,19 @@ extension RegionProtection {
   ///
   /// - Throws: What `body` throws; `.timedOut`, `.subscriberFailed`.
   func untilDone(
-    _ event: InvalidationRange.Event, _ reach: Reach, _ body: (borrowing FaultDomain) throws(PinError) -> Bool
+    _ event: InvalidationRange.Event, _ reach: Reach,
+    _ body: (borrowing FaultDomain, inout Invalidation?) throws(PinError) -> Bool
   ) throws(PinError) {
     var reach = reach
     while true {
       let version = unsafe domain.pointee.subscriptionVersion
       let pages = pages(reach)
-      let invalidation = try start(event, pages)
+      var invalidation = try start(event, pages)
       var isDone = false
       do throws(PinError) {
         try untilDone { domain throws(PinError) in
           guard domain.subscriptionVersion == version, Self.covers(pages, reach, domain) else { return true }
-          isDone = try body(domain)
+          isDone = try body(domain, &invalidation)
           return isDone
         }
       } catch {

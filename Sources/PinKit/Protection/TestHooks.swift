@@ -43,6 +43,8 @@ enum TestHooks {
     case translated
     /// The page is claimed and its frame locked, and its store is about to be asked whether it may be written.
     case granting
+    /// The private data of a frame may be given up as far as was seen, and its references are about to be frozen.
+    case releasing
     /// Pages are under writeback, and about to be written to their store.
     case writingBack
     /// A reader thread is about to wait.

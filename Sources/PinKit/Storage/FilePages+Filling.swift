@@ -50,8 +50,9 @@ extension FilePages {
     let descriptor = domain.descriptor.load(ordering: .acquiring)
     let all = domain.addresses(of: pages)
     var done = 0
+    var step = all.count
     while done < all.count {
-      let rest = AddressRange(start: all.start + UInt(done), end: all.end)
+      let rest = AddressRange(start: all.start + UInt(done), count: min(step, all.count - done))
       let (result, bytes) = Uffd.copy(descriptor, source + UInt(done), to: rest)
       switch result {
       case .done:
@@ -63,6 +64,9 @@ extension FilePages {
         counters.add(.retries)
         return .again
       case .refused(UffdResult.badDescriptor) where domain.useSpareDescriptor(): return .again
+      case .gone where step > Memory.pageSize:
+        // The kernel fills one mapping at a time, and pages that went to other frames have mappings of their own.
+        step = Memory.pageSize
       case .gone where domain.delivery.load(ordering: .acquiring) != .none:
         domain.fail(.mappingChanged, errno: result.errno)
         return .refused

@@ -39,17 +39,19 @@ extension FilePages {
 
   private func drop(_ candidates: DirtySet, within pages: Range<Int>) throws(PinError) -> Int {
     var dropped = 0
-    try protection.untilDone(.clear, .pages(pages)) { domain throws(PinError) in
+    try protection.untilDone(.clear, .pages(pages)) { domain, invalidation throws(PinError) in
       // What went to other frames since would read as zeros once it is dropped.
       guard try RegionProtection.registerAgain(domain) else { return false }
-      for run in candidates.runs { dropped += drop(run, domain) }
+      for run in candidates.runs { dropped += drop(run, domain, &invalidation) }
       return true
     }
     return dropped
   }
 
   /// Under the exclusive lock: nobody resolves a fault meanwhile, and whoever faults finds the page gone.
-  private func drop(_ pages: Range<Int>, _ domain: borrowing FaultDomain) -> Int {
+  private func drop(
+    _ pages: Range<Int>, _ domain: borrowing FaultDomain, _ invalidation: inout Invalidation?
+  ) -> Int {
     var dropped = 0
     var start = pages.lowerBound
     while start < pages.upperBound {
@@ -67,7 +69,7 @@ extension FilePages {
       start = end
       table.clear(run)
       TestHooks.reach(.cleared, page: run.lowerBound)
-      _ = domain.withNotifications { $0.invalidateRange(.clear, run) }
+      invalidation?.invalidateRange(run)
       if unsafe frames.pool.punch(extent.pointee, run) == 0 {
         present.remove(run)
         granted.remove(run)

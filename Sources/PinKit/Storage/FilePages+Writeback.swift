@@ -6,10 +6,11 @@ internal import Synchronization
 /// for clean:
 ///
 ///     everybody who may write it is told, and it is write-protected     (start, the session's collection, end: N2, N6, N10)
-///     `writeback` is set, `dirty` cleared                               (writers wait from here on)
+///     `dirty` is cleared, `unflushed` is set                            (whoever writes it makes it dirty again)
+///     `writeback` is set, if it is protected still                      (writers wait from here on)
 ///     its bytes are written
-///     `writeback` is cleared; it is `unflushed`, or dirty again if the store failed
-///     the store has flushed: it is clean
+///     `writeback` is cleared; it is dirty again if the store failed
+///     the store has flushed: it is not `unflushed` any more, and may be reclaimed
 ///
 /// A page that is pinned for writing changes without a fault: it is written from a copy, and stays dirty (P3).
 extension FilePages {
@@ -32,13 +33,14 @@ extension FilePages {
     var failure: PinError?
     do throws(PinError) { try writeBack() } catch { failure = error }
     // Also where some could not be written: the others need not wait for them.
-    var written = DirtySet(pageCount: pageCount)
-    unflushed.drain { written.append($0) }
+    let written = unflushed.pages(in: 0..<pageCount)
     do throws(PinError) { try store.flush() } catch {
       // Nobody knows which of them are there. All are written again.
       for run in written.runs { dirty.insert(run) }
       failure = failure ?? error
     }
+    // Not before: meanwhile they must not be reclaimed.
+    for run in written.runs { unflushed.remove(run) }
     if let failure { throw failure }
   }
 
@@ -80,6 +82,7 @@ extension FilePages {
       }
       found = split(all)
       for run in others.union(found.pinned).runs { dirty.insert(run) }
+      for run in found.pages.runs { unflushed.insert(run) }
       if marking != nil { for run in found.pages.runs { mark(run) } }
     }
     do throws(PinError) { try frames.mapDirectly() } catch {
@@ -172,7 +175,6 @@ extension FilePages {
         dirty.insert(transfer.pages)
         failure = failure ?? error
       } else {
-        unflushed.insert(transfer.pages)
         counters.add(.writtenPages, transfer.pages.count)
       }
     }

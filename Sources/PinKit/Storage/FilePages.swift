@@ -36,8 +36,8 @@ internal import Synchronization
   let writeback: PageMarks
   /// Their bytes in memory are newer than in the store.
   let dirty: PageBitmap
-  /// They were written to the store, and nobody knows yet whether that will last.
-  let unflushed: PageBitmap
+  /// They are not dirty any more, and the store has not made them durable yet.
+  let unflushed: PageMarks
   let windows: FillWindows
   /// Requests that ``StoreThreads`` have of it.
   private let outstanding = Atomic<Int>(0)
@@ -73,7 +73,7 @@ internal import Synchronization
     windows = FillWindows(fillAround)
     let marks = (PageMarks.size(pageCount: pageCount) + 63) / 64 * 64
     let bitmap = PageBitmap.size(pageCount: pageCount)
-    metadata = try Mapping(count: 64 + 5 * marks + 2 * bitmap)
+    metadata = try Mapping(count: 64 + 6 * marks + bitmap)
     for advice in [Memory.Advice.noHugePages, .dontFork, .dontDump] { try? Memory.advise(metadata.range, advice) }
     let start = unsafe UnsafeMutableRawPointer(bitPattern: metadata.range.start)!
     let tops = unsafe start.bindMemory(to: Atomic<UInt64>.self, capacity: 8)
@@ -83,8 +83,8 @@ internal import Synchronization
     refused = unsafe PageMarks(memory: first + 2 * marks, pageCount: pageCount)
     granted = unsafe PageMarks(memory: first + 3 * marks, pageCount: pageCount)
     writeback = unsafe PageMarks(memory: first + 4 * marks, pageCount: pageCount)
-    dirty = unsafe PageBitmap(memory: first + 5 * marks, top: tops, pageCount: pageCount)
-    unflushed = unsafe PageBitmap(memory: first + 5 * marks + bitmap, top: tops + 1, pageCount: pageCount)
+    unflushed = unsafe PageMarks(memory: first + 5 * marks, pageCount: pageCount)
+    dirty = unsafe PageBitmap(memory: first + 6 * marks, top: tops, pageCount: pageCount)
   }
 
   /// Connects it to the fault path and begins. Nobody has seen the region yet.

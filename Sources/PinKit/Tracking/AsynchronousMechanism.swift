@@ -57,7 +57,7 @@ internal import Synchronization
   }
 
   private func arm() throws(PinError) {
-    try protection.untilDone(.writeTracking, .pages(0..<pageCount)) { domain throws(PinError) in
+    try protection.untilDone(.writeTracking, .pages(0..<pageCount)) { domain, _ throws(PinError) in
       domain.table.discarded.drain { _ in }
       guard self.backing.isPrivateAnonymous else { return try Self.mark(self.addresses, domain) }
       let huge = try self.hugeRuns()
@@ -97,7 +97,7 @@ internal import Synchronization
     var found = DirtySet(pageCount: pageCount)
     var failure: PinError?
     // Who may write what is the kernel's to know here.
-    try protection.untilDone(.writeTracking, .pages(0..<pageCount)) { domain throws(PinError) in
+    try protection.untilDone(.writeTracking, .pages(0..<pageCount)) { domain, _ throws(PinError) in
       do throws(PinError) {
         if !isSuspended { try scan(written, into: &found) }
         if !isSuspended, backing.isFileLike {

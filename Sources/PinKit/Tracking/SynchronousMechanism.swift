@@ -37,7 +37,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   func resume(armed: (borrowing FaultDomain) -> Void) throws(PinError) { try protectAll(armed) }
 
   private func protectAll(_ armed: (borrowing FaultDomain) -> Void) throws(PinError) {
-    try protection.untilDone(.writeTracking, .pages(0..<pageCount)) { domain throws(PinError) in
+    try protection.untilDone(.writeTracking, .pages(0..<pageCount)) { domain, _ throws(PinError) in
       domain.table.discarded.drain { _ in }
       domain.table.open.drain { Self.forget($0, domain.table) }
       let done = try self.protectAll(domain)
@@ -79,7 +79,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   ) throws(PinError) {
     var taken = dirty
     defer { dirty = taken }
-    try protection.untilDone(event, .open) { domain throws(PinError) in
+    try protection.untilDone(event, .open) { domain, _ throws(PinError) in
       let table = domain.table
       var dropped: [Range<Int>] = []
       table.discarded.drain { dropped.append($0) }

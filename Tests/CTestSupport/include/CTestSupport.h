@@ -18,6 +18,9 @@ int ct_watched_allocations(void);
 // Sequentially consistent.
 void ct_store_in_order(uint64_t address, uint64_t value);
 uint8_t ct_load(uint64_t address);
+// Words that another thread may touch: relaxed.
+void ct_store_word(uint64_t address, uint64_t value);
+uint64_t ct_load_word(uint64_t address);
 // Stores with errno set to a value of its own; whether errno still has it afterwards.
 int ct_store_keeps_errno(uint64_t address, uint8_t value);
 void ct_spoil_errno(void);
