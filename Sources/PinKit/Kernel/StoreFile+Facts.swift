@@ -55,12 +55,6 @@ extension StoreFile {
     return State(info)
   }
 
-  /// The size alone, in bytes; 0 if it cannot be told.
-  var size: Int {
-    var info = cuffd_store_info()
-    return unsafe cuffd_store_info(descriptor, &info) < 0 ? 0 : Int(info.size)
-  }
-
   /// Whether a path stands for this very file, links followed.
   func isNamed(by path: String) throws(PinError) -> Bool {
     var (device, inode): (UInt64, UInt64) = (0, 0)

@@ -8,16 +8,21 @@ internal import SystemPackage
   let descriptor: CInt
   /// The same file opened with `O_DIRECT`; -1 without.
   private(set) var direct: CInt = -1
+  /// The same file, for io_uring: a process that was killed is gone before its rings are, and they keep what they use open. The lock is not
+  /// to be among it.
+  private(set) var writer: CInt
   private var isLocked = false
 
   private init(name: String, descriptor: CInt) {
     self.name = name
     self.descriptor = descriptor
+    writer = descriptor
   }
 
   deinit {
-    // The kernel holds files of io_uring operations for a moment after they have completed, and with them the lock.
+    // A child of fork() may have the descriptor, and with it the lock.
     if isLocked { cuffd_store_unlock(descriptor) }
+    if writer != descriptor { cuffd_close(writer) }
     if direct >= 0 { cuffd_close(direct) }
     cuffd_close(descriptor)
   }
@@ -52,6 +57,12 @@ internal import SystemPackage
   mutating func openDirect(writes: Bool) -> CInt {
     direct = cuffd_store_reopen(descriptor, writes ? 1 : 0, 1)
     return min(0, direct)
+  }
+
+  /// Opens what writes go through. Without /proc that is the descriptor itself.
+  mutating func openWriter() {
+    let made = cuffd_store_reopen(descriptor, 1, 0)
+    if made >= 0 { writer = made }
   }
 
   /// `.inUse` if another store writes to it.

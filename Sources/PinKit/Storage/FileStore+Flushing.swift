@@ -28,7 +28,7 @@ extension FileStore {
         account.mustSyncDirectory = false
       }
     }
-    let size = file.size
+    let size = try file.state().size
     guard size >= geometry.byteCount else {
       if !geometry.isReadOnly { account.truncated(at: size) }
       throw shrunk(size)

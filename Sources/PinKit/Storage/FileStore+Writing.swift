@@ -11,10 +11,8 @@ extension FileStore {
       writes.failAll(readOnly())
       return writes.outcomes
     }
-    // Writing behind its end would make it longer, with zeros between.
-    let size = file.size
-    guard size >= geometry.byteCount else {
-      writes.failAll(shrunk(size))
+    do throws(PinError) { try checkSize() } catch {
+      writes.failAll(error)
       return writes.outcomes
     }
     let ticket = account.begin(transfers)
@@ -29,5 +27,11 @@ extension FileStore {
     let outcomes = writes.outcomes
     account.end(ticket, transfers) { outcomes[$0] == nil }
     return outcomes
+  }
+
+  /// Writing behind its end would make a truncated file longer, with zeros between.
+  private func checkSize() throws(PinError) {
+    let size = try file.state().size
+    guard size >= geometry.byteCount else { throw shrunk(size) }
   }
 }

@@ -62,9 +62,11 @@ struct OpenedStore: ~Copyable {
   }
 
   private static func finish(
-    _ file: consuming StoreFile, isNew: Bool, _ options: FileStore.Options
+    _ opened: consuming StoreFile, isNew: Bool, _ options: FileStore.Options
   ) throws(PinError) -> OpenedStore {
+    var file = opened
     let state = try file.state(withAbilities: true)
+    if !options.isReadOnly { file.openWriter() }
     let operation = "open \(file.name)"
     guard state.kind != .other, state.size > 0 else {
       throw PinError(

@@ -87,7 +87,7 @@ struct StoreWrites: ~Copyable {
     waiting = []
   }
 
-  func descriptor(of operation: Operation) -> CInt { operation.isDirect ? store.file.direct : store.file.descriptor }
+  func descriptor(of operation: Operation) -> CInt { operation.isDirect ? store.file.direct : store.file.writer }
 
   mutating func next() -> Int? { waiting.popLast() }
   mutating func again(_ index: Int) { waiting.append(index) }
