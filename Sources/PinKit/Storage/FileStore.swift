@@ -1,6 +1,6 @@
 public import SystemPackage
 
-/// Pages of a file or a block device: what a region of ``Backing/file(_:)`` is filled from and written back to.
+/// Pages of a file or a block device: what a region of `Backing.file(_:)` is filled from and written back to.
 ///
 /// ```swift
 /// let store = try FileStore(path: "table.db", creating: 1 << 30)

@@ -21,6 +21,8 @@ struct StoreWrites: ~Copyable {
   /// For each piece.
   private(set) var transferOf: [Int] = []
   private(set) var operations: [Operation] = []
+  /// Of the last operation, while they are made.
+  private var lastBytes = 0
   /// Operations that have to be handed to the kernel, the next one last.
   private(set) var waiting: [Int] = []
 
@@ -73,13 +75,14 @@ struct StoreWrites: ~Copyable {
     vectors.append(address, count: count)
     transferOf.append(transfer)
     if let last = operations.last, last.isDirect == isDirect, last.pieces.count < Self.mostPieces {
-      let bytes = last.pieces.reduce(0) { $0 + vectors.byteCount($1) }
-      if last.offset + bytes == offset, bytes + count <= limit {
+      if last.offset + lastBytes == offset, lastBytes + count <= limit {
         operations[operations.count - 1].pieces = last.pieces.lowerBound..<piece + 1
+        lastBytes += count
         return
       }
     }
     operations.append(Operation(offset: offset, pieces: piece..<piece + 1, isDirect: isDirect))
+    lastBytes = count
   }
 
   mutating func failAll(_ error: PinError) {
