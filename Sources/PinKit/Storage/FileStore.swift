@@ -40,9 +40,11 @@ public final class FileStore: PageStore {
   /// Blocks. Symbolic links are followed, and a new file is readable by its owner only.
   ///
   /// - Parameters:
-  ///   - path: It names the file for as long as the store is used (``Options/checksName``).
+  ///   - path: It names the file for as long as the store is used (``Options/checksName``): an absolute one, if the program changes its
+  ///     directory.
   ///   - byteCount: Makes the file, of so many bytes that are all a hole, if there is none or an empty one. A file of another size
   ///     is refused. `nil`: it must be there.
+  ///   - options: How it is opened and used.
   /// - Throws: `.notFound`, `.permissionDenied`, `.readOnly`; `.inUse` if another store writes to it; `.geometryMismatch`;
   ///   `.unsupported` if an option cannot be had; `.invalidArgument` for what is no file, or is empty.
   public convenience init(path: String, creating byteCount: Int? = nil, options: Options = Options()) throws(PinError) {
@@ -52,7 +54,12 @@ public final class FileStore: PageStore {
 
   /// Opens the file that a descriptor stands for: a temporary file without a name, a memfd, or what another process sent.
   ///
-  /// The descriptor stays the caller's and may be closed. There is no name to check. Needs `/proc`.
+  /// The descriptor stays the caller's and may be closed. There is no name to check. Needs `/proc`. Blocks.
+  ///
+  /// - Parameters:
+  ///   - descriptor: Open for writing, unless the store is to be read-only.
+  ///   - options: How it is opened and used.
+  /// - Throws: As for a path.
   public convenience init(descriptor: FileDescriptor, options: Options = Options()) throws(PinError) {
     let opened = try OpenedStore.reopen(descriptor.rawValue, options)
     try self.init(opened, path: nil, options)
