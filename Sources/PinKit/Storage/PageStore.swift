@@ -72,6 +72,6 @@ public struct StoreGeometry: Sendable, Hashable {
     self.makeWritableMayBlock = makeWritableMayBlock
   }
 
-  /// How many pages of ``Memory`` size hold the bytes.
+  /// How many pages of 4 KiB hold the bytes.
   public var pageCount: Int { (byteCount + Memory.pageSize - 1) / Memory.pageSize }
 }
