@@ -38,6 +38,9 @@ void floor_protect_huge(const struct cfloor_watch *watch);
 // UFFDIO_WRITEPROTECT; 1 = done, 0 = errno says why not. Async-signal-safe.
 int floor_writeprotect(int uffd, uint64_t start, uint64_t length, uint64_t mode);
 
+// A userfaultfd with the features, however this process gets one.
+int floor_open_uffd(uint64_t features);
+
 // One write to each page of `order`.
 void floor_write_pages(uint64_t base, const uint32_t *order, size_t count);
 

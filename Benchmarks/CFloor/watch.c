@@ -66,7 +66,7 @@ static void take_signal(int number, void (*handler)(int, siginfo_t *, void *)) {
   floor_check(!sigaction(number, &action, &previous), "sigaction");
 }
 
-static int open_uffd(uint64_t features) {
+int floor_open_uffd(uint64_t features) {
   int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
   if (fd < 0) {
     int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
@@ -101,7 +101,7 @@ static void open_descriptors(void) {
       watch.pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
       floor_check(watch.pagemap >= 0, "pagemap");
   }
-  watch.uffd = open_uffd(features);
+  watch.uffd = floor_open_uffd(features);
 }
 
 // The floor of arming: one registration and one protection of the whole range.

@@ -7,6 +7,10 @@
 
 #include "cuffd_sys.h"
 
+#ifndef RWF_ATOMIC
+#define RWF_ATOMIC 0x40
+#endif
+
 struct cuffd_ring {
   struct io_uring ring;
   uint32_t in_flight;  // queued and not reaped
@@ -75,6 +79,19 @@ int cuffd_ring_write(
   struct io_uring_sqe *entry = io_uring_get_sqe(&ring->ring);
   if (!entry) return -EAGAIN;
   io_uring_prep_write(entry, fd, buffer, length, offset);
+  entry->user_data = data;
+  ring->in_flight++;
+  return 0;
+}
+
+int cuffd_ring_write_vectors(
+  struct cuffd_ring *ring, int fd, const uint64_t *vectors, uint32_t count, uint64_t offset, int atomic, uint64_t data) {
+  struct io_uring_sqe *entry = io_uring_get_sqe(&ring->ring);
+  if (!entry) return -EAGAIN;
+  // One piece needs no vector in the kernel.
+  if (count == 1) io_uring_prep_write(entry, fd, (const void *)(uintptr_t)vectors[0], (uint32_t)vectors[1], offset);
+  else io_uring_prep_writev(entry, fd, (const struct iovec *)vectors, count, offset);
+  entry->rw_flags = atomic ? RWF_ATOMIC : 0;
   entry->user_data = data;
   ring->in_flight++;
   return 0;

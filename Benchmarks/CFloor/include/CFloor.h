@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "cfloor_cow.h"
+#include "cfloor_file.h"
 #include "cfloor_leak.h"
 #include "cfloor_notify.h"
 #include "cfloor_snapshot.h"

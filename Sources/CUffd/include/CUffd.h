@@ -8,6 +8,7 @@
 #include "cuffd_probe.h"
 #include "cuffd_ring.h"
 #include "cuffd_section.h"
+#include "cuffd_store.h"
 #include "cuffd_sys.h"
 #include "cuffd_uapi.h"
 #endif

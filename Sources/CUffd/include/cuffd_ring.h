@@ -27,6 +27,10 @@ int cuffd_ring_read(
   struct cuffd_ring *_Nonnull ring, int fd, void *_Nonnull buffer, uint32_t length, uint64_t offset, uint64_t data);
 int cuffd_ring_write(
   struct cuffd_ring *_Nonnull ring, int fd, const void *_Nonnull buffer, uint32_t length, uint64_t offset, uint64_t data);
+// The same of several pieces of memory: `vectors` are pairs of address and length, as of struct iovec. atomic: RWF_ATOMIC.
+int cuffd_ring_write_vectors(
+  struct cuffd_ring *_Nonnull ring, int fd, const uint64_t *_Nonnull vectors, uint32_t count, uint64_t offset, int atomic,
+  uint64_t data);
 int cuffd_ring_fsync(struct cuffd_ring *_Nonnull ring, int fd, int data_only, uint64_t data);
 // Has the kernel begin to write the file's dirty pages to the device; promises nothing about when they are there.
 int cuffd_ring_start_writeback(struct cuffd_ring *_Nonnull ring, int fd, uint64_t data);

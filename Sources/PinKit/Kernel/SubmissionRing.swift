@@ -132,5 +132,7 @@ public import SystemPackage
     return unsafe (UnsafeMutableRawPointer(bitPattern: memory.start)!, UInt32(clamping: min(memory.count, 0x7fff_f000)))
   }
 
+  mutating func queue(_ body: (OpaquePointer) -> CInt) -> QueueOutcome { Self.outcome(unsafe body(raw)) }
+
   private static func outcome(_ result: CInt) -> QueueOutcome { result < 0 ? .full : .queued }
 }

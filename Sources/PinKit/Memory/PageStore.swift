@@ -73,6 +73,6 @@ public struct StoreGeometry: Sendable, Hashable {
     self.needsDirtyTracking = needsDirtyTracking
   }
 
-  /// How many pages of ``Memory`` size hold the bytes.
+  /// How many pages of 4 KiB hold the bytes.
   public var pageCount: Int { (byteCount + Memory.pageSize - 1) / Memory.pageSize }
 }

@@ -120,6 +120,13 @@ int ct_raise_file_limit(void);
 int ct_limit_address_space(uint64_t spare_bytes);
 int ct_mapping_count(void);
 
+// ---- files ----
+
+// RLIMIT_FSIZE, in bytes; 0 lifts it as far as it may be.
+int ct_limit_file_size(uint64_t bytes);
+// EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN: from now on the file system of the directory fails, as when its device is gone.
+int ct_shut_down(const char *_Nonnull directory);
+
 // ---- privileges ----
 
 // From now on userfaultfd(2) and USERFAULTFD_IOC_NEW fail with EPERM.

@@ -1,0 +1,24 @@
+// What happens to the files of a store: limits, and file systems that stop.
+#include "CTestSupport.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+int ct_limit_file_size(uint64_t bytes) {
+  struct rlimit limit;
+  if (getrlimit(RLIMIT_FSIZE, &limit)) return -errno;
+  limit.rlim_cur = bytes && bytes < limit.rlim_max ? bytes : limit.rlim_max;
+  return setrlimit(RLIMIT_FSIZE, &limit) ? -errno : 0;
+}
+
+int ct_shut_down(const char *directory) {
+  int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return -errno;
+  uint32_t flags = 2;  // without flushing the log
+  int result = ioctl(fd, _IOR('X', 125, uint32_t), &flags) ? -errno : 0;
+  close(fd);
+  return result;
+}
