@@ -103,6 +103,35 @@ import Testing
     #expect(page.content.allSatisfy { $0 == 0 } && large.content.allSatisfy { $0 == 0 })
   }
 
+  @Test("Closing waits for the calls under way: each succeeds wholly, or throws and changes nothing")
+  func closing() throws {
+    for _ in 0..<200 {
+      let sealer = try AESGCMSealer(largestPage: 1 << 16)
+      let (started, ended) = (Shared(), Shared())
+      let closer = TestThread {
+        while started.value < 3 { Kernel.relax() }
+        sealer.close()
+      }
+      try onThreads(3) { _ in
+        let page = SealedPage(count: 1 << 16)
+        let plain = page.content
+        started.add()
+        while true {
+          let code = page.codeOfSealing(sealer)
+          #expect(code == nil || code == .keyGone)
+          if code != nil { break }
+          let sealed = page.content
+          let opening = page.codeOfOpening(sealer)
+          #expect(page.content == (opening == nil ? plain : sealed))
+          if opening != nil { break }
+        }
+        ended.add()
+      }
+      try closer.join()
+      #expect(ended.value == 3)
+    }
+  }
+
   @Test(
     "K2: sealing and opening allocate nothing",
     .enabled(if: ct_has_sanitizer() == 0, "a sanitizer has an allocator of its own"))
