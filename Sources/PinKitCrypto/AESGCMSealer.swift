@@ -59,7 +59,6 @@ internal import Synchronization
       }
       guard expanded == 1 else { throw PinError(.system, operation: "EVP_AEAD_CTX_init") }
     }
-    key.close()
     keyProtection = schedule.protection
     self.largestPage = largestPage
     slots = Slots(scratchSize: largestPage)

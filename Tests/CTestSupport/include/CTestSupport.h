@@ -136,6 +136,9 @@ int ct_scan_memory(
 // Writes `masked` ^ `mask` to `target`, and leaves it nowhere else.
 void ct_unmask(void *_Nonnull target, const uint8_t *_Nonnull masked, int count, uint8_t mask);
 
+// Calls `body` and writes what it leaves in the vector registers: at most 2,048 bytes; returns how many, 0 where they cannot be read.
+int ct_vector_registers_after(void (*_Nonnull body)(void *_Nullable), void *_Nullable context, void *_Nonnull registers);
+
 // ---- locked memory ----
 
 int ct_limit_locked_memory(uint64_t bytes);

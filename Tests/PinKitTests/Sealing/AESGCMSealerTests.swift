@@ -61,12 +61,22 @@ import Testing
       lists.withLock { $0 += own }
     }
     #expect(Set(lists.withLock { $0 }).count == 80_000)
-    // Another sealer starts elsewhere.
-    let page = SealedPage()
-    try page.seal(sealer)
-    let last = page.recordContent[..<12]
-    try page.seal(AESGCMSealer())
-    #expect(page.recordContent[..<4] != last[..<4] || page.recordContent[9..<12] != last[9...])
+  }
+
+  @Test("Each sealer's nonces start elsewhere, and go on by one")
+  func firstNonces() throws {
+    let page = SealedPage(count: 16)
+    var nonces: [[UInt8]] = []
+    for _ in 0..<100 {
+      let sealer = try AESGCMSealer()
+      for _ in 0..<2 {
+        try page.seal(sealer)
+        nonces.append(Array(page.recordContent[..<12]))
+      }
+    }
+    #expect(Set(nonces).count == 200)
+    // All of the 96 bits are used.
+    for byte in 0..<12 { #expect(Set(nonces.map { $0[byte] }).count > 20, "byte \(byte)") }
   }
 
   @Test("A key that has sealed as many pages as it may seals no more, but opens")

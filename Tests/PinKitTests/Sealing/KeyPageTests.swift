@@ -207,14 +207,15 @@ import Testing
         (cuffd_call_memfd_secret, EMFILE, PinError.Code.limitReached), (cuffd_call_mmap, ENOMEM, .outOfMemory),
         (cuffd_call_madvise, EINVAL, .unsupported), (cuffd_call_mprotect, ENOMEM, .outOfMemory),
       ] {
-        // The first time the heap may grow.
-        cuffd_inject(CInt(call.rawValue), errno, 0, 1)
-        _ = thrown { () throws(PinError) in _ = try KeyPage() }
         let before = (ct_mapping_count(), ct_descriptor_count())
-        cuffd_inject(CInt(call.rawValue), errno, 0, 1)
-        check(thrown { () throws(PinError) in _ = try KeyPage() }, is: code, "\(call)")
-        check(cuffd_injected(), is: 1)
-        check((ct_mapping_count(), ct_descriptor_count()) == before, "something is left of \(call)")
+        // Often, as the heap may grow by a mapping or two.
+        for _ in 0..<40 {
+          cuffd_inject(CInt(call.rawValue), errno, 0, 1)
+          check(thrown { () throws(PinError) in _ = try KeyPage() }, is: code, "\(call)")
+          check(cuffd_injected(), is: 1)
+        }
+        check(ct_mapping_count() < before.0 + 20, "mappings are left of \(call)")
+        check(ct_descriptor_count(), is: before.1)
       }
       check(thrown { () throws(PinError) in _ = try KeyPage(randomByteCount: 0) }, is: .invalidArgument)
     }

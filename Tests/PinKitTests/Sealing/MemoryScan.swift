@@ -31,6 +31,13 @@ struct MemoryScan: Sendable {
     return true
   }
 
+  /// How often pieces of 16 bytes, aligned to that within the secret, are in `bytes`.
+  func pieces(in bytes: [UInt8]) -> Int {
+    var known = Set<[UInt8]>()
+    for start in stride(from: 0, to: count - 15, by: 16) { known.insert(masked[start..<start + 16].map { $0 ^ mask }) }
+    return stride(from: 0, to: max(0, bytes.count - 15), by: 16).count { known.contains(Array(bytes[$0..<$0 + 16])) }
+  }
+
   /// Where the `piece` of the secret is.
   func places(of piece: Range<Int>) -> [UInt64] {
     var found = [UInt64](repeating: 0, count: 64)
