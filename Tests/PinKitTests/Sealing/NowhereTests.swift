@@ -78,6 +78,43 @@ struct NowhereTests {
     }
   }
 
+  private final class Call: @unchecked Sendable {  // Sendable: used by one thread.
+    let sealer: AESGCMSealer
+    let page = SealedPage()
+    var opens = false
+    init(key: MemoryScan) throws(PinError) {
+      sealer = try unsafe AESGCMSealer(key: KeyPage(count: 32) { unsafe key.place(in: $0) })
+    }
+
+    /// What the vector registers hold after sealing or opening.
+    func registers() -> [UInt8] {
+      var registers = [UInt8](repeating: 0, count: 2048)
+      let context = unsafe Unmanaged.passUnretained(self).toOpaque()
+      let count = unsafe ct_vector_registers_after(
+        {
+          let call = unsafe Unmanaged<Call>.fromOpaque($0!).takeUnretainedValue()
+          if call.opens { try? call.page.open(call.sealer) } else { try? call.page.seal(call.sealer) }
+        }, context, &registers)
+      return Array(registers[..<Int(count)])
+    }
+  }
+
+  @Test("S5: nor in a vector register, from which the next signal would write it to a stack")
+  func registers() throws {
+    let key = MemoryScan(count: 32)
+    let call = try Call(key: key)
+    let secret = MemoryScan(count: 4096)
+    unsafe secret.place(in: call.page.bytes)
+    #expect(secret.pieces(in: call.page.content) == 256)
+    for opens in [false, true] {
+      call.opens = opens
+      let registers = call.registers()
+      #expect(secret.pieces(in: registers) == 0, "of the page, opening \(opens)")
+      #expect(key.pieces(in: registers) == 0, "of the key, opening \(opens)")
+    }
+    #expect(secret.pieces(in: call.page.content) == 256)
+  }
+
   @Test(
     "S5: a key is nowhere but in the key page: not where it came from, nor in what sealing leaves behind",
     arguments: [true, false])
