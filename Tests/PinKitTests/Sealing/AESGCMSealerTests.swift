@@ -115,7 +115,7 @@ import Testing
 
   @Test("Closing waits for the calls under way: each succeeds wholly, or throws and changes nothing")
   func closing() throws {
-    for _ in 0..<200 {
+    for _ in 0..<50 {
       let sealer = try AESGCMSealer(largestPage: 1 << 16)
       let (started, ended) = (Shared(), Shared())
       let closer = TestThread {

@@ -208,14 +208,14 @@ import Testing
         (cuffd_call_madvise, EINVAL, .unsupported), (cuffd_call_mprotect, ENOMEM, .outOfMemory),
       ] {
         let before = (ct_mapping_count(), ct_descriptor_count())
-        // Often, as the heap may grow by a mapping or two.
+        // Often, as the heap may grow by a mapping or two, and others in the process open files.
         for _ in 0..<40 {
           cuffd_inject(CInt(call.rawValue), errno, 0, 1)
           check(thrown { () throws(PinError) in _ = try KeyPage() }, is: code, "\(call)")
           check(cuffd_injected(), is: 1)
         }
         check(ct_mapping_count() < before.0 + 20, "mappings are left of \(call)")
-        check(ct_descriptor_count(), is: before.1)
+        check(ct_descriptor_count() < before.1 + 20, "descriptors are left of \(call)")
       }
       check(thrown { () throws(PinError) in _ = try KeyPage(randomByteCount: 0) }, is: .invalidArgument)
     }
