@@ -15,6 +15,7 @@ let package = Package(
   name: "PinKit",
   products: [
     .library(name: "PinKit", targets: ["PinKit"]),
+    .library(name: "PinKitCrypto", targets: ["PinKitCrypto"]),
     .library(name: "Virtqueue", targets: ["Virtqueue"]),
     .executable(name: "pinctl", targets: ["pinctl"]),
   ],
@@ -22,6 +23,7 @@ let package = Package(
     .package(url: "https://github.com/apple/swift-system", from: "1.6.0"),
     .package(url: "https://github.com/apple/swift-log", from: "1.6.0"),
     .package(url: "https://github.com/apple/swift-metrics", from: "2.5.0"),
+    .package(url: "https://github.com/apple/swift-crypto", from: "4.5.0"),
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.5.0"),
     .package(url: "https://github.com/HdrHistogram/hdrhistogram-swift", from: "0.2.0"),
     .package(url: "https://github.com/swiftlang/swift-docc-plugin", from: "1.4.0"),
@@ -44,6 +46,12 @@ let package = Package(
       swiftSettings: house
     ),
     .target(name: "Virtqueue", dependencies: ["PinKit"], swiftSettings: house),
+    .target(
+      name: "CSealing",
+      dependencies: [.product(name: "Crypto", package: "swift-crypto")],
+      cSettings: [.define("_GNU_SOURCE")]
+    ),
+    .target(name: "PinKitCrypto", dependencies: ["PinKit", "CSealing"], swiftSettings: house),
     .executableTarget(
       name: "pinctl",
       dependencies: [
@@ -86,9 +94,10 @@ let package = Package(
     .testTarget(
       name: "PinKitTests",
       dependencies: [
-        "PinKit", "Virtqueue", "CTestSupport", "Guest",
+        "PinKit", "PinKitCrypto", "Virtqueue", "CTestSupport", "Guest",
         .product(name: "MetricsTestKit", package: "swift-metrics"),
         .product(name: "CoreMetrics", package: "swift-metrics"),
+        .product(name: "Crypto", package: "swift-crypto"),
         .product(name: "SystemPackage", package: "swift-system"),
         .product(name: "Logging", package: "swift-log"),
       ],

@@ -16,6 +16,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 // Atomic, as tests race on bytes on purpose.
@@ -169,6 +170,17 @@ int ct_limit_address_space(uint64_t spare) {
   fclose(file);
   struct rlimit limit = {.rlim_cur = spare ? pages * 4096 + spare : RLIM_INFINITY, .rlim_max = RLIM_INFINITY};
   return setrlimit(RLIMIT_AS, &limit) ? -errno : 0;
+}
+
+int ct_limit_locked_memory(uint64_t bytes) {
+  struct rlimit limit = {.rlim_cur = bytes, .rlim_max = bytes};
+  return setrlimit(RLIMIT_MEMLOCK, &limit) ? -errno : 0;
+}
+
+long ct_read_of_process(pid_t process, uint64_t address, void *target, uint64_t count) {
+  struct iovec local = {target, count}, remote = {(void *)(uintptr_t)address, count};
+  long got = process_vm_readv(process, &local, 1, &remote, 1, 0);
+  return got < 0 ? -errno : got;
 }
 
 int ct_mapping_count(void) {

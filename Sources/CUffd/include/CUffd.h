@@ -7,6 +7,7 @@
 #include "cuffd_order.h"
 #include "cuffd_probe.h"
 #include "cuffd_ring.h"
+#include "cuffd_secret.h"
 #include "cuffd_section.h"
 #include "cuffd_store.h"
 #include "cuffd_sys.h"

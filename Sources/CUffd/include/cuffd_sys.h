@@ -36,6 +36,8 @@ enum cuffd_call {
   cuffd_call_unlink,
   cuffd_call_sync,            // fsync(2)
   cuffd_call_completion,      // of an operation of an io_uring, which the kernel has carried out
+  cuffd_call_memfd_secret,
+  cuffd_call_mlock,
 };
 
 // Makes the next `times` calls of `call`, after `skip` of them went through, fail with `error` without reaching the kernel.

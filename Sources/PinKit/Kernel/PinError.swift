@@ -75,6 +75,12 @@ public struct PinError: Error, Sendable, Hashable, CustomStringConvertible {
     public static let readOnly = Code("read-only")
     /// The page is in use by somebody who needs it as it is: nothing has changed.
     public static let busy = Code("busy")
+    /// The page is sealed: its bytes are not to be had as it is.
+    public static let sealed = Code("sealed")
+    /// The bytes of a sealed page, or what is kept beside it, are not those that it was sealed with: it never opens.
+    public static let tampered = Code("tampered with")
+    /// The key was wiped: nothing can be sealed or opened with it any more.
+    public static let keyGone = Code("key is gone")
     /// Any other refusal of the kernel; see ``PinError/errno``.
     public static let system = Code("system error")
   }

@@ -138,6 +138,25 @@ int ct_become_nobody(void);
 
 uint64_t ct_map_anonymous(uint64_t length, int shared);
 
+// ---- scans ----
+
+// Counts the places in all readable memory of the process, through /proc/self/mem, that hold the `count` bytes `masked` ^ `mask`; writes
+// the addresses of the first `capacity`. Memory of the scan's own is left out. Or -errno.
+int ct_scan_memory(
+  const uint8_t *_Nonnull masked, int count, uint8_t mask, uint64_t *_Nonnull found, int capacity,
+  uint64_t *_Nonnull bytes_scanned, uint64_t *_Nonnull bytes_refused);
+// Writes `masked` ^ `mask` to `target`, and leaves it nowhere else.
+void ct_unmask(void *_Nonnull target, const uint8_t *_Nonnull masked, int count, uint8_t mask);
+
+// Calls `body` and writes what it leaves in the vector registers: at most 2,048 bytes; returns how many, 0 where they cannot be read.
+int ct_vector_registers_after(void (*_Nonnull body)(void *_Nullable), void *_Nullable context, void *_Nonnull registers);
+
+// ---- locked memory ----
+
+int ct_limit_locked_memory(uint64_t bytes);
+// Bytes of the calling process's memory that are read as another process would, with process_vm_readv(2): how many, or -errno.
+long ct_read_of_process(pid_t process, uint64_t address, void *_Nonnull target, uint64_t count);
+
 // Writes a setting of /proc or /sys; 0 or -errno. And whether that is allowed.
 int ct_write_file(const char *_Nonnull path, const char *_Nonnull text);
 int ct_may_write(const char *_Nonnull path);
