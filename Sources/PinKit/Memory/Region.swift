@@ -20,6 +20,10 @@ public final class Region: Sendable {
   let gate = AccessGate()
   let table: PageTable
   let attachments = Attachments()
+  let pinGate = PinGate()
+  /// The protection that pins look at without a lock, once there was one: a retained object, and its fault domain.
+  let pinProtection = Atomic<UInt>(0)
+  let pinDomain = Atomic<UInt>(0)
   /// `load`, `store` and `copy` hold it shared, `protect(_:to:)` exclusively: a right that was checked lasts for the access.
   let checkedAccesses = FutexLock()
   /// Held while the way that pages are protected changes as a whole.
@@ -70,6 +74,7 @@ public final class Region: Sendable {
   deinit {
     // Nobody is inside: accesses hold the region.
     if gate.close() { tearDown() }
+    releasePinProtection()
     checkedAccesses.deallocate()
     discarding.deallocate()
     unwatchedDiscards.deallocate()
@@ -81,13 +86,28 @@ public final class Region: Sendable {
   /// faults are served, and the call blocks until they have ended. Threads that fault through pointers of their own are woken and
   /// try again: until the memory is gone their access succeeds, after that it is SIGSEGV, as with munmap(2).
   ///
-  /// - Throws: ``PinError``: `.unmapped` if it was unmapped before, `.wouldDeadlock` from inside an access to this region or from a
-  ///   fault callback.
-  public func unmap() throws(PinError) {
+  /// - Parameter whilePinned: What to do if pages are pinned (P4, P7): to fail, unless given.
+  /// - Throws: ``PinError``: `.pinned`, naming the pages; `.unmapped` if it was unmapped before, `.wouldDeadlock` from inside an access to
+  ///   this region or from a fault callback, `.unsupported` for `.leaveFrames` of memory that is not of a pool. Nothing has changed then.
+  public func unmap(whilePinned: PinnedPages = .fail) throws(PinError) {
     try requireOutside("unmap")
     guard space.isOfThisProcess else { throw .notInherited("unmap") }
-    guard gate.close() else { throw PinError(.unmapped, operation: "unmap", range: addresses) }
+    try requireFrames(whilePinned, "unmap")
+    if gate.isClosed { throw PinError(.unmapped, operation: "unmap", range: addresses) }
+    // For good, if it goes on: nobody pins a region that goes.
+    try beginDrop(0..<pageCount, "unmap", whilePinned: whilePinned)
+    guard gate.close() else {
+      pinGate.endDrop()
+      throw PinError(.unmapped, operation: "unmap", range: addresses)
+    }
     tearDown()
+  }
+
+  func requireFrames(_ whilePinned: PinnedPages, _ operation: String) throws(PinError) {
+    guard whilePinned == .leaveFrames, frames == nil else { return }
+    throw PinError(
+      .unsupported, operation: operation, range: addresses,
+      advice: "The backing is \(backing), whose pages have no frames that outlive them: unpin first, or use .wait.")
   }
 
   func requireOutside(

@@ -42,10 +42,12 @@ enum FaultResolution: Sendable, Hashable {
 enum FaultPath {
   /// `isWrite` is false only for pages that are protected by not being mapped (minor faults): those may be read at any time.
   static func resolve(
-    page: Int, isWrite: Bool = true, in domain: borrowing FaultDomain, holding: borrowing WriteProtectLock.SharedHold
+    page: Int, isWrite: Bool = true, waits: Bool = true, in domain: borrowing FaultDomain,
+    holding: borrowing WriteProtectLock.SharedHold
   ) -> FaultResolution {
     let table = domain.table
-    let before = table.claim(page)
+    let before = waits ? table.claim(page) : table.tryClaim(page)
+    if !waits, before.contains(.claimed) { return .retry }
     TestHooks.reach(.deciding, page: page)
     defer { table.releaseClaim(page) }
 
