@@ -11,6 +11,7 @@
 #include "cfloor_cow.h"
 #include "cfloor_leak.h"
 #include "cfloor_notify.h"
+#include "cfloor_pin.h"
 #include "cfloor_snapshot.h"
 #include "cfloor_vring.h"
 
