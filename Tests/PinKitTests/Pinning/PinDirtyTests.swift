@@ -2,7 +2,7 @@ import Testing
 
 @testable import PinKit
 
-@Suite("Pins, trackers, snapshots and clones") struct PinDirtyTests {
+@Suite("Pins, trackers, snapshots and clones", .serialized) struct PinDirtyTests {
   @Test("P6: a page under a pin for writing is in every collection until after it is unpinned", arguments: Combination.possible)
   func collections(_ combination: Combination) throws {
     let space = try AddressSpace.forTests()

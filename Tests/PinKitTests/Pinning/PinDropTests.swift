@@ -2,7 +2,7 @@ import Testing
 
 @testable import PinKit
 
-@Suite("Pins and what drops pages") struct PinDropTests {
+@Suite("Pins and what drops pages", .serialized) struct PinDropTests {
   private static let subjects = Subject.allCases.filter {
     $0.canDiscard && ($0 != .hugetlb || HugePages.canBeReserved)
   }

@@ -24,7 +24,7 @@ private struct NumberedFile: ~Copyable {
   }
 }
 
-@Suite("Transfers through pins") struct PinTransferTests {
+@Suite("Transfers through pins", .serialized) struct PinTransferTests {
   @Test("A file is read and written through short-term pins, whatever protects the region", arguments: Combination.possible)
   func files(_ combination: Combination) throws {
     let space = try AddressSpace.forTests()
