@@ -25,6 +25,8 @@ struct PinGate: ~Copyable, Sendable {
       for _ in 0..<20 where waiting.load(ordering: .relaxed) != 0 { Kernel.pause(nanoseconds: 50_000) }
     }
     drops.add(1, ordering: .sequentiallyConsistent)
+    // What is looked at next, an index among it, is not read before.
+    atomicMemoryFence(ordering: .sequentiallyConsistent)
   }
   func endDrop() { drops.subtract(1, ordering: .sequentiallyConsistent) }
 

@@ -3,7 +3,7 @@ internal import Synchronization
 /// A range of managed pages.
 ///
 /// Pages are counted from 0. The bytes are ordinary memory: load and store through ``withUnsafeMutableBytes(_:)`` at full speed.
-/// All calls may be made from any thread, but not from signal handlers, which may touch the bytes only. After ``unmap()`` every call
+/// All calls may be made from any thread, but not from signal handlers, which may touch the bytes only. After ``unmap(whilePinned:)`` every call
 /// throws `.unmapped`; a pointer that was kept beyond its closure points at nothing then, and using it is the program's own error.
 public final class Region: Sendable {
   /// The space it belongs to.

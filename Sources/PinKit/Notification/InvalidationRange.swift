@@ -8,7 +8,7 @@ internal import Synchronization
   public enum Event: String, Sendable, Hashable, CaseIterable, Codable {
     /// The region goes.
     case unmap
-    /// The pages get other frames, or none: copy-on-write, ``Region/discard(_:)``.
+    /// The pages get other frames, or none: copy-on-write, ``Region/discard(_:whilePinned:)``.
     case clear
     /// ``Region/protect(_:to:)`` of several pages, and of one.
     case protectionRange, protectionPage

@@ -251,6 +251,7 @@ internal import SystemPackage
   ) throws(Failure) -> Result {
     // A pin is counted without the lock, and then looks here: one of the two sees the other.
     unsafe domain.pointee.generation.add(1, ordering: .sequentiallyConsistent)
+    atomicMemoryFence(ordering: .sequentiallyConsistent)
     unsafe domain.pointee.exclusiveSince.store(Kernel.now(), ordering: .relaxed)
     return try unsafe body(domain.pointee)
   }

@@ -3,7 +3,8 @@ import Testing
 @testable import PinKit
 
 @Suite("Pins, trackers, snapshots and clones", .serialized) struct PinDirtyTests {
-  @Test("P6: a page under a pin for writing is in every collection until after it is unpinned", arguments: Combination.possible)
+  @Test(
+    "P6: a page under a pin for writing is in every collection until after it is unpinned", arguments: Combination.possible)
   func collections(_ combination: Combination) throws {
     let space = try AddressSpace.forTests()
     try combination.subject.with(space, pages: 8) { region in

@@ -19,7 +19,8 @@ import Testing
     let isOver = Shared()
     let pinners = (0..<2).map { index in
       TestThread {
-        do { try Self.pin(region, tracker, index, seed, findings) } catch let error as PinError where error.code == .unmapped {}
+        do { try Self.pin(region, tracker, index, seed, findings) } catch let error as PinError where error.code == .unmapped
+        {}
         isOver.add()
       }
     }
@@ -75,10 +76,14 @@ import Testing
       let other = Int.random(in: 0..<pageCount / 4, using: &random) * 4 + 3
       let reading = try region.pin(other..<other + 1, random.chance(50) ? .write : [])
       if reading.options.contains(.write) {
-        try unsafe reading.withUnsafeMutableBytes { unsafe $0.storeBytes(of: value, toByteOffset: 8 * (index + 1), as: UInt64.self) }
+        try unsafe reading.withUnsafeMutableBytes {
+          unsafe $0.storeBytes(of: value, toByteOffset: 8 * (index + 1), as: UInt64.self)
+        }
         let kept = unsafe reading.withUnsafeBytes { unsafe $0.load(fromByteOffset: 8 * (index + 1), as: UInt64.self) }
         let own: UInt64 = try region.load(fromByteOffset: other * 4096 + 8 * (index + 1))
-        if kept != value || own != value { findings.note("page \(other) was dropped under its pin: \(kept), \(own), not \(value)") }
+        if kept != value || own != value {
+          findings.note("page \(other) was dropped under its pin: \(kept), \(own), not \(value)")
+        }
       }
     }
   }

@@ -46,7 +46,9 @@ import Testing
     for index in 0..<16 {
       let seen = unsafe pin.withUnsafeBytes { unsafe $0.load(fromByteOffset: index * 4096, as: Int.self) }
       #expect(seen == ([3, 4, 9].contains(index) ? 100 : 0) + index)
-      try unsafe pin.withUnsafeMutableBytes { unsafe $0.storeBytes(of: 200 + index, toByteOffset: index * 4096, as: Int.self) }
+      try unsafe pin.withUnsafeMutableBytes {
+        unsafe $0.storeBytes(of: 200 + index, toByteOffset: index * 4096, as: Int.self)
+      }
       #expect(try child.load(fromByteOffset: index * 4096, as: Int.self) == 200 + index)
       #expect(try parent.load(fromByteOffset: index * 4096, as: Int.self) == index)
     }
@@ -162,7 +164,8 @@ import Testing
     try space.close()
   }
 
-  @Test("P1: a long-term pin for writing of a file of a file system is refused, and says what to do",
+  @Test(
+    "P1: a long-term pin for writing of a file of a file system is refused, and says what to do",
     .enabled(if: ForeignMemory.isTemporaryDirectoryOnDisk, "the temporary directory is in memory"))
   func longTerm() throws {
     let space = try AddressSpace.forTests()

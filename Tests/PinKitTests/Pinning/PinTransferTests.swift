@@ -44,7 +44,9 @@ private struct NumberedFile: ~Copyable {
       #expect(try region.read(from: file.descriptor, offset: 1 << 20, into: 0..<4096) == 0)
       #expect(try region.write(to: file.descriptor, offset: 0, from: 10..<20) == 10)
       #expect(try Array(file.content()[..<11]) == [UInt8](repeating: 6, count: 10) + [1])
-      #expect(errorCode { _ = try region.read(from: file.descriptor, offset: 0, into: 0..<region.addresses.count + 1) } == .outOfBounds)
+      #expect(
+        errorCode { _ = try region.read(from: file.descriptor, offset: 0, into: 0..<region.addresses.count + 1) }
+          == .outOfBounds)
       #expect((0..<6).allSatisfy { !region.table[$0].isPinned })
       try tracker.stop()
     }
@@ -117,7 +119,8 @@ private struct NumberedFile: ~Copyable {
     #expect(outcome == .queued && completion == .init(userData: 5, outcome: .done(bytes: 4096)))
   }
 
-  @Test("Buffers that are dropped with operations in flight wait for them, and unpin", .enabled(if: hasRing, "needs io_uring"))
+  @Test(
+    "Buffers that are dropped with operations in flight wait for them, and unpin", .enabled(if: hasRing, "needs io_uring"))
   func dropped() throws {
     let space = try AddressSpace.forTests()
     let region = try space.map(.pool, pages: 8)
@@ -134,7 +137,9 @@ private struct NumberedFile: ~Copyable {
     try space.close()
   }
 
-  @Test("Locked memory beyond RLIMIT_MEMLOCK is refused with an advice", .enabled(if: hasRing && geteuid() == 0, "needs root, to be no longer root"))
+  @Test(
+    "Locked memory beyond RLIMIT_MEMLOCK is refused with an advice",
+    .enabled(if: hasRing && geteuid() == 0, "needs root, to be no longer root"))
   func lockedMemory() async {
     await #expect(processExitsWith: .success) {
       var limit = rlimit(rlim_cur: 16 << 10, rlim_max: 16 << 10)
