@@ -21,6 +21,9 @@ public final class Region: Sendable {
   let table: PageTable
   let attachments = Attachments()
   let pinGate = PinGate()
+  private let forkGeneration = Kernel.forkGeneration
+  /// False in a child of `fork()`; as the space says, which takes longer to ask.
+  @inline(__always) var isOfThisProcess: Bool { forkGeneration == Kernel.forkGeneration }
   /// The protection that pins look at without a lock, once there was one: a retained object, and its fault domain.
   let pinProtection = Atomic<UInt>(0)
   let pinDomain = Atomic<UInt>(0)

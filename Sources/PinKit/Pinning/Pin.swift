@@ -26,7 +26,7 @@
 
   deinit {
     // A child of fork() has a copy of the value, and none of the counts.
-    guard region.space.isOfThisProcess else { return }
+    guard region.isOfThisProcess else { return }
     if let detail, !detail.pieces.isEmpty {
       for piece in detail.pieces { region.dropPins(piece.pages, options, extent: piece.extent) }
     } else {
@@ -42,7 +42,7 @@
 
   /// Has trackers report the pages, also where nothing was written through PinKit: a device wrote them. Does not block.
   public func markDirty() {
-    guard region.space.isOfThisProcess else { return }
+    guard region.isOfThisProcess else { return }
     region.table.markWritten(pages)
   }
 

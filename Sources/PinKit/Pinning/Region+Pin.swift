@@ -21,7 +21,7 @@ extension Region {
   ///   `.needsDirtyTracking` (P1), `.invalidArgument`, `.outOfBounds`, `.unmapped`, `.notInherited`, `.handlerLost`, `.wouldDeadlock` from a
   ///   fault callback.
   public func pin(_ pages: Range<Int>, _ options: PinOptions = []) throws(PinError) -> Pin {
-    if pages.lowerBound >= 0, pages.upperBound <= table.pageCount, !pages.isEmpty, space.isOfThisProcess,
+    if pages.lowerBound >= 0, pages.upperBound <= table.pageCount, !pages.isEmpty, isOfThisProcess,
       options.rawValue & PinOptions.longTerm.rawValue == 0, let pin = pinAtOnce(pages, options)
     {
       return pin

@@ -24,6 +24,7 @@ extension Region {
     let generation = domain.generation.load(ordering: .sequentiallyConsistent)
     guard !domain.lock.hasWriter, domain.failure.load(ordering: .relaxed) == 0 else { return nil }
     var extent: Extent.Pointer?
+    var id: UInt64 = 0
     var start = addresses.start + UInt(pages.lowerBound * pageSize)
     if let frames {
       let first = unsafe frames.extent(of: pages.lowerBound)
@@ -31,18 +32,20 @@ extension Region {
       if base == 0 { return nil }
       start = base + UInt(pages.lowerBound * pageSize)
       unsafe extent = first
+      id = unsafe first == frames.base ? 0 : UInt64(first.pointee.id)
     }
     let isForWriting = options.isForWriting
     let (refused, required) = Self.conditions(isForWriting, domain.delivery.load(ordering: .sequentiallyConsistent))
+    TestHooks.reach(.pinning, page: pages.lowerBound)
     var end = pages.lowerBound
     while end < pages.upperBound {
-      guard unsafe take(end, isForWriting, extent, refused, required) else { break }
+      guard unsafe take(end, isForWriting, extent, id, refused, required) else { break }
       end += 1
     }
     let taken = pages.lowerBound..<end
     if !taken.isEmpty { table.pinned.insertVisibly(taken) }
     TestHooks.reach(.pinCounted, page: pages.lowerBound)
-    guard end == pages.upperBound, unsafe stays(taken, extent), !pinGate.isDropping, !domain.lock.hasWriter,
+    guard end == pages.upperBound, unsafe stays(taken, extent, id), !pinGate.isDropping, !domain.lock.hasWriter,
       domain.generation.load(ordering: .sequentiallyConsistent) == generation
     else {
       dropPins(taken, options, extent: UInt(bitPattern: extent))
@@ -62,28 +65,25 @@ extension Region {
   }
 
   @inline(__always) private func take(
-    _ page: Int, _ isForWriting: Bool, _ extent: Extent.Pointer?, _ refused: UInt64, _ required: UInt64
+    _ page: Int, _ isForWriting: Bool, _ extent: Extent.Pointer?, _ id: UInt64, _ refused: UInt64, _ required: UInt64
   ) -> Bool {
     guard let entry = table.addPin(page, forWriting: isForWriting, refused: refused, required: required) else {
       return false
     }
-    guard let frames, let extent = unsafe extent else { return true }
-    let id = UInt32(truncatingIfNeeded: entry.rawValue >> 32)
-    if unsafe id == (extent == frames.base ? 0 : extent.pointee.id), unsafe extent.pointee.tryPinOwn(page) { return true }
+    guard let extent = unsafe extent else { return true }
+    if entry.rawValue >> 32 == id, unsafe extent.pointee.tryPinOwn(page) { return true }
     table.pinned.insertVisibly(page)
     table.removePin(page, forWriting: isForWriting)
     return false
   }
 
   /// Whether nobody has begun to give one of the pages another frame before its own said that it was pinned.
-  @inline(__always) private func stays(_ pages: Range<Int>, _ extent: Extent.Pointer?) -> Bool {
-    guard let frames, let extent = unsafe extent else { return true }
-    let id = unsafe extent == frames.base ? 0 : extent.pointee.id
+  @inline(__always) private func stays(_ pages: Range<Int>, _ extent: Extent.Pointer?, _ id: UInt64) -> Bool {
+    if unsafe extent == nil { return true }
+    let busy = PageTable.Entry.claimedOrCleared.rawValue
     for page in pages {
-      let entry = table.current(page)
-      guard entry.isDisjoint(with: .claimedOrCleared), UInt32(truncatingIfNeeded: entry.rawValue >> 32) == id else {
-        return false
-      }
+      let entry = table.current(page).rawValue
+      if entry & busy != 0 || entry >> 32 != id { return false }
     }
     return true
   }
@@ -91,13 +91,13 @@ extension Region {
   /// Takes pins off the counts: of the frames first, so that whoever finds a page unpinned finds its frame so as well.
   @inline(__always) func dropPins(_ pages: Range<Int>, _ options: PinOptions, extent: UInt) {
     let isForWriting = options.isForWriting
-    if let frames, let pointer = unsafe Extent.Pointer(bitPattern: extent) {
+    if let pointer = unsafe Extent.Pointer(bitPattern: extent) {
       var isDead = false
       for page in pages {
         if unsafe pointer.pointee.unpin(page) { isDead = true }
         table.removePin(page, forWriting: isForWriting)
       }
-      if isDead { frames.pool.noteDead() }
+      if isDead { frames?.pool.noteDead() }
     } else {
       for page in pages { table.removePin(page, forWriting: isForWriting) }
     }

@@ -1,3 +1,5 @@
+import CTestSupport
+import Synchronization
 import Testing
 
 @testable import PinKit
@@ -89,22 +91,65 @@ import Testing
   }
 
   @Test("P4: a drop that begins when a pin was counted and not yet taken is seen by the pin")
-  func order() throws {
+  func order() async { await #expect(processExitsWith: .success) { try Self.order() } }
+
+  private static func order() throws {
+    ct_deadline(30)
     let space = try AddressSpace.forTests()
     let region = try space.map(.anonymous, pages: 4)
     try region.fill(with: 9)
     try region.pin(0..<1).unpin()
     TestHooks.set(.pinCounted) { _ in region.pinGate.beginDrop() }
-    #expect(errorCode { _ = try region.pin(2..<3, .fast) } == .wouldBlock)
+    check(errorCode { _ = try region.pin(2..<3, .fast) }, is: .wouldBlock)
     TestHooks.set(.pinCounted, nil)
-    #expect(!region.table[2].isPinned)
+    check(!region.table[2].isPinned, "it is pinned")
     region.pinGate.endDrop()
-    let protection = try region.protection()
-    TestHooks.set(.pinCounted) { _ in protection.exclusive { _ in } }
-    // The pin is counted once more, with the lock.
-    let pin = try region.pin(2..<3, .write)
+    // Somebody who begins to decide on the page when its frame does not say yet that it is pinned.
+    let pool = try space.map(.pool, pages: 4)
+    try pool.pin(0..<1).unpin()
+    TestHooks.set(.pinCounted) { _ = pool.table.claim($0) }
+    check(errorCode { _ = try pool.pin(2..<3, .fast) }, is: .wouldBlock)
     TestHooks.set(.pinCounted, nil)
-    #expect(region.table[2].pinsForWriting == 1)
+    pool.table.releaseClaim(2)
+    check(!pool.table[2].isPinned, "it is pinned")
+    // With the lock.
+    let fresh = try space.map(.pool, pages: 4)
+    TestHooks.set(.pinned) { _ in fresh.pinGate.beginDrop() }
+    check(errorCode { _ = try fresh.pin(2..<3, .noWait) }, is: .wouldBlock)
+    TestHooks.set(.pinned, nil)
+    fresh.pinGate.endDrop()
+    try check(!fresh.mayBePinned(2), "it is pinned")
+    try space.close()
+  }
+
+  @Test("P6: a snapshot that is taken while a page is being pinned has the bytes from before", arguments: [true, false])
+  func instant(_ isPool: Bool) async {
+    await #expect(processExitsWith: .success) { [isPool = isPool as Bool] in try Self.instant(isPool) }
+  }
+
+  private static func instant(_ isPool: Bool) throws {
+    ct_deadline(30)
+    let space = try AddressSpace.forTests()
+    let region = try space.map(isPool ? .pool : .anonymous, pages: 4)
+    try region.fill(with: 9)
+    try region.pin(0..<1).unpin()
+    let taken = Mutex<Snapshot?>(nil)
+    TestHooks.set(.pinning) { _ in
+      TestHooks.set(.pinning, nil)
+      let snapshot = try? region.snapshot()
+      taken.withLock { $0 = snapshot }
+    }
+    let pin = try region.pin(2..<3, .write)
+    TestHooks.set(.pinning, nil)
+    guard let snapshot = taken.withLock({ $0 }) else {
+      Issue.record("there is no snapshot")
+      return
+    }
+    try unsafe pin.withUnsafeMutableBytes { unsafe $0[0] = 10 }
+    var bytes = [UInt8](repeating: 0, count: 4096)
+    try unsafe bytes.withUnsafeMutableBytes { try unsafe snapshot.copy(2..<3, into: $0) }
+    check(bytes[0], is: 9)
+    snapshot.close()
     pin.unpin()
     try space.close()
   }

@@ -147,6 +147,21 @@ import Testing
     try space.close()
   }
 
+  @Test("W3: a page whose frame is shared is not pinned as it is, however quickly")
+  func sharedFrames() throws {
+    let space = try AddressSpace.forTests()
+    let parent = try space.map(.pool, pages: 8)
+    try parent.fill(with: 1)
+    let child = try parent.clone()
+    try child.pin(0..<1).unpin()
+    #expect(errorCode { _ = try child.pin(3..<4, .fast) } == .wouldBlock)
+    let pin = try child.pin(3..<4)
+    let other = try parent.frameState(3).frame
+    #expect(pin.frameState(of: 3)?.frame != other)
+    pin.unpin()
+    try space.close()
+  }
+
   @Test("P4: too many pins of a page are refused, and none is lost", arguments: [false, true])
   func limits(_ isWriting: Bool) throws {
     let space = try AddressSpace.forTests()
