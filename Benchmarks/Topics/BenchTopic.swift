@@ -23,7 +23,9 @@ public struct BenchSkip: Error, CustomStringConvertible {
 /// All topics, in the order in which `pinctl bench` runs them.
 public enum BenchTopics {
   public static var all: [any BenchTopic.Type] {
-    [TrackTopic.self, CowTopic.self, SnapshotTopic.self, NotifyTopic.self, VringTopic.self, FileTopic.self]
+    [
+      TrackTopic.self, CowTopic.self, SnapshotTopic.self, NotifyTopic.self, VringTopic.self, PinTopic.self, FileTopic.self,
+    ]
   }
 }
 

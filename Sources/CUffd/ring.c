@@ -142,6 +142,35 @@ int cuffd_ring_reap(struct cuffd_ring *ring, struct cuffd_completion *out, int c
   return count;
 }
 
+int cuffd_ring_read_fixed(
+  struct cuffd_ring *ring, int fd, void *buffer, uint32_t length, uint64_t offset, uint32_t index, uint64_t data) {
+  struct io_uring_sqe *entry = io_uring_get_sqe(&ring->ring);
+  if (!entry) return -EAGAIN;
+  io_uring_prep_read_fixed(entry, fd, buffer, length, offset, (int)index);
+  entry->user_data = data;
+  ring->in_flight++;
+  return 0;
+}
+
+int cuffd_ring_write_fixed(
+  struct cuffd_ring *ring, int fd, const void *buffer, uint32_t length, uint64_t offset, uint32_t index, uint64_t data) {
+  struct io_uring_sqe *entry = io_uring_get_sqe(&ring->ring);
+  if (!entry) return -EAGAIN;
+  io_uring_prep_write_fixed(entry, fd, buffer, length, offset, (int)index);
+  entry->user_data = data;
+  ring->in_flight++;
+  return 0;
+}
+
+int cuffd_ring_register_buffers(struct cuffd_ring *ring, const struct cuffd_buffer *buffers, uint32_t count) {
+  struct iovec *vectors = calloc(count, sizeof *vectors);
+  if (!vectors) return -ENOMEM;
+  for (uint32_t i = 0; i < count; i++) vectors[i] = (struct iovec){(void *)(uintptr_t)buffers[i].start, buffers[i].length};
+  int result = io_uring_register_buffers(&ring->ring, vectors, count);
+  free(vectors);
+  return result;
+}
+
 int cuffd_ring_register_buffer(struct cuffd_ring *ring, void *buffer, uint64_t length) {
   struct iovec vector = {buffer, length};
   return io_uring_register_buffers(&ring->ring, &vector, 1);

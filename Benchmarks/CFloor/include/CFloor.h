@@ -12,6 +12,7 @@
 #include "cfloor_file.h"
 #include "cfloor_leak.h"
 #include "cfloor_notify.h"
+#include "cfloor_pin.h"
 #include "cfloor_snapshot.h"
 #include "cfloor_vring.h"
 

@@ -21,4 +21,9 @@ void cuffd_wplock_unlock_exclusive(struct cuffd_wplock *_Nonnull lock);
 // How many readers are queued behind a writer.
 uint32_t cuffd_wplock_queued(struct cuffd_wplock *_Nonnull lock);
 
+// Whether a writer has the lock, or waits for it.
+static inline int cuffd_wplock_has_writer(const struct cuffd_wplock *_Nonnull lock) {
+  return (__atomic_load_n(&lock->state, __ATOMIC_SEQ_CST) >> 31) & 1;
+}
+
 #endif

@@ -39,6 +39,20 @@ int cuffd_ring_start_writeback(struct cuffd_ring *_Nonnull ring, int fd, uint64_
 int cuffd_ring_submit(struct cuffd_ring *_Nonnull ring, uint32_t wait_for);
 // Takes up to `capacity` completions without waiting.
 int cuffd_ring_reap(struct cuffd_ring *_Nonnull ring, struct cuffd_completion *_Nonnull out, int capacity);
+// Queue one operation on registered buffer `index`, which holds all of `buffer`.
+int cuffd_ring_read_fixed(
+  struct cuffd_ring *_Nonnull ring, int fd, void *_Nonnull buffer, uint32_t length, uint64_t offset, uint32_t index,
+  uint64_t data);
+int cuffd_ring_write_fixed(
+  struct cuffd_ring *_Nonnull ring, int fd, const void *_Nonnull buffer, uint32_t length, uint64_t offset,
+  uint32_t index, uint64_t data);
+struct cuffd_buffer {
+  uint64_t start;
+  uint64_t length;
+};
+// Registers several, numbered from 0.
+int cuffd_ring_register_buffers(
+  struct cuffd_ring *_Nonnull ring, const struct cuffd_buffer *_Nonnull buffers, uint32_t count);
 // Registers one buffer as a fixed buffer (the kernel's long-term pin) / removes all.
 int cuffd_ring_register_buffer(struct cuffd_ring *_Nonnull ring, void *_Nonnull buffer, uint64_t length);
 int cuffd_ring_unregister_buffers(struct cuffd_ring *_Nonnull ring);

@@ -170,7 +170,8 @@ extension RegionFrames {
   /// Frames that are pinned and exclusive are copied for the child at once, and stay this region's own. While references of a frame are
   /// frozen it gets no mapping either (S3), so this waits for whoever has frozen it, and gives up after a second.
   func share(with child: RegionFrames) throws(PinError) {
-    unsafe base.pointee.isShared.store(true, ordering: .sequentiallyConsistent)
+    // Until now every frame of the base was this region's own, whatever its word says.
+    let wasOwn = unsafe !base.pointee.isShared.exchange(true, ordering: .sequentiallyConsistent)
     child.beginMapping()
     var pinned: [Int] = []
     let deadline = Kernel.now() + 1_000_000_000
@@ -182,7 +183,7 @@ extension RegionFrames {
         let id = table.extent(page)
         if id == 0 || frozen != nil { continue }
         let extent = unsafe pool.extent(id)
-        unsafe share(page, in: extent, &pinned)
+        unsafe share(page, in: extent, wasOwn: false, &pinned)
         guard unsafe extent.pointee.addMapping(page, isExclusive: pinned.last == page, until: deadline) else {
           frozen = page
           continue
@@ -194,7 +195,7 @@ extension RegionFrames {
     }
     child.notePieces()
     unsafe base.pointee.tracked.forEachRun { run in
-      for page in run where table.extent(page) == 0 { unsafe share(page, in: base, &pinned) }
+      for page in run where table.extent(page) == 0 { unsafe share(page, in: base, wasOwn: wasOwn, &pinned) }
     }
     if frozen == nil { frozen = unsafe base.pointee.firstFrozen(at: deadline) }
     if let frozen {
@@ -208,10 +209,17 @@ extension RegionFrames {
     pool.noteDead()
   }
 
-  private func share(_ page: Int, in extent: Extent.Pointer, _ pinned: inout [Int]) {
-    let counts = unsafe extent.pointee.counts(page)
-    let isOwn = unsafe extent.pointee.word(page).flags.contains(.exclusive)
-    if isOwn, counts.mayBePinned { return pinned.append(page) }
+  private func share(_ page: Int, in extent: Extent.Pointer, wasOwn: Bool, _ pinned: inout [Int]) {
+    let word = unsafe extent.pointee.word(page)
+    let isOwn = wasOwn || word.flags.contains(.exclusive)
+    if isOwn, word.extra >= FrameCounts.pinBias {
+      unsafe extent.pointee.update(page) { word in
+        var word = word
+        word.flags.insert(.exclusive)
+        return word
+      }
+      return pinned.append(page)
+    }
     guard isOwn else { return }
     unsafe extent.pointee.update(page) { word in
       var word = word

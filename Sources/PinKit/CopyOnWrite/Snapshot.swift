@@ -94,10 +94,13 @@ extension Region {
   /// A region that is tracked by `.asynchronous` changes over to a synchronous mechanism: its trackers get every populated page
   /// once, as one that may have been written.
   ///
+  /// Pages that are pinned for writing are copied at once, as no fault says when they change (P6).
+  ///
   /// Blocks while the pages are protected, and while other threads discard or collect.
   ///
   /// - Throws: ``PinError``: `.unsupported` where the backing or the kernel cannot, or for `.asynchronous`; `.inUse` where another
-  ///   mechanism is active; `.permissionDenied`, `.outOfMemory`, `.limitReached`, `.unmapped`, `.handlerLost`, `.timedOut`;
+  ///   mechanism is active; `.permissionDenied`, `.outOfMemory`, `.limitReached`, also where the capture limit has no room for
+  ///   the pages that are pinned for writing; `.unmapped`, `.handlerLost`, `.timedOut`;
   ///   `.wouldDeadlock` from a fault callback; `.invalidArgument` for a negative limit. No snapshot exists then.
   public func snapshot(_ options: SnapshotOptions = .init()) throws(PinError) -> Snapshot {
     try requireOutsideFaultPath("snapshot")

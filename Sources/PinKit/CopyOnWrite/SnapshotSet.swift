@@ -29,6 +29,8 @@ internal import Synchronization
     var newest: CaptureStore?
     var generation: SnapshotGeneration?
     var nextID: UInt64 = 1
+    /// What was written before a snapshot that could not be taken: the next one has it among its changes.
+    var unclaimed: DirtySet?
   }
 
   private struct Member {
@@ -85,7 +87,11 @@ internal import Synchronization
   ) throws(PinError) -> (pause: UInt64, changes: DirtySet) {
     var pause: UInt64?
     let previous = state.newest
+    var refusal: PinError?
+    let memory = region.table.hasDeniedPages ? try? ProcessMemory() : nil
     let armed = { (domain: borrowing FaultDomain) in
+      refusal = Self.keepPinned(store, memory, domain)
+      if refusal != nil { return }
       previous?.setSuccessor(store)
       domain.owed.store(
         UInt(bitPattern: unsafe Unmanaged.passUnretained(store).toOpaque()), ordering: .sequentiallyConsistent)
@@ -98,9 +104,14 @@ internal import Synchronization
     if let participant = state.participant {
       try requireMechanism(options.mechanism)
       changes = try session.arm(participant, armed: armed)
+      if let unclaimed = state.unclaimed { changes.formUnion(unclaimed) }
+      state.unclaimed = refusal == nil ? nil : changes
     } else {
-      state.participant = try session.join(region, options.mechanism, keepsPages: true, armed: armed)
+      state.unclaimed = nil
+      let joined = try session.join(region, options.mechanism, keepsPages: true, armed: armed)
+      if refusal == nil { state.participant = joined } else { session.remove(joined) }
     }
+    if let refusal { throw refusal }
     guard let pause else {
       throw PinError(
         .inUse, operation: "snapshot", range: addresses, advice: "Nothing protects the region; resume its trackers first.")
@@ -157,6 +168,7 @@ internal import Synchronization
       }
       guard let participant = state.participant.take() else { return }
       state.generation = nil
+      state.unclaimed = nil
       session.remove(participant)
     }
   }

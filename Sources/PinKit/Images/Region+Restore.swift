@@ -10,7 +10,7 @@ extension Region {
   ///   - progress: Called on this thread, at the beginning and after every block of at most 4 MiB. Its `.cancel` is heeded until the
   ///     first byte changes, and ignored from then on.
   /// - Throws: ``PinError``. With nothing changed: `.geometryMismatch`, `.brokenChain`, `.corruptImage`, `.notFound`, `.cancelled`,
-  ///   `.accessDenied` if `protect(_:to:)` took the right to write away from any page, `.unmapped`, `.wouldDeadlock` from a fault
+  ///   `.pinned` if any page is, `.accessDenied` if `protect(_:to:)` took the right to write away from any page, `.unmapped`, `.wouldDeadlock` from a fault
   ///   callback. If an image changes after it was verified, or the region is unmapped, the same codes with an advice that says that
   ///   a part has been restored.
   public func restore(
@@ -28,6 +28,8 @@ extension Region {
         .accessDenied, operation: "restore", range: addressesUnchecked(of: page..<page + 1),
         advice: "protect(_:to:) took the right to write away from page \(page).")
     }
+    let pinned = table.pinnedRuns(in: 0..<pageCount)
+    guard pinned.isEmpty else { throw pinnedError(pinned, "restore") }
     var target = RestoredRegion(self)
     do throws(PinError) {
       try ImageRestoring.run(chain, into: &target, operation: "restore", cancelsLate: false, progress)
@@ -73,8 +75,10 @@ private struct RestoredRegion: ImageTarget {
   mutating func putZeros(_ pages: Range<Int>) throws(PinError) {
     if region.backing.support.contains(.discard), pages.count * region.pageSize >= Self.worthDiscarding {
       hasChanged = true
-      // Memory that is locked cannot be dropped.
-      do throws(PinError) { return try region.discard(pages) } catch  where error.code == .unsupported {}
+      // Memory that is locked, or was pinned since, cannot be dropped.
+      do throws(PinError) { return try region.discard(pages) } catch
+        where error.code == .unsupported || error.code == .pinned
+      {}
     }
     for page in pages where try !isZero(page) {
       hasChanged = true

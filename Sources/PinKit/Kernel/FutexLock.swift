@@ -34,6 +34,8 @@ internal import CUffd
   func tryLockExclusive() -> Bool { unsafe cuffd_wplock_try_exclusive(raw) != 0 }
   func unlockExclusive() { unsafe cuffd_wplock_unlock_exclusive(raw) }
 
+  /// Whether somebody holds it exclusively, or waits to.
+  @inline(__always) var hasWriter: Bool { unsafe cuffd_wplock_has_writer(raw) != 0 }
   /// How many readers wait for a writer to leave.
   var queuedReaders: Int { Int(unsafe cuffd_wplock_queued(raw)) }
 }

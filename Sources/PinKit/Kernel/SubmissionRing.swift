@@ -6,7 +6,7 @@ public import SystemPackage
 /// See io_uring(7). Noncopyable, and every operation is exclusive: one thread at a time. Dropping the value drops what was not
 /// submitted, cancels what can be cancelled and waits for the rest, so no operation touches its memory afterwards.
 @safe public struct SubmissionRing: ~Copyable, @unchecked Sendable {  // all use of `raw` after init is in mutating methods
-  private let raw: OpaquePointer
+  let raw: OpaquePointer
   /// How many operations can be queued between two submissions; a power of two.
   public let capacity: Int
 
@@ -126,7 +126,7 @@ public import SystemPackage
     try PinError.check(unsafe cuffd_ring_unregister_buffers(raw), "io_uring_unregister_buffers")
   }
 
-  private static func arguments(_ memory: AddressRange, _ offset: Int) -> (UnsafeMutableRawPointer, UInt32) {
+  static func arguments(_ memory: AddressRange, _ offset: Int) -> (UnsafeMutableRawPointer, UInt32) {
     precondition(offset >= 0, "a file offset is negative")  // -1 would mean the descriptor's own position
     precondition(memory.start != 0, "memory at address 0")
     return unsafe (UnsafeMutableRawPointer(bitPattern: memory.start)!, UInt32(clamping: min(memory.count, 0x7fff_f000)))
@@ -134,5 +134,5 @@ public import SystemPackage
 
   mutating func queue(_ body: (OpaquePointer) -> CInt) -> QueueOutcome { Self.outcome(unsafe body(raw)) }
 
-  private static func outcome(_ result: CInt) -> QueueOutcome { result < 0 ? .full : .queued }
+  static func outcome(_ result: CInt) -> QueueOutcome { result < 0 ? .full : .queued }
 }

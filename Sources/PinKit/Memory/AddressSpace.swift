@@ -90,20 +90,43 @@ public final class AddressSpace: Sendable {
   ///
   /// Blocks until accesses inside `withUnsafeMutableBytes` have ended. A second call does nothing.
   ///
-  /// - Throws: ``PinError`` `.wouldDeadlock` from inside an access to one of the regions, or from a fault callback.
-  public func close() throws(PinError) {
+  /// - Parameter whilePinned: What to do if pages are pinned (P7): to fail, unless given. `.leaveFrames` leaves those of `.pool` regions to
+  ///   the pins, and fails for others.
+  /// - Throws: ``PinError`` `.pinned`, naming the pages of the first region that has any; `.wouldDeadlock` from inside an access to one of the
+  ///   regions, or from a fault callback. Nothing has changed then.
+  public func close(whilePinned: PinnedPages = .fail) throws(PinError) {
     guard isOfThisProcess else { throw .notInherited("close") }
     for region in mappedRegions { try region.requireOutside("close") }
+    if isClosed.load(ordering: .acquiring) { return }
+    // While it can still be refused without harm.
+    for region in mappedRegions { try region.flushSupply() }
+    var held: [Region] = []
+    // Nobody pins while it is decided, and whoever closes as well finds the regions gone.
+    defer { for region in held { region.pinGate.endDrop() } }
+    for region in mappedRegions {
+      try region.beginDrop(0..<region.pageCount, "close", whilePinned: Self.policy(whilePinned, region))
+      held.append(region)
+    }
     guard !isClosed.exchange(true, ordering: .acquiringAndReleasing) else { return }
     for service in services.all(as: (any AddressSpaceService).self) { service.spaceWillClose() }
     for region in mappedRegions {
-      do throws(PinError) { try region.unmap() } catch  where error.code == .unmapped {
+      do throws(PinError) { try region.unmap(whilePinned: Self.policy(whilePinned, region)) } catch
+        where error.code == .unmapped
+      {
         // Another thread is at it, and may wait for an access whose faults need the threads that stop below.
         while isEnrolled(region.id) { Kernel.pause(nanoseconds: 50_000) }
+      } catch {
+        // A store that cannot take what has changed keeps its region, and so the space.
+        isClosed.store(false, ordering: .sequentiallyConsistent)
+        throw error
       }
     }
     for service in services.all(as: (any AddressSpaceService).self) { service.shutDown() }
     services.removeAll()
+  }
+
+  private static func policy(_ whilePinned: PinnedPages, _ region: Region) -> PinnedPages {
+    whilePinned == .leaveFrames && region.frames == nil ? .fail : whilePinned
   }
 }
 

@@ -197,7 +197,8 @@ internal import Synchronization
 
   /// Takes `amount` references unless the frame has none (it is nobody's) or is dying. While references are frozen it spins: the
   /// frame is never seen as free, and gives no reference (S3).
-  func tryGet(_ frame: Int, _ amount: Int = 1) -> Bool {
+  /// `waits`: or to give up then.
+  func tryGet(_ frame: Int, _ amount: Int = 1, waits: Bool = true) -> Bool {
     while true {
       var isFrozen = false
       let mappers = mappers.load(ordering: .acquiring)
@@ -211,7 +212,7 @@ internal import Synchronization
         return word
       }
       if taken != nil { return true }
-      if !isFrozen { return false }
+      if !isFrozen || !waits { return false }
       Kernel.relax()
     }
   }
@@ -223,6 +224,33 @@ internal import Synchronization
       return word
     }
     noteIfDead(frame)
+  }
+
+  /// Takes a pin's references if the frame is this one mapping's own and not changing; false otherwise. `isOwn` is that of one region that
+  /// never shared it, or the word's: one step with taking the references, so that whoever shares the frame sees the pin or is seen.
+  @inline(__always) func tryPinOwn(_ frame: Int) -> Bool {
+    let all = !isShared.load(ordering: .acquiring)
+    var before = unsafe words[frame].load(ordering: .relaxed)
+    while true {
+      let word = FrameWord(rawValue: before)
+      guard all || word.flags.contains(.exclusive), word.flags.isDisjoint(with: .changing),
+        word.extra <= FrameWord.maximumExtra - FrameCounts.pinBias
+      else { return false }
+      if before == 0 { tracked.insertVisibly(frame) }
+      let (done, seen) = unsafe words[frame].compareExchange(
+        expected: before, desired: before + UInt64(FrameCounts.pinBias), ordering: .sequentiallyConsistent)
+      if done { return true }
+      before = seen
+    }
+  }
+
+  /// Lets a pin's references go. True if nobody has the frame any more.
+  @inline(__always) func unpin(_ frame: Int) -> Bool {
+    let after = FrameWord(
+      rawValue: unsafe words[frame].subtract(UInt64(FrameCounts.pinBias), ordering: .sequentiallyConsistent).newValue)
+    guard after.extra == 0, mappers.load(ordering: .sequentiallyConsistent) + after.mappings == 0 else { return false }
+    noteIfDead(frame)
+    return true
   }
 
   /// Freezes the references of a frame if they are exactly `count`, mappings included: one atomic step, which fails if anyone else holds

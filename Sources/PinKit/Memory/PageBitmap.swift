@@ -99,7 +99,24 @@ internal import Synchronization
   }
 
   /// The same for several.
-  func insertVisibly(_ pages: Range<Int>) { for page in pages { insertVisibly(page) } }
+  func insertVisibly(_ pages: Range<Int>) {
+    var page = pages.lowerBound
+    while page < pages.upperBound {
+      let end = min(pages.upperBound, (page | 63) + 1)
+      let mask = (end - page == 64 ? UInt64.max : (1 << UInt64(end - page)) - 1) << UInt64(page & 63)
+      let found = unsafe word(0, page >> 6)
+      if unsafe found.pointee.load(ordering: .acquiring) & mask != mask {
+        unsafe _ = found.pointee.bitwiseOr(mask, ordering: .sequentiallyConsistent)
+      }
+      insertVisibly(page)
+      page = end
+    }
+  }
+
+  /// Clears bits of the lowest level; what is above says then that there may be some, which costs a look.
+  func remove(_ page: Int) {
+    unsafe _ = word(0, page >> 6).pointee.bitwiseAnd(~(1 << UInt64(page & 63)), ordering: .sequentiallyConsistent)
+  }
 
   /// From the first bit that is set to behind the last; `nil` if none is. What is set meanwhile may be missed.
   var bounds: Range<Int>? {

@@ -1,13 +1,21 @@
 internal import Synchronization
 
-/// PinKit's own PTEs, eight bytes a page, and an index of those that are open. Untouched pages cost nothing.
+/// PinKit's own PTEs, eight bytes a page, and indices of those that are open or pinned. Untouched pages cost nothing.
+///
+///     bits  0..7   flags
+///     bit   8      it was pinned for writing since the last collection
+///     bits  9..19  pins for writing
+///     bits 20..31  pins for reading
+///     bits 32..63  the extent of the pool that its frame is in
 @safe struct PageTable: @unchecked Sendable {  // entries are touched through atomics only
   let pageCount: Int
-  private let entries: UnsafeMutablePointer<Atomic<UInt64>>
+  let entries: UnsafeMutablePointer<Atomic<UInt64>>
   /// The pages whose entry says ``Entry/open``.
   let open: PageBitmap
   /// The pages that were dropped since the last collection: they read as zeros, and a protection they had may be gone.
   let discarded: PageBitmap
+  /// The pages that may be pinned, or were for writing since the last collection; see `PageTable+Pins.swift`.
+  let pinned: PageBitmap
   private let summary: UnsafeMutablePointer<Atomic<UInt64>>
 
   /// The flags of an entry; zero is a page that is mapped, may be written by the user, and is not open.
@@ -44,7 +52,7 @@ internal import Synchronization
   private static let headerSize = 64
 
   /// In bytes, for so many pages.
-  static func size(pageCount: Int) -> Int { headerSize + pageCount * 8 + 2 * PageBitmap.size(pageCount: pageCount) }
+  static func size(pageCount: Int) -> Int { headerSize + pageCount * 8 + 3 * PageBitmap.size(pageCount: pageCount) }
 
   /// `memory` must be zeroed, hold ``size(pageCount:)`` bytes and outlive the value.
   init(memory: UnsafeMutableRawPointer, pageCount: Int) {
@@ -55,6 +63,8 @@ internal import Synchronization
     open = unsafe PageBitmap(memory: bitmaps, top: summary + 1, pageCount: pageCount)
     discarded = unsafe PageBitmap(
       memory: bitmaps + PageBitmap.size(pageCount: pageCount), top: summary + 2, pageCount: pageCount)
+    pinned = unsafe PageBitmap(
+      memory: bitmaps + 2 * PageBitmap.size(pageCount: pageCount), top: summary + 3, pageCount: pageCount)
   }
 
   /// Whether the user took rights away from any page since the region was made.
@@ -64,6 +74,10 @@ internal import Synchronization
   @inline(__always) subscript(page: Int) -> Entry {
     Entry(rawValue: unsafe entries[page].load(ordering: .acquiring))
   }
+
+  /// Whether any page may be pinned, or ever was. Set under the shared wrprotect lock.
+  @inline(__always) var hasPins: Bool { unsafe summary.pointee.load(ordering: .relaxed) & 2 != 0 }
+  func notePins() { unsafe summary.pointee.bitwiseOr(2, ordering: .sequentiallyConsistent) }
 
   /// Returns the entry before.
   @discardableResult @inline(__always) func insert(_ flags: Entry, at page: Int) -> Entry {
@@ -79,8 +93,9 @@ internal import Synchronization
   @inline(__always) func set(_ pages: Range<Int>) { for page in pages { remove(.cleared, at: page) } }
 
   /// The same for whoever holds the wrprotect lock exclusively: nobody else changes entries then, so no locked instruction is
-  /// needed. Returns the entry before.
+  /// needed, unless pins may be counted, which takes no lock. Returns the entry before.
   @inline(__always) func removeExclusively(_ flags: Entry, at page: Int) -> Entry {
+    if hasPins { return remove(flags, at: page) }
     let before = unsafe entries[page].load(ordering: .relaxed)
     unsafe entries[page].store(before & ~flags.rawValue, ordering: .relaxed)
     return Entry(rawValue: before)

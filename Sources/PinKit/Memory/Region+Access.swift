@@ -1,7 +1,7 @@
 internal import Synchronization
 
 extension Region {
-  /// Calls `body` with the region's bytes. The pointer is valid until `body` returns; ``unmap()`` waits for it.
+  /// Calls `body` with the region's bytes. The pointer is valid until `body` returns; ``unmap(whilePinned:)`` waits for it.
   ///
   /// Takes no lock and makes no system call; faults inside `body` are served.
   ///

@@ -4,7 +4,7 @@ internal import Synchronization
 /// A range of managed pages.
 ///
 /// Pages are counted from 0. The bytes are ordinary memory: load and store through ``withUnsafeMutableBytes(_:)`` at full speed.
-/// All calls may be made from any thread, but not from signal handlers, which may touch the bytes only. After ``unmap()`` every call
+/// All calls may be made from any thread, but not from signal handlers, which may touch the bytes only. After ``unmap(whilePinned:)`` every call
 /// throws `.unmapped`; a pointer that was kept beyond its closure points at nothing then, and using it is the program's own error.
 public final class Region: Sendable {
   /// The space it belongs to.
@@ -21,6 +21,13 @@ public final class Region: Sendable {
   let gate = AccessGate()
   let table: PageTable
   let attachments = Attachments()
+  let pinGate = PinGate()
+  private let forkGeneration = Kernel.forkGeneration
+  /// False in a child of `fork()`; as the space says, which takes longer to ask.
+  @inline(__always) var isOfThisProcess: Bool { forkGeneration == Kernel.forkGeneration }
+  /// The protection that pins look at without a lock, once there was one: a retained object, and its fault domain.
+  let pinProtection = Atomic<UInt>(0)
+  let pinDomain = Atomic<UInt>(0)
   /// `load`, `store` and `copy` hold it shared, `protect(_:to:)` exclusively: a right that was checked lasts for the access.
   let checkedAccesses = FutexLock()
   /// Held while the way that pages are protected changes as a whole.
@@ -77,6 +84,7 @@ public final class Region: Sendable {
       }
       tearDown()
     }
+    releasePinProtection()
     checkedAccesses.deallocate()
     discarding.deallocate()
     unwatchedDiscards.deallocate()
@@ -90,24 +98,48 @@ public final class Region: Sendable {
   ///
   /// What has changed in a region over a store is written back first, and made durable.
   ///
-  /// - Throws: ``PinError``: what the store says if it cannot write: the region stays as it is then; `.unmapped` if it was unmapped before, `.wouldDeadlock` from inside an access to this region or from a
-  ///   fault callback.
-  public func unmap() throws(PinError) {
+  /// - Parameter whilePinned: What to do if pages are pinned (P4, P7): to fail, unless given.
+  /// - Throws: ``PinError``: `.pinned`, naming the pages; `.unmapped` if it was unmapped before, `.wouldDeadlock` from inside an access to
+  ///   this region or from a fault callback, `.unsupported` for `.leaveFrames` of memory that is not of a pool. Nothing has changed then.
+  ///   What the store says if it cannot write: the region stays as it is.
+  public func unmap(whilePinned: PinnedPages = .fail) throws(PinError) {
     try requireOutside("unmap")
     guard space.isOfThisProcess else { throw .notInherited("unmap") }
+    try requireFrames(whilePinned, "unmap")
+    if gate.isClosed { throw PinError(.unmapped, operation: "unmap", range: addresses) }
     // While it can still be refused without harm.
-    try supply?.flush()
-    guard gate.close() else { throw PinError(.unmapped, operation: "unmap", range: addresses) }
+    try flushSupply()
+    // For good, if it goes on: nobody pins a region that goes.
+    try beginDrop(0..<pageCount, "unmap", whilePinned: whilePinned)
+    guard gate.close() else {
+      pinGate.endDrop()
+      throw PinError(.unmapped, operation: "unmap", range: addresses)
+    }
     do throws(PinError) { try supply?.flush() } catch {
       gate.reopen()
+      pinGate.endDrop()
       throw error
     }
     tearDown()
   }
 
+  /// Writes what has changed to the store, if there is one.
+  func flushSupply() throws(PinError) {
+    guard let supply, gate.enter() else { return }
+    defer { gate.leave() }
+    try supply.flush()
+  }
+
   /// What brings its pages in, if that is a store.
-  private var supply: (any PageSupply)? {
+  var supply: (any PageSupply)? {
     backing.stored == nil ? nil : attachments.all(as: (any PageSupply).self).first
+  }
+
+  func requireFrames(_ whilePinned: PinnedPages, _ operation: String) throws(PinError) {
+    guard whilePinned == .leaveFrames, frames == nil else { return }
+    throw PinError(
+      .unsupported, operation: operation, range: addresses,
+      advice: "The backing is \(backing), whose pages have no frames that outlive them: unpin first, or use .wait.")
   }
 
   func requireOutside(

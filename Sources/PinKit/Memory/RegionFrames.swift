@@ -112,6 +112,9 @@ internal import Synchronization
     unsafe try forEachPiece { _, extent throws(PinError) in _ = unsafe try pool.directMap(extent) }
   }
 
+  /// Sees to it that the pool maps the base, in which most pages have their frames.
+  func mapBase() throws(PinError) { _ = unsafe try pool.directMap(base) }
+
   /// Where the pool maps the frame of a page, after ``mapDirectly()``.
   @inline(__always) func directAddress(of page: Int) -> UInt {
     unsafe extent(of: page).pointee.directAddress.load(ordering: .acquiring) + UInt(page * Memory.pageSize)

@@ -17,6 +17,8 @@ protocol PageSupply: RegionAttachment {
   /// caller has a reference to their frames: look at ``isPresent(_:)`` then.
   func prepare(_ pages: Range<Int>, toWrite: Bool) throws(PinError)
   func isPresent(_ page: Int) -> Bool
+  /// Somebody wrote them without a fault.
+  func markDirty(_ pages: Range<Int>)
   func isDirty(_ page: Int) -> Bool
   func isUnderWriteback(_ page: Int) -> Bool
   /// Writes everything back that has changed, before the region goes.

@@ -11,7 +11,7 @@ internal import Synchronization
 @safe public final class DirectMapping: Sendable {
   public let region: Region
   public let pages: Range<Int>
-  public typealias Access = Pin.Access
+  public typealias Access = MappingAccess
   public let access: Access
   private let window: Window
   private let interval: IntervalSubscription

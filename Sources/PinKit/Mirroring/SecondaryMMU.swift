@@ -13,7 +13,7 @@ internal import Synchronization
   public let pages: Range<Int>
   /// In bytes.
   public let pageSize: Int
-  public typealias Access = Pin.Access
+  public typealias Access = MappingAccess
   private let mirror: TranslationTable
   private let interval: IntervalSubscription
   private let protection: RegionProtection

@@ -8,7 +8,7 @@ internal import Synchronization
   public enum Event: String, Sendable, Hashable, CaseIterable, Codable {
     /// The region goes.
     case unmap
-    /// The pages get other frames, or none: copy-on-write, ``Region/discard(_:)``.
+    /// The pages get other frames, or none: copy-on-write, ``Region/discard(_:whilePinned:)``.
     case clear
     /// ``Region/protect(_:to:)`` of several pages, and of one.
     case protectionRange, protectionPage
@@ -88,6 +88,9 @@ internal import Synchronization
     }
     if pages.isEmpty { return }
     // The callback that this is in belongs to a change of the region.
-    unsafe unretained._withUnsafeGuaranteedRef { $0.table.discarded.insertVisibly(pages) }
+    unsafe unretained._withUnsafeGuaranteedRef { region in
+      region.table.discarded.insertVisibly(pages)
+      region.supply?.markDirty(pages)
+    }
   }
 }

@@ -45,13 +45,14 @@ enum FaultResolution: Sendable, Hashable {
 enum FaultPath {
   /// `isWrite` is false only for pages that are protected by not being mapped (minor faults): those may be read at any time.
   static func resolve(
-    page: Int, isWrite: Bool = true, isAdmitted: Bool = false, in domain: borrowing FaultDomain,
+    page: Int, isWrite: Bool = true, isAdmitted: Bool = false, waits: Bool = true, in domain: borrowing FaultDomain,
     holding: borrowing WriteProtectLock.SharedHold
   ) -> FaultResolution {
     let table = domain.table
     // Who has the frame locked may not wait for the claim: somebody may wait with the claim for the lock.
-    let before = isAdmitted ? table.tryClaim(page) : table.claim(page)
-    if isAdmitted, before.contains(.claimed) { return .retry }
+    let mayWait = waits && !isAdmitted
+    let before = mayWait ? table.claim(page) : table.tryClaim(page)
+    if !mayWait, before.contains(.claimed) { return .retry }
     TestHooks.reach(.deciding, page: page)
     defer { table.releaseClaim(page) }
 

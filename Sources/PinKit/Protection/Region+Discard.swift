@@ -6,16 +6,25 @@ extension Region {
   ///
   /// Runs beside faults and writers; a write that races with it is either wiped out or survives whole.
   ///
-  /// - Throws: ``PinError``: `.outOfBounds`, `.unmapped`, `.accessDenied` where pages are protected against writing, `.unsupported`
-  ///   for a mapping of a file, `.wouldDeadlock` from a fault callback. Does not block on other faults, but waits as a writer does
+  /// - Parameters:
+  ///   - pages: Page indices.
+  ///   - whilePinned: What to do if one of them is pinned (P4): to fail, unless given. `.leaveFrames` is for whole regions.
+  /// - Throws: ``PinError``: `.pinned`, naming the pages, and nothing has changed; `.outOfBounds`, `.unmapped`, `.accessDenied` where pages are
+  ///   protected against writing, `.unsupported` for a mapping of a file, `.wouldDeadlock` from a fault callback. Does not block on other faults, but waits as a writer does
   ///   where a snapshot holds writers.
-  public func discard(_ pages: Range<Int>) throws(PinError) {
+  public func discard(_ pages: Range<Int>, whilePinned: PinnedPages = .fail) throws(PinError) {
     let range = try addresses(of: pages)
     try requireOutsideFaultPath("discard")
     try enter("discard")
     defer { leave() }
     guard !pages.isEmpty else { return }
+    guard whilePinned != .leaveFrames else {
+      throw PinError(
+        .unsupported, operation: "discard", range: range, advice: ".leaveFrames is for whole regions; use .fail or .wait.")
+    }
     try requireDiscardable(pages, range)
+    try beginDrop(pages, "discard", whilePinned: whilePinned)
+    defer { pinGate.endDrop() }
     while try !discardOnce(pages, range) {
       // A snapshot holds its writers until it has room; it may take others away with it when it closes.
       Kernel.pause(nanoseconds: 1_000_000)

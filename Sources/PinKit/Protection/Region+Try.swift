@@ -32,10 +32,10 @@ extension Region {
     } ?? .wouldBlock
   }
 
-  /// ``discard(_:)`` for who may not wait for a subscriber, an operation, or room in a snapshot. It may still wait for a moment, for a fault
+  /// ``discard(_:whilePinned:)`` for who may not wait for a subscriber, an operation, or room in a snapshot. It may still wait for a moment, for a fault
   /// that takes one of the pages meanwhile, or for a reader that the kernel tells of the removal.
   ///
-  /// - Throws: As ``discard(_:)``; `.subscriberFailed`.
+  /// - Throws: As ``discard(_:whilePinned:)``; `.subscriberFailed`.
   public func tryDiscard(_ pages: Range<Int>) throws(PinError) -> Attempt {
     let range = try addresses(of: pages)
     try requireOutsideFaultPath("tryDiscard")
@@ -47,6 +47,8 @@ extension Region {
     defer { discarding.unlockShared() }
     guard unwatchedDiscards.tryLockShared() else { return .wouldBlock }
     defer { unwatchedDiscards.unlockShared() }
+    try beginDrop(pages, "tryDiscard", whilePinned: .fail, patiently: false)
+    defer { pinGate.endDrop() }
     // Whoever has a page gives it back soon, unless it waits for a callback.
     for page in pages where table[page].contains(.claimed) { return .wouldBlock }
     return try tryDiscardNow(pages, range) ? .done : .wouldBlock

@@ -258,7 +258,9 @@ internal import SystemPackage
   private func begun<Result, Failure: Error>(
     _ body: (borrowing FaultDomain) throws(Failure) -> Result
   ) throws(Failure) -> Result {
-    unsafe domain.pointee.generation.add(1, ordering: .relaxed)
+    // A pin is counted without the lock, and then looks here: one of the two sees the other.
+    unsafe domain.pointee.generation.add(1, ordering: .sequentiallyConsistent)
+    atomicMemoryFence(ordering: .sequentiallyConsistent)
     unsafe domain.pointee.exclusiveSince.store(Kernel.now(), ordering: .relaxed)
     return try unsafe body(domain.pointee)
   }

@@ -35,6 +35,10 @@ enum TestHooks {
     case freezing
     /// A pin has its references, and the frame is not yet noted as its owner's.
     case pinned
+    /// A pin is about to be counted without a lock.
+    case pinning
+    /// A pin was counted without a lock, and has not looked for operations beside it yet.
+    case pinCounted
     /// A huge mapping was moved over its pages; where it was made there is room now.
     case moved
     /// A secondary MMU has a sequence number, and is about to ask for a page.

@@ -32,6 +32,21 @@ internal import Synchronization
     return SharedHold(futex)
   }
 
+  /// Whether somebody holds it exclusively, or waits to.
+  @inline(__always) var hasWriter: Bool { futex.hasWriter }
+
+  /// The same as ``withShared(file:line:_:)``, `nil` rather than wait.
+  func withSharedIfFree<Result>(
+    file: StaticString = #fileID, line: UInt = #line, _ body: (borrowing SharedHold) -> Result
+  ) -> Result? {
+    guard futex.tryLockShared() else { return nil }
+    if LockOrder.isOn { noteShared(LockPlace(file: file, line: line)) }
+    let hold = SharedHold(futex)
+    let result = body(hold)
+    _ = consume hold
+    return result
+  }
+
   /// Runs `body` with the shared side held. Signals are the caller's to block.
   func withShared<Result>(
     file: StaticString = #fileID, line: UInt = #line, _ body: (borrowing SharedHold) -> Result

@@ -82,7 +82,9 @@ extension FilePages {
     return dropped
   }
 
-  private func isPinned(_ page: Int) -> Bool { unsafe frames.extent(of: page).pointee.counts(page).mayBePinned }
+  private func isPinned(_ page: Int) -> Bool {
+    table[page].isPinned || unsafe frames.extent(of: page).pointee.counts(page).mayBePinned
+  }
 }
 
 /// Keeping pages from being dropped.

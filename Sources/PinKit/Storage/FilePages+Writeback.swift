@@ -211,5 +211,5 @@ extension FilePages {
   }
 
   /// Whether a pin lets somebody write the page without a fault.
-  func isPinnedForWriting(_ page: Int) -> Bool { unsafe frames.extent(of: page).pointee.counts(page).mayBePinned }
+  func isPinnedForWriting(_ page: Int) -> Bool { table.current(page).pinsForWriting > 0 }
 }

@@ -139,6 +139,7 @@ extension FilePages {
 }
 
 extension FilePages: PageSupply {
+  func markDirty(_ pages: Range<Int>) { dirty.insertVisibly(pages) }
   func isDirty(_ page: Int) -> Bool { dirty.contains(page) }
 
   func prepare(_ pages: Range<Int>, toWrite: Bool) throws(PinError) {

@@ -13,6 +13,8 @@ final class TrackingSession: RegionAttachment {
   private let logger: Logger
   private let layout: LayoutLock
   private let protection: RegionProtection
+  private let table: PageTable
+  private weak let region: Region?
   /// The region is a clone that nobody has seen yet.
   private let isUntouched: Bool
   private let state: Mutex<State>
@@ -46,6 +48,8 @@ final class TrackingSession: RegionAttachment {
     logger = region.space.configuration.logger
     layout = region.layout
     self.protection = protection
+    table = region.table
+    self.region = region
     state = Mutex(State())
   }
 
@@ -184,6 +188,8 @@ final class TrackingSession: RegionAttachment {
       ? try AsynchronousMechanism(region: region, protection: protection)
       : SynchronousMechanism(
         kind: kind, protection: protection, pageCount: pageCount, unmapped: isUntouched ? region.frames : nil)
+    // What was written through pins before is nobody's.
+    _ = writtenThroughPins()
     try layout.withLock { () throws(PinError) in try mechanism.start(armed: armed) }
     return mechanism
   }
@@ -268,6 +274,7 @@ final class TrackingSession: RegionAttachment {
   }
 
   private func resume(_ state: inout State) throws(PinError) {
+    _ = writtenThroughPins()
     try state.mechanism?.resume { _ in }
     state.isSuspended = false
   }
@@ -292,8 +299,22 @@ final class TrackingSession: RegionAttachment {
     } catch {
       failure = error
     }
+    found.formUnion(writtenThroughPins())
     share(found, &state)
     if let failure { throw failure }
+  }
+
+  /// The pages that are pinned for writing, or were since this was last asked: no fault says that they were written (P6).
+  private func writtenThroughPins() -> DirtySet {
+    var written = DirtySet(pageCount: pageCount)
+    if table.pinned.isEmpty { return written }
+    let stale = table.takeWritten { written.append($0..<$0 + 1) }
+    if stale > 64, let region {
+      region.pinGate.beginDrop(patiently: false)
+      table.forgetUnpinned()
+      region.pinGate.endDrop()
+    }
+    return written
   }
 
   /// Gives pages to everyone who is not paused.

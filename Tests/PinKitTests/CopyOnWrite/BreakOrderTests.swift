@@ -139,7 +139,7 @@ import Testing
         thread.withLock { $0 = writer }
         check(spin(forAtMost: 10) { hasStored.value == 1 }, "the fault waits for the pin")
       }
-      let pin = try parent.pin(5, for: .reading)
+      let pin = try parent.pin(5..<6)
       TestHooks.set(.pinned, nil)
       try thread.withLock { $0 }?.join()
       try parent.store(UInt64(1005), toByteOffset: 5 * 4096)
@@ -147,6 +147,7 @@ import Testing
       check(seen, is: 1005)
       check(space.counters[.copies], is: 1)
       _ = reference.frame
+      pin.unpin()
       try space.close()
     }
   }

@@ -247,7 +247,7 @@ final class FamilyWriter: @unchecked Sendable {
     // To a tracker a page that leaves a shared frame for the pin's sake counts as written.
     member.changes.started.increment(page)
     defer { member.changes.finished.increment(page) }
-    let pin = try region.pin(page, for: .reading)
+    let pin = try region.pin(page..<page + 1)
     let stamp = begin(page, page * 3 + 1..<page * 3 + 2)
     defer { end(page) }
     try region.store(stamp, toByteOffset: page * 4096 + FamilyPlan.slots[1])
@@ -257,7 +257,7 @@ final class FamilyWriter: @unchecked Sendable {
   }
 
   private func pinForWriting(_ page: Int) throws {
-    let pin = try region.pin(page, for: .writing)
+    let pin = try region.pin(page..<page + 1, .write)
     let first = begin(page, page * 3 + 2..<page * 3 + 3)
     try store(first, through: pin)
     end(page)
@@ -374,6 +374,6 @@ final class FamilyModel {
   /// Of a region whose writers go on: they are told.
   private func unmap() throws {
     let index = Int.random(in: 1..<members.count, using: &random)
-    try members.remove(at: index).region.unmap()
+    try members.remove(at: index).region.unmap(whilePinned: .wait)
   }
 }

@@ -110,7 +110,7 @@ import Testing
       errorCode { _ = try region.snapshot() }, errorCode { _ = try region.clone() },
       errorCode { _ = try region.trackWrites() }, errorCode { _ = try tracker.collect() },
       errorCode { try tracker.pause() }, errorCode { try tracker.stop() }, errorCode { _ = try snapshot.word(0) },
-      errorCode { _ = try region.pin(0, for: .writing) }, errorCode { _ = try region.lookUp(0) },
+      errorCode { _ = try region.pin(0..<1, .write) }, errorCode { _ = try region.lookUp(0) },
       errorCode { _ = try region.subscribe(RecordingNotifier()) }, errorCode { _ = try SecondaryMMU(region) },
       errorCode { _ = try region.testYoung(0..<1) }, errorCode { _ = try region.load(fromByteOffset: 0, as: UInt8.self) },
       errorCode { try region.store(UInt8(1), toByteOffset: 0) },

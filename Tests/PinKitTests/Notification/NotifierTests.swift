@@ -267,7 +267,7 @@ import Testing
         errorCode { try region.store(UInt8(1), toByteOffset: 0) }, errorCode { try region.protect(0..<1) },
         errorCode { try region.discard(0..<1) }, errorCode { _ = try region.snapshot() },
         errorCode { _ = try region.clone() }, errorCode { _ = try region.trackWrites() },
-        errorCode { _ = try region.pin(0, for: .reading) }, errorCode { _ = try region.subscribe(RecordingNotifier()) },
+        errorCode { _ = try region.pin(0..<1) }, errorCode { _ = try region.subscribe(RecordingNotifier()) },
         errorCode { try region.unmap() }, errorCode { _ = try region.load(fromByteOffset: 0, as: UInt8.self) },
         errorCode { try unsafe region.withUnsafeMutableBytes { _ in } },
       ]

@@ -166,7 +166,7 @@ import Testing
         }
         if index == 2 {
           let clone = try tracked.region.clone()
-          _ = try tracked.region.pin(round, for: .writing)
+          _ = try tracked.region.pin(round..<round + 1, .write)
           try clone.unmap()
         }
         if LockRecord.count != 0 { isUneven.value = 1 }

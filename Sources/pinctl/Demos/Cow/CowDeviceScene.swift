@@ -65,8 +65,8 @@ struct CowDeviceScene: DemoScene {
     var outcome = Outcome(policy: policy)
     var value: UInt64 = 1
     try owner.store(value, toByteOffset: 0)
-    let device = HeldPin(try owner.pin(0, for: .writing))
-    outcome.ledger.note("the owner pins its page", [("owner", try owner.frameState(0)), ("device", device.pin.state)])
+    let device = HeldPin(try owner.pin(0..<1, .write))
+    outcome.ledger.note("the owner pins its page", [("owner", try owner.frameState(0)), ("device", device.state)])
 
     var clones: [(region: Region, value: UInt64)] = []
     func note(_ what: String) throws {
@@ -74,7 +74,7 @@ struct CowDeviceScene: DemoScene {
       outcome.ledger.note(
         what,
         [
-          ("owner", try owner.frameState(0)), ("device", device.pin.state),
+          ("owner", try owner.frameState(0)), ("device", device.state),
           ("clone", try clones[0].region.frameState(0)),
         ])
     }
@@ -85,7 +85,7 @@ struct CowDeviceScene: DemoScene {
       } else if outcome.firstLost.isEmpty {
         outcome.firstLost = "\(what) \(value), and the other side reads \(sees)"
       }
-      if try owner.frameState(0).frame == device.pin.frame { outcome.sameFrame += 1 }
+      if try owner.frameState(0).frame == device.state.frame { outcome.sameFrame += 1 }
     }
 
     for _ in 0..<rounds {
@@ -106,7 +106,7 @@ struct CowDeviceScene: DemoScene {
       if now != value { outcome.changedClones += 1 }
       try clone.unmap()
     }
-    try owner.unmap()
+    try owner.unmap(whilePinned: .leaveFrames)
     try space.close()
     return outcome
   }

@@ -1,9 +1,11 @@
 internal import PinKit
 
-/// A pin that can be kept in an array.
+/// A pin of one page of a pool that can be kept in an array.
 final class HeldPin {
   let pin: Pin
   init(_ pin: consuming Pin) { self.pin = pin }
+
+  var state: FrameState { pin.frameState(of: pin.pages.lowerBound)! }
 
   func load<Value: BitwiseCopyable>(as type: Value.Type = Value.self) -> Value {
     unsafe pin.withUnsafeBytes { unsafe $0.load(as: type) }

@@ -37,16 +37,16 @@ enum CowLeak {
     let child = try parent.clone(reuse: policy)
     ledger.note(
       "the parent is cloned", [("parent", try parent.frameState(0)), ("child", try child.frameState(0))])
-    let pin = HeldPin(try child.pin(0, for: .reading))
+    let pin = HeldPin(try child.pin(0..<1))
     ledger.note(
       "the child pins its page",
-      [("parent", try parent.frameState(0)), ("child", try child.frameState(0)), ("pin", pin.pin.state)])
-    try child.unmap()
+      [("parent", try parent.frameState(0)), ("child", try child.frameState(0)), ("pin", pin.state)])
+    try child.unmap(whilePinned: .leaveFrames)
     let shared = try parent.frameState(0)
-    ledger.note("the child unmaps it", [("parent", shared), ("pin", pin.pin.state)])
+    ledger.note("the child unmaps it", [("parent", shared), ("pin", pin.state)])
     try parent.store(secret.bytes, toByteOffset: 0)
     let after = try parent.frameState(0)
-    ledger.note("the parent writes a secret", [("parent", after), ("pin", pin.pin.state)])
+    ledger.note("the parent writes a secret", [("parent", after), ("pin", pin.state)])
     let seen = CowText(bytes: pin.load())
     let parentReads = CowText(bytes: try parent.load(fromByteOffset: 0))
     let outcome = Outcome(
@@ -67,8 +67,8 @@ enum CowLeak {
     func secret(_ page: Int) -> UInt64 { ~before(page) }
     for page in 0..<pages { try parent.store(before(page), toByteOffset: page * parent.pageSize) }
     let child = try parent.clone(reuse: policy)
-    let pins = try (0..<pages).map { HeldPin(try child.pin($0, for: .reading)) }
-    try child.unmap()
+    let pins = try (0..<pages).map { HeldPin(try child.pin($0..<$0 + 1)) }
+    try child.unmap(whilePinned: .leaveFrames)
     for page in (0..<pages).shuffled() { try parent.store(secret(page), toByteOffset: page * parent.pageSize) }
     var total = Total()
     for (page, pin) in pins.enumerated() {

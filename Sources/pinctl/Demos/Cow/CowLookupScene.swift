@@ -101,12 +101,12 @@ struct CowLookupScene: DemoScene {
     var ledger = CowLedger()
     func note(_ what: String) throws {
       var holders = [("region", try region.frameState(0))]
-      if let pin = pins.first { holders.append(("I/O", pin.pin.state)) }
+      if let pin = pins.first { holders.append(("I/O", pin.state)) }
       if let lookup = lookups.first { holders.append(("lookup", lookup.reference.state)) }
       if let clone { holders.append(("clone", try clone.frameState(0))) }
       ledger.note(what, holders)
     }
-    if isMarked { pins = try (0..<pages).map { HeldPin(try region.pin($0, for: .writing)) } }
+    if isMarked { pins = try (0..<pages).map { HeldPin(try region.pin($0..<$0 + 1, .write)) } }
     try note("an I/O pins the page")
     let made = try region.clone(reuse: policy)
     clone = made

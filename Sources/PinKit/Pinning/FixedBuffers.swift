@@ -1,0 +1,102 @@
+internal import SystemPackage
+
+/// Ranges of a region that an io_uring has registered as fixed buffers: the kernel's own long-term pin, held as a ``Pin`` for exactly as long.
+///
+/// `READ_FIXED` writes into the pages without a fault, whatever protects them. The pin makes that safe: every collection has the pages until
+/// after ``close()``, a snapshot copies them at once (P6), and nothing takes them away (P4). Every operation is exclusive: one thread at a
+/// time. Dropping the value does what ``close()`` does.
+@safe public struct FixedBuffers: ~Copyable {
+  let registration: FixedRegistration
+  /// Which region, and the pages of each buffer, in the order of their numbers.
+  public let region: Region
+  public let ranges: [Range<Int>]
+  let memory: [AddressRange]
+
+  /// Pins the ranges for writing, and registers them with a ring of their own. Blocks as ``Region/pin(_:_:)`` does.
+  ///
+  /// - Parameters:
+  ///   - region: Of any memory but a shared mapping of a file of a file system.
+  ///   - ranges: Pages, at least one range; buffers are numbered from 0 in this order.
+  ///   - entries: How many operations can be queued between two submissions.
+  /// - Throws: ``PinError``: what ``Region/pin(_:_:)`` throws if any page cannot be pinned, `.needsDirtyTracking` for one (P1);
+  ///   `.limitReached` where RLIMIT_MEMLOCK is too low, `.outOfMemory`, `.unsupported` for more than 1 GiB in one buffer, or more than
+  ///   16,384 buffers; what ``SubmissionRing/init(entries:)`` throws. Nothing is pinned then.
+  public init(_ region: Region, _ ranges: [Range<Int>], entries: Int = 64) throws(PinError) {
+    guard !ranges.isEmpty else { throw PinError(.invalidArgument, operation: "register buffers", advice: "Name a range.") }
+    var ring = try SubmissionRing(entries: entries)
+    var memory: [AddressRange] = []
+    var pins: [KeptPin] = []
+    for range in ranges {
+      let pin = try region.pin(range, [.write, .longTerm])
+      if let shortfall = pin.shortfall { throw shortfall }
+      memory.append(AddressRange(start: pin.start, count: pin.byteCount))
+      pins.append(KeptPin(pin))
+    }
+    try Self.register(&ring, memory, region, ranges)
+    registration = FixedRegistration(ring, pins)
+    self.region = region
+    self.ranges = ranges
+    self.memory = memory
+  }
+
+  /// The kernel takes pages through the region's own mapping where the memory has no other: a collection may have protected them again, in
+  /// a way that a system call is refused by.
+  private static func register(
+    _ ring: inout SubmissionRing, _ memory: [AddressRange], _ region: Region, _ ranges: [Range<Int>]
+  ) throws(PinError) {
+    let begun = Kernel.now()
+    while true {
+      let result = ring.registerBuffers(memory)
+      if result >= 0 { return }
+      let errno = Errno(rawValue: CInt(-result))
+      if errno == .badAddress, region.frames == nil,
+        Kernel.now() - begun < Kernel.nanoseconds(region.space.configuration.patience)
+      {
+        for range in ranges { for page in range { try region.touch(page) } }
+        continue
+      }
+      if errno == .noMemory {
+        throw PinError(
+          .limitReached, operation: "io_uring_register_buffers", errno: errno, range: memory[0],
+          advice:
+            "\(memory.reduce(0) { $0 + $1.count } >> 10) KiB cannot be locked: raise RLIMIT_MEMLOCK (`ulimit -l`), give the process CAP_IPC_LOCK, or register less. With either, the machine has no memory left."
+        )
+      }
+      throw .kernel(result, "io_uring_register_buffers", memory[0])
+    }
+  }
+
+  /// Waits for what is in flight, unregisters the buffers, and then unpins the pages.
+  ///
+  /// - Throws: ``PinError``, with everything let go of all the same.
+  public consuming func close() throws(PinError) { try registration.end() }
+}
+
+final class KeptPin {
+  let pin: Pin
+  init(_ pin: consuming Pin) { self.pin = pin }
+}
+
+/// A ring with registered buffers, and the pins that last as long.
+final class FixedRegistration {
+  var ring: SubmissionRing
+  private var pins: [KeptPin]
+
+  init(_ ring: consuming SubmissionRing, _ pins: [KeptPin]) {
+    self.ring = ring
+    self.pins = pins
+  }
+
+  deinit { try? end() }
+
+  func end() throws(PinError) {
+    if pins.isEmpty { return }
+    // In this order: what the kernel has pinned is pinned here as well.
+    defer { pins = [] }
+    while ring.inFlight > 0 {
+      try ring.submit(waitingFor: 1)
+      while ring.nextCompletion() != nil {}
+    }
+    try ring.unregisterBuffers()
+  }
+}

@@ -1,0 +1,122 @@
+internal import Synchronization
+
+extension Region {
+  /// Pins pages in order, up to the first that cannot be.
+  ///
+  /// A pin for writing counts as a write: sharing is broken first, trackers report the pages, snapshots get their bytes. A pin for reading
+  /// of a shared frame gives this region its own copy first where the reuse policy says so (``ReusePolicy/pinsBreakSharing``) or with
+  /// ``PinOptions/unshare``, so that nobody can read through it what others write later (W3), and what the owner writes is what it
+  /// reads (W4).
+  ///
+  /// Pages that are open, or of a region that nothing protects, are pinned with a few instructions each and no system call; the others are
+  /// faulted in, under the wrprotect lock. Then it blocks while the region is being protected, while pages are dropped, and while a snapshot
+  /// holds its writers, unless ``PinOptions/noWait`` or ``PinOptions/fast`` says otherwise.
+  ///
+  /// - Parameters:
+  ///   - pages: Page indices, at least one.
+  ///   - options: For reading, if empty.
+  /// - Returns: A pin of all of them, or of fewer (``Pin/shortfall`` says why).
+  /// - Throws: ``PinError``, if not even the first page could be pinned: `.wouldBlock`; `.limitReached` if it has 2047 pins for writing or 4095
+  ///   for reading already; `.accessDenied` where ``protect(_:to:)`` took the right away; `.timedOut`, `.outOfMemory`. Whatever the pages:
+  ///   `.needsDirtyTracking` (P1), `.invalidArgument`, `.outOfBounds`, `.unmapped`, `.notInherited`, `.handlerLost`, `.wouldDeadlock` from a
+  ///   fault callback.
+  public func pin(_ pages: Range<Int>, _ options: PinOptions = []) throws(PinError) -> Pin {
+    if pages.lowerBound >= 0, pages.upperBound <= table.pageCount, !pages.isEmpty, isOfThisProcess,
+      options.rawValue & PinOptions.longTerm.rawValue == 0, let pin = pinAtOnce(pages, options)
+    {
+      return pin
+    }
+    return try pinSlowly(pages, options)
+  }
+
+  @inline(never) private func pinSlowly(_ pages: Range<Int>, _ options: PinOptions) throws(PinError) -> Pin {
+    _ = try addresses(of: pages)
+    guard !pages.isEmpty else { throw PinError(.invalidArgument, operation: "pin", advice: "The range of pages is empty.") }
+    try requireOutsideFaultPath("pin")
+    try enter("pin")
+    defer { leave() }
+    try requireLongTerm(options)
+    let protection = try pinProtection(mayWait: options.mayWait)
+    var pieces: [PinDetail.Piece] = []
+    var failure: PinError?
+    do throws(PinError) {
+      try pinInSteps(pages, options, protection, &pieces)
+    } catch {
+      failure = error
+    }
+    do throws(PinError) {
+      if let first = pieces.first {
+        return try assemble(first.pages.lowerBound..<pieces[pieces.count - 1].pages.upperBound, options, pieces, failure)
+      }
+    } catch {
+      for piece in pieces { dropPins(piece.pages, options, extent: piece.extent) }
+      throw error
+    }
+    throw failure ?? PinError(.wouldBlock, operation: "pin", range: addressesUnchecked(of: pages))
+  }
+
+  private func assemble(
+    _ pages: Range<Int>, _ options: PinOptions, _ pieces: [PinDetail.Piece], _ failure: PinError?
+  ) throws(PinError) -> Pin {
+    if pieces.count == 1 {
+      let detail = failure.map { PinDetail(pieces: [], shortfall: $0, alias: nil) }
+      return Pin(self, pages, options, start: pieces[0].start, extent: pieces[0].extent, detail)
+    }
+    guard let frames else { preconditionFailure("pieces of memory that has no frames") }
+    let alias = try frames.mapSideBySide(pieces, count: pages.count)
+    let start = alias.range.start
+    return Pin(
+      self, pages, options, start: start, extent: 0, PinDetail(pieces: pieces, shortfall: failure, alias: alias))
+  }
+
+  /// The region's protection, which pins look at without a lock from now on.
+  private func pinProtection(mayWait: Bool) throws(PinError) -> RegionProtection {
+    let protection = try protection()
+    try protection.throwIfFailed("pin")
+    if pinDomain.load(ordering: .acquiring) != 0 { return protection }
+    // Under the lock: whoever holds it exclusively counts on nobody beginning to pin.
+    let isNoted: Void? = Kernel.withSignalsBlocked {
+      unsafe notePins(protection, protection.domain.pointee, mayWait: mayWait)
+    }
+    if isNoted == nil {
+      throw PinError(.wouldBlock, operation: "pin", range: addresses, advice: "The region is being protected.")
+    }
+    return protection
+  }
+
+  private func notePins(
+    _ protection: RegionProtection, _ domain: borrowing FaultDomain, mayWait: Bool
+  ) -> Void? {
+    let note = { (_: borrowing WriteProtectLock.SharedHold) in
+      self.table.notePins()
+      let raw = unsafe UInt(bitPattern: Unmanaged.passRetained(protection).toOpaque())
+      let (isFirst, _) = self.pinProtection.compareExchange(expected: 0, desired: raw, ordering: .sequentiallyConsistent)
+      if !isFirst { unsafe Unmanaged<RegionProtection>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!).release() }
+      unsafe self.pinDomain.store(UInt(bitPattern: protection.domain), ordering: .sequentiallyConsistent)
+    }
+    return mayWait ? domain.lock.withShared(note) : domain.lock.withSharedIfFree(note)
+  }
+
+  func releasePinProtection() {
+    let raw = pinProtection.load(ordering: .acquiring)
+    if raw != 0 { unsafe Unmanaged<RegionProtection>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!).release() }
+  }
+}
+
+extension RegionFrames {
+  /// Maps the frames of pieces that are in several extents as the pages are: one behind the other.
+  fileprivate func mapSideBySide(_ pieces: [PinDetail.Piece], count: Int) throws(PinError) -> Mapping {
+    let alias = try Mapping(count: count * Memory.pageSize)
+    var at = alias.range.start
+    for piece in pieces {
+      let range = AddressRange(start: at, count: piece.pages.count * Memory.pageSize)
+      let extent = unsafe Extent.Pointer(bitPattern: piece.extent)!
+      let offset = unsafe extent.pointee.offsets(of: piece.pages).lowerBound
+      try PinError.check(Memory.replace(range, file: pool.descriptor, offset: offset), "mmap", range)
+      at = range.end
+    }
+    try Memory.advise(alias.range, .dontFork)
+    try Memory.advise(alias.range, .dontDump)
+    return alias
+  }
+}
