@@ -69,10 +69,10 @@ extension MappingDetails {
     if path == \Self.pageSize { pageSize = kibibytes << 10 } else { self[keyPath: path] += kibibytes << 10 }
   }
 
-  private static let fields: [Substring: WritableKeyPath<Self, Int> & Sendable] = [
-      "Rss": \.resident, "Pss": \.proportional, "Shared_Clean": \.sharedClean, "Shared_Dirty": \.sharedDirty,
-      "Private_Clean": \.privateClean, "Private_Dirty": \.privateDirty, "Anonymous": \.anonymous,
-      "AnonHugePages": \.transparentHuge, "ShmemPmdMapped": \.transparentHuge, "FilePmdMapped": \.transparentHuge,
-      "Shared_Hugetlb": \.hugetlb, "Private_Hugetlb": \.hugetlb, "Swap": \.swapped, "KernelPageSize": \.pageSize,
-    ]
+  private static let fields: [Substring: any WritableKeyPath<Self, Int> & Sendable] = [
+    "Rss": \.resident, "Pss": \.proportional, "Shared_Clean": \.sharedClean, "Shared_Dirty": \.sharedDirty,
+    "Private_Clean": \.privateClean, "Private_Dirty": \.privateDirty, "Anonymous": \.anonymous,
+    "AnonHugePages": \.transparentHuge, "ShmemPmdMapped": \.transparentHuge, "FilePmdMapped": \.transparentHuge,
+    "Shared_Hugetlb": \.hugetlb, "Private_Hugetlb": \.hugetlb, "Swap": \.swapped, "KernelPageSize": \.pageSize,
+  ]
 }

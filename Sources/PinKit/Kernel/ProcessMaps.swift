@@ -118,7 +118,8 @@ extension ProcessMapping {
     guard fields.count >= 5, let dash = fields[0].firstIndex(of: "-"),
       let start = UInt(fields[0][..<dash], radix: 16),
       let end = UInt(fields[0][fields[0].index(after: dash)...], radix: 16), start <= end,
-      fields[1].utf8.count == 4, let device = DeviceNumber(hexadecimal: fields[3]), let offset = UInt64(fields[2], radix: 16), let inode = UInt64(fields[4])
+      fields[1].utf8.count == 4, let device = DeviceNumber(hexadecimal: fields[3]),
+      let offset = UInt64(fields[2], radix: 16), let inode = UInt64(fields[4])
     else { return nil }
     let rights = Array(fields[1])
     self.init(

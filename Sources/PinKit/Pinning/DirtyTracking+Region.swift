@@ -18,7 +18,8 @@ extension Region {
   /// Whether the kernel and the file under the region allow a pin of its pages.
   ///
   /// - Throws: As ``needsDirtyTracking``.
-  public func pinVerdict(for access: PinVerdict.Access, lasting duration: PinVerdict.Duration) throws(PinError) -> PinVerdict {
+  public func pinVerdict(for access: PinVerdict.Access, lasting duration: PinVerdict.Duration) throws(PinError) -> PinVerdict
+  {
     PinVerdict(of: try dirtyTracking(), for: access, lasting: duration)
   }
 

@@ -80,7 +80,8 @@ extension PinVerdict.Reason: CustomStringConvertible {
         + "only, or copy to anonymous memory, a memfd or huge pages."
     case .noAccess(let access):
       "The mapping cannot be \(access == .writing ? "written" : "read"). Map it with that right, or change it with mprotect(2)."
-    case .noPages(.secret): "Secret memory has no pages that anybody else may reach. Copy what is not secret to other memory."
+    case .noPages(.secret):
+      "Secret memory has no pages that anybody else may reach. Copy what is not secret to other memory."
     case .noPages: "Memory of a device has no pages that could be pinned. Copy to anonymous memory, a memfd or huge pages."
     }
   }
