@@ -101,7 +101,7 @@ public struct ObservedProcess: Sendable, Hashable {
         advice: "There is no such process, or it has just ended.")
     case .permissionDenied?, .notPermitted?:
       PinError(
-        .permissionDenied, operation: "inspect process \(pid)", errno: error.errno,
+        .permissionDenied, operation: "inspect process \(pid) (\(error.operation))", errno: error.errno,
         advice: "It belongs to somebody else: run this as its user, or as root (CAP_SYS_PTRACE).")
     default: error
     }

@@ -65,7 +65,8 @@ struct InspectReport: Codable, Hashable {
     let holders = try process.holders(of: found.map(\.mapping))
     mappings = zip(found, holders.processes).map { Entry(details: $0.0, holders: $0.1) }
     if holders.hidden > 0 {
-      notSeen.append("whether \(holders.hidden) processes of other users map the same files (needs root)")
+      notSeen.append(
+        "whether \(counted(holders.hidden, "other process", "other processes")) map the same files (needs CAP_SYS_PTRACE)")
     }
   }
 }
