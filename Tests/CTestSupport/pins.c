@@ -91,6 +91,8 @@ static void live(int file, struct ct_known *known) {
   memset(guarded, 7, 8 * page);
   known->guarded = (uint64_t)guarded;
   int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+  // Unprivileged: faults of user mode only (UFFD_USER_MODE_ONLY).
+  if (fd < 0) fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | 1);
   struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_PAGEFAULT_FLAG_WP};
   struct uffdio_register range = {.range = {known->guarded, 8 * page}, .mode = UFFDIO_REGISTER_MODE_WP};
   struct uffdio_writeprotect protect = {.range = {known->guarded, 4 * page}, .mode = UFFDIO_WRITEPROTECT_MODE_WP};

@@ -41,7 +41,7 @@ struct InspectPicture {
         counted(report.mappings.count, "mapping").padded(to: 20) + size.aligned(to: 6) + "".padded(to: Self.barWidth + 1)
           + sums
       ]
-      + ["", "memory: " + legend, "rights: s shared, p private, U write-protectable by a userfaultfd"]
+      + ["", "memory: " + legend, "rights: s shared, p private, U registered for uffd-wp"]
   }
 
   private func line(_ entry: InspectReport.Entry) -> String {

@@ -66,7 +66,8 @@ struct InspectReport: Codable, Hashable {
     mappings = zip(found, holders.processes).map { Entry(details: $0.0, holders: $0.1) }
     if holders.hidden > 0 {
       notSeen.append(
-        "whether \(counted(holders.hidden, "other process", "other processes")) map the same files (needs CAP_SYS_PTRACE)")
+        "the mappings of \(counted(holders.hidden, "other process", "other processes")), perhaps of the same files (needs CAP_SYS_PTRACE)"
+      )
     }
   }
 }

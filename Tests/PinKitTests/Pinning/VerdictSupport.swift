@@ -49,6 +49,18 @@ enum Ground: String, Sendable, CaseIterable, CustomTestStringConvertible {
   }
 }
 
+extension Ground {
+  /// Those that can be had here.
+  static func possible(_ grounds: [Ground]) -> [Ground] { grounds.filter { $0.obstacle == nil } }
+}
+
+extension Trait where Self == ConditionTrait {
+  static func needs(_ ground: Ground) -> Self {
+    let obstacle = ground.obstacle
+    return .enabled(if: obstacle == nil, "\(ground.rawValue): \(obstacle ?? "")")
+  }
+}
+
 /// A file system that a test made; everything is gone with the value.
 final class MountedGround {
   let directory: String
