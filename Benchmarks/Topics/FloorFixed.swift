@@ -12,7 +12,7 @@ internal import CFloor
   }
   deinit { unsafe cfloor_fixed_stop(raw) }
 
-  func read(_ file: FloorFile, block: Int, depth: Int, count: Int) throws -> Double {
+  func read(_ file: FloorFixedFile, block: Int, depth: Int, count: Int) throws -> Double {
     var time = 0.0
     let result = unsafe cfloor_fixed_read(raw, file.descriptor, block, depth, count, &time)
     guard result == 0 else { throw BenchFault(description: "READ_FIXED: errno \(-result)") }
@@ -24,7 +24,7 @@ internal import CFloor
 }
 
 /// A memfd whose pages are all there.
-final class FloorFile {
+final class FloorFixedFile {
   let descriptor: CInt
   init(bytes: Int) throws {
     descriptor = cfloor_full_file(UInt64(bytes))

@@ -44,7 +44,7 @@ extension PinTopic {
 
   static func fixedRead(_ plan: BenchPlan) throws -> BenchContest {
     let pages = 1_024
-    let file = try FloorFile(bytes: pages * 4096)
+    let file = try FloorFixedFile(bytes: pages * 4096)
     let space = try AddressSpace()
     let memory = FloorMemory(pages: pages, isShared: true)
     let floor = try FloorBox(FloorFixed(memory))
@@ -71,7 +71,7 @@ extension PinTopic {
     var buffers: FixedBuffers
     init(_ buffers: consuming FixedBuffers) { self.buffers = buffers }
 
-    func read(_ file: FloorFile, pages: Int, depth: Int, count: Int) throws -> Double {
+    func read(_ file: FloorFixedFile, pages: Int, depth: Int, count: Int) throws -> Double {
       let descriptor = FileDescriptor(rawValue: file.descriptor)
       let start = nanoseconds()
       for done in stride(from: 0, to: count, by: depth) {
@@ -95,7 +95,7 @@ extension PinTopic {
   static func transferRead(_ plan: BenchPlan) throws -> BenchContest {
     let pages = 1_024
     let block = 64 << 10
-    let file = try FloorFile(bytes: pages * 4096)
+    let file = try FloorFixedFile(bytes: pages * 4096)
     let space = try AddressSpace()
     let memory = FloorMemory(pages: pages)
     let region = try space.map(.anonymous(hugePages: .never), pages: pages)

@@ -1,8 +1,10 @@
 #include "cuffd_file.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -68,4 +70,27 @@ int cuffd_unlink(const char *path) {
   int error = cuffd_inject_here(cuffd_call_unlink);
   if (error) return error;
   return unlink(path) < 0 ? -errno : 0;
+}
+
+#ifndef STATX_ATTR_DAX
+#define STATX_ATTR_DAX 0x00200000
+#endif
+
+int cuffd_path_is_dax(const char *path, uint64_t *inode) {
+  struct statx found;
+  if (statx(AT_FDCWD, path, AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC, STATX_INO, &found) < 0) return -errno;
+  *inode = found.stx_ino;
+  return (found.stx_attributes & STATX_ATTR_DAX) != 0;
+}
+
+int cuffd_processes(int32_t *out, int capacity) {
+  DIR *directory = opendir("/proc");
+  if (!directory) return -errno;
+  int count = 0;
+  for (struct dirent *entry; count < capacity && (entry = readdir(directory));) {
+    int pid = atoi(entry->d_name);
+    if (pid > 0) out[count++] = pid;
+  }
+  closedir(directory);
+  return count;
 }

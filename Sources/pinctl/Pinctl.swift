@@ -5,5 +5,5 @@ struct Pinctl: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "pinctl",
     abstract: "Shows, measures and checks what PinKit does on this machine.",
-    subcommands: [Doctor.self, ImageCommand.self, DemoCommand.self, Bench.self])
+    subcommands: [Doctor.self, Inspect.self, ImageCommand.self, DemoCommand.self, Bench.self])
 }

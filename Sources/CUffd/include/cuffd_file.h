@@ -28,5 +28,10 @@ int64_t cuffd_file_seek(int fd, int64_t offset, int to_hole);
 // Without `replaces`, fails with -EEXIST if there is a file, or with -EINVAL where the file system cannot tell in one step.
 int cuffd_rename(const char *_Nonnull from, const char *_Nonnull to, int replaces);
 int cuffd_unlink(const char *_Nonnull path);
+// Whether reads and writes of the file bypass the page cache because it lies in memory (STATX_ATTR_DAX): 1, 0, or -errno. `inode` gets
+// its number.
+int cuffd_path_is_dax(const char *_Nonnull path, uint64_t *_Nonnull inode);
+// The processes that /proc shows, at most `capacity` of them; returns how many, or -errno.
+int cuffd_processes(int32_t *_Nonnull out, int capacity);
 
 #endif

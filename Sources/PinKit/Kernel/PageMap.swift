@@ -62,8 +62,11 @@ internal import SystemPackage
   }
 
   /// Opens `/proc/self/pagemap`.
-  public init() throws(PinError) {
-    descriptor = try PinError.opened(unsafe cuffd_open_file("/proc/self/pagemap", 0), "/proc/self/pagemap")
+  public init() throws(PinError) { try self.init(path: "/proc/self/pagemap") }
+
+  /// Of another process: `/proc/PID/pagemap`.
+  init(path: String) throws(PinError) {
+    descriptor = try PinError.opened(unsafe path.withCString { unsafe cuffd_open_file($0, 0) }, path)
     unsafe buffer = .allocate(capacity: Self.capacity)
     unsafe buffer.initialize(repeating: cuffd_page_region(), count: Self.capacity)
   }
@@ -139,5 +142,17 @@ internal import SystemPackage
     let got = unsafe entries.withUnsafeMutableBytes { unsafe cuffd_pread(descriptor, $0.baseAddress!, wanted, offset) }
     try PinError.check(got, "read /proc/self/pagemap", range)
     return entries
+  }
+
+  /// Fills `entries` with as many raw entries from `address` on as the kernel has; returns how many: 0 behind the last mapping, and
+  /// of a process that has ended.
+  func read(_ address: UInt, into entries: inout [UInt64]) throws(PinError) -> Int {
+    let wanted = entries.count * 8
+    let offset = Int64(address / UInt(Memory.pageSize)) * 8
+    while true {
+      let got = unsafe entries.withUnsafeMutableBytes { unsafe cuffd_pread(descriptor, $0.baseAddress!, wanted, offset) }
+      if got == -Int(Errno.interrupted.rawValue) { continue }
+      return try PinError.check(got, "read pagemap") / 8
+    }
   }
 }

@@ -1,7 +1,7 @@
 internal import CUffd
 internal import SystemPackage
 
-/// One line of `/proc/self/maps` with its `VmFlags`: the kernel's word on what is mapped where.
+/// One line of `/proc/PID/maps`: the kernel's word on what is mapped where.
 public struct ProcessMapping: Sendable, Hashable, Codable {
   public var range: AddressRange
   public var isReadable: Bool
@@ -10,11 +10,20 @@ public struct ProcessMapping: Sendable, Hashable, Codable {
   public var isShared: Bool
   /// Of the file, 0 for anonymous memory.
   public var inode: UInt64
+  /// Of the file system that holds the file.
+  public var device: DeviceNumber
   public var offset: UInt64
   public var path: String
 
   /// Private memory without a file.
   public var isAnonymous: Bool { inode == 0 && !isShared }
+}
+
+/// Which device a file system lies on, or which number it has without one.
+public struct DeviceNumber: Sendable, Hashable, Codable, CustomStringConvertible {
+  public var major: UInt32
+  public var minor: UInt32
+  public var description: String { "\(major):\(minor)" }
 }
 
 /// Reads `/proc/self/maps`.
@@ -59,13 +68,13 @@ public enum ProcessMaps {
     ((try? readFile("/sys/kernel/mm/transparent_hugepage/enabled")) ?? "").contains("[always]")
   }
 
-  /// Whether `path` lies on tmpfs.
   /// `vm.max_map_count`: how many mappings a process may have.
   static var maximumCount: Int {
     let text = (try? readFile("/proc/sys/vm/max_map_count")) ?? ""
     return Int(text.prefix { $0.isNumber }) ?? 65_530
   }
 
+  /// Whether `path` lies on tmpfs.
   static func isTmpfs(_ path: String) -> Bool { unsafe path.withCString { unsafe cuffd_filesystem($0) } == 0x0102_1994 }
 
   /// The whole text of a file of `/proc` or `/sys`.
@@ -85,19 +94,38 @@ public enum ProcessMaps {
   }
 }
 
+extension DeviceNumber {
+  /// As `maps` writes it: `fd:01`.
+  init?(hexadecimal text: Substring) {
+    guard let colon = text.firstIndex(of: ":"), let major = UInt32(text[..<colon], radix: 16),
+      let minor = UInt32(text[text.index(after: colon)...], radix: 16)
+    else { return nil }
+    self.init(major: major, minor: minor)
+  }
+
+  /// As `mountinfo` writes it: `253:1`.
+  init?(decimal text: Substring) {
+    guard let colon = text.firstIndex(of: ":"), let major = UInt32(text[..<colon]),
+      let minor = UInt32(text[text.index(after: colon)...])
+    else { return nil }
+    self.init(major: major, minor: minor)
+  }
+}
+
 extension ProcessMapping {
   init?(line: Substring) {
     let fields = line.split(separator: " ", maxSplits: 5, omittingEmptySubsequences: true)
     guard fields.count >= 5, let dash = fields[0].firstIndex(of: "-"),
       let start = UInt(fields[0][..<dash], radix: 16),
       let end = UInt(fields[0][fields[0].index(after: dash)...], radix: 16), start <= end,
-      fields[1].utf8.count == 4, let offset = UInt64(fields[2], radix: 16), let inode = UInt64(fields[4])
+      fields[1].utf8.count == 4, let device = DeviceNumber(hexadecimal: fields[3]),
+      let offset = UInt64(fields[2], radix: 16), let inode = UInt64(fields[4])
     else { return nil }
     let rights = Array(fields[1])
     self.init(
       range: AddressRange(start: start, end: end), isReadable: rights[0] == "r", isWritable: rights[1] == "w",
       isExecutable: rights[2] == "x",
-      isShared: rights[3] == "s", inode: inode, offset: offset,
+      isShared: rights[3] == "s", inode: inode, device: device, offset: offset,
       path: fields.count > 5 ? String(fields[5].drop { $0 == " " }) : "")
   }
 }

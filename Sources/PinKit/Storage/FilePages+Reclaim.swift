@@ -83,7 +83,8 @@ extension FilePages {
   }
 
   private func isPinned(_ page: Int) -> Bool {
-    table[page].isPinned || unsafe frames.extent(of: page).pointee.counts(page).mayBePinned
+    if table[page].isPinned { return true }
+    return unsafe frames.extent(of: page).pointee.counts(page).mayBePinned
   }
 }
 

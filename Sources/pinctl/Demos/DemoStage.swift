@@ -86,7 +86,8 @@ struct DemoStage: Sendable {
 
   func bold(_ text: String) -> String { paint(text, 1) }
 
-  private func paint(_ text: String, _ code: Int) -> String {
+  /// With an SGR code, where there are colours.
+  func paint(_ text: String, _ code: Int) -> String {
     colours == .none ? text : "\u{1b}[\(code)m\(text)\u{1b}[0m"
   }
 }

@@ -2,6 +2,7 @@
 #ifndef CTESTSUPPORT_H
 #define CTESTSUPPORT_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -135,6 +136,34 @@ int ct_forbid_userfaultfd(void);
 int ct_forbid_io_uring(void);
 // From now on opening /proc/self/pagemap and the like fails too: becomes the user nobody.
 int ct_become_nobody(void);
+// /proc shows the process to its user again, which changing users had ended.
+int ct_show_in_proc(void);
+
+// ---- pins and mappings ----
+
+int ct_memfd(const char *_Nonnull name);
+// memfd_secret(2); -errno.
+int ct_memfd_secret(void);
+// Makes a file for direct I/O.
+int ct_open_direct(const char *_Nonnull path);
+// Moves bytes between memory at `address`, which the kernel pins meanwhile, and `other`: process_vm_writev(2) or _readv of this process.
+ssize_t ct_move_pinned(uint64_t address, void *_Nonnull other, size_t length, int writes);
+// Stores; returns how many faults that took.
+int ct_store_faults(uint64_t address, uint8_t value);
+
+// Addresses in a child of known memory, in pages of 4096 bytes.
+struct ct_known {
+  uint64_t small;    // 64 private pages, each second one of the first 32 written
+  uint64_t file;     // 16 shared pages of a file: 4 written, 4 read, 8 untouched
+  uint64_t huge;     // 2 MiB where a huge page is wanted
+  uint64_t twice;    // 8 pages of a memfd, mapped twice: 4 touched by both, 2 by one, 2 by none
+  uint64_t sparse;   // 1 TiB with one page in its middle
+  uint64_t guarded;  // 8 private pages, the first 4 write-protected by a userfaultfd if `is_guarded`
+  uint64_t is_guarded;
+};
+// Starts a child that waits for its end; it ends with this process.
+pid_t ct_start_known(int file, struct ct_known *_Nonnull known);
+void ct_end(pid_t child);
 
 uint64_t ct_map_anonymous(uint64_t length, int shared);
 
