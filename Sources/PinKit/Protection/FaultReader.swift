@@ -38,7 +38,6 @@ internal import Synchronization
   init(handler: FaultHandler) throws(PinError) {
     self.handler = handler
     supplies = try Mapping(count: Self.supplySize)
-    for advice in [Memory.Advice.dontFork, .dontDump] { try? Memory.advise(supplies.range, advice) }
   }
 
   func start() throws(PinError) -> KernelThread {
