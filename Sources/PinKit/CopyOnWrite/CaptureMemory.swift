@@ -51,6 +51,7 @@ final class CaptureRecycler: Sendable {
     var since: UInt64 = 0
     /// Whether the watchdog asks for it.
     var isWatched = false
+    var keepsNothing = false
   }
   private let state = Mutex(State())
   private let handler: FaultHandler
@@ -67,7 +68,7 @@ final class CaptureRecycler: Sendable {
   /// Nobody uses the memory any more.
   func put(_ memory: CaptureMemory) {
     // A child of fork() has other memory there.
-    guard forkGeneration == Kernel.forkGeneration, memory.clearMarks() else { return }
+    guard forkGeneration == Kernel.forkGeneration, !state.withLock({ $0.keepsNothing }), memory.clearMarks() else { return }
     let (old, isWatched) = state.withLock { state in
       let before = (state.spare, state.isWatched)
       state = State(spare: memory, since: Kernel.now(), isWatched: true)
@@ -87,6 +88,15 @@ final class CaptureRecycler: Sendable {
     }
     _ = old
     return isWatched
+  }
+
+  /// From now on no memory is kept to be used again: it has bytes that nobody may find.
+  func keepsNothing() {
+    let old = state.withLock { state in
+      state.keepsNothing = true
+      return state.spare.take()
+    }
+    _ = old
   }
 
   func drop() {

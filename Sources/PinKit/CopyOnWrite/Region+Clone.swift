@@ -83,7 +83,8 @@ final class Sharing: RegionAttachment {
     try participant.withLock { id throws(PinError) in
       try frames.prepareTarget()
       // Pages that are protected by not being mapped are copied through the pool's own mapping.
-      if region.backing.mayHaveHugeFrames { try frames.mapDirectly() }
+      let seals = region.seals
+      if region.backing.mayHaveHugeFrames || seals != nil { try frames.mapDirectly() }
       // All that can fail, and all that takes time, before anything is shared.
       let child = unsafe try region.space.mapPool(
         region.backing.stored == nil ? region.backing : .pool, PoolExtent(pool: frames.pool, extent: frames.base, isOwner: false, policy: reuse),
@@ -91,6 +92,7 @@ final class Sharing: RegionAttachment {
       do throws(PinError) {
         guard let childFrames = child.frames else { preconditionFailure("a region of pool frames without frames") }
         try childFrames.prepareTarget()
+        let childSeals = try seals?.inherited(by: child)
         var failure: PinError?
         // The clone has no store to get a page from.
         let supply = region.attachments.find(FilePages.self)
@@ -100,6 +102,7 @@ final class Sharing: RegionAttachment {
           do throws(PinError) {
             frames.renewTarget()
             try frames.share(with: childFrames)
+            if let childSeals { seals?.handOver(to: childSeals) }
             frames.policy = reuse
             let raw = unsafe UInt(bitPattern: Unmanaged.passUnretained(shared).toOpaque())
             domain.sharing.store(raw, ordering: .sequentiallyConsistent)
@@ -110,6 +113,7 @@ final class Sharing: RegionAttachment {
         if let failure { throw failure }
         try childFrames.mapPieces()
         try child.beginSharing(session.activeMechanism ?? mechanism)
+        try childSeals?.begin(child)
         return child
       } catch {
         try? child.unmap()
@@ -212,7 +216,8 @@ extension RegionFrames {
   private func share(_ page: Int, in extent: Extent.Pointer, wasOwn: Bool, _ pinned: inout [Int]) {
     let word = unsafe extent.pointee.word(page)
     let isOwn = wasOwn || word.flags.contains(.exclusive)
-    if isOwn, word.extra >= FrameCounts.pinBias {
+    // Sealed bytes are bound to one page, which opens them in place.
+    if (isOwn && word.extra >= FrameCounts.pinBias) || word.flags.contains(.sealed) {
       unsafe extent.pointee.update(page) { word in
         var word = word
         word.flags.insert(.exclusive)

@@ -21,6 +21,10 @@ extension Snapshot {
     }
     let store = try openStore("read a snapshot")
     guard let start = target.baseAddress, !pages.isEmpty else { return }
+    // Read in place a sealed page would be opened.
+    if let seals = region.seals {
+      for page in pages where seals.sealed.contains(page) { _ = set.keepOwed(page..<page + 1) }
+    }
     let chain = store.chain
     var page = pages.lowerBound
     while page < pages.upperBound {

@@ -89,6 +89,7 @@ internal import Synchronization
     let previous = state.newest
     var refusal: PinError?
     let memory = region.table.hasDeniedPages ? try? ProcessMemory() : nil
+    let seals = region.seals
     let armed = { (domain: borrowing FaultDomain) in
       refusal = Self.keepPinned(store, memory, domain)
       if refusal != nil { return }
@@ -96,6 +97,7 @@ internal import Synchronization
       domain.owed.store(
         UInt(bitPattern: unsafe Unmanaged.passUnretained(store).toOpaque()), ordering: .sequentiallyConsistent)
       domain.density.reset()
+      seals?.noteMoment(store)
       pause = Kernel.now() - domain.exclusiveSince.load(ordering: .relaxed)
     }
     var changes = DirtySet(pageCount: region.pageCount)
@@ -133,9 +135,18 @@ internal import Synchronization
     state.withLock { state in
       guard let index = state.open.firstIndex(where: { $0.id == id }) else { return }
       let member = state.open.remove(at: index)
+      defer { forgetSeals(state.open.first?.store) }
       guard let newest = state.newest, !isEnded.load(ordering: .acquiring) else { return }
       guard let heir = state.open.last else { return removeTarget(&state) }
       if member.store === newest { handOver(newest, to: heir) }
+    }
+  }
+
+  /// Pages can be sealed again of which nobody has plain copies any more. What is kept of them to be used again goes first.
+  private func forgetSeals(_ oldest: CaptureStore?) {
+    unsafe protection.domain.pointee.withSeals { decision in
+      if oldest == nil { recycler.keepsNothing() }
+      unsafe unsafeDowncast(decision, to: SealedPages.self).forgetMoments(olderThan: oldest.map(Self.identity))
     }
   }
 

@@ -57,5 +57,7 @@ struct Attachments: ~Copyable, Sendable {
 
   func all<P>(as: P.Type) -> [P] { objects.withLock { $0.compactMap { $0.object as? P } } }
 
+  func remove<Object>(_ type: Object.Type) { objects.withLock { $0.removeAll { $0.type == ObjectIdentifier(type) } } }
+
   func removeAll() { objects.withLock { $0.removeAll() } }
 }

@@ -233,7 +233,7 @@ internal import Synchronization
     var before = unsafe words[frame].load(ordering: .relaxed)
     while true {
       let word = FrameWord(rawValue: before)
-      guard all || word.flags.contains(.exclusive), word.flags.isDisjoint(with: .changing),
+      guard all || word.flags.contains(.exclusive), word.flags.isDisjoint(with: .changingOrSealed),
         word.extra <= FrameWord.maximumExtra - FrameCounts.pinBias
       else { return false }
       if before == 0 { tracked.insertVisibly(frame) }

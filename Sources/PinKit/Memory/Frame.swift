@@ -116,6 +116,11 @@ extension Region {
         try supply.prepare(page..<page + 1, toWrite: false)
         continue
       }
+      // With a reference it cannot be sealed any more (S1).
+      do throws(PinError) { try seals?.makeAccessible(page..<page + 1, insists: false) } catch {
+        unsafe extent.pointee.put(page)
+        throw error
+      }
       if unsafe frames.extent(of: page) == extent {
         return unsafe FrameReference(pool: frames.pool, extent: extent, index: page)
       }

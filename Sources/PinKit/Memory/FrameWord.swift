@@ -21,6 +21,7 @@ struct FrameWord: Sendable, Hashable {
     static let dying = Flags(rawValue: 1 << 54)
     /// Changing hands; together, as an array literal would allocate in a build without optimization.
     static let changing = Flags(rawValue: 1 << 53 | 1 << 54)
+    static let changingOrSealed = Flags(rawValue: 1 << 52 | 1 << 53 | 1 << 54)
   }
 
   private static let extraMask: UInt64 = (1 << 28) - 1

@@ -151,6 +151,7 @@ extension Region {
   /// would have to be served by the thread itself.
   private func prepare(_ pages: Range<Int>, _ denied: PageTable.Entry) throws(PinError) {
     if Kernel.isInFaultPath { return }
+    try seals?.makeAccessible(pages, insists: false)
     let isWrite = denied.contains(.writeDenied)
     guard let supply = attachments.all(as: (any PageSupply).self).first else { return }
     try supply.prepare(pages, toWrite: isWrite)
@@ -165,7 +166,7 @@ extension Region {
         advice: "The region has \(addresses.count) bytes.")
     }
     guard count > 0 else { return }
-    if backing.stored != nil { try prepare(offset / pageSize..<(offset + count - 1) / pageSize + 1, denied) }
+    if backing.stored != nil || hasSeals.load(ordering: .relaxed) { try prepare(offset / pageSize..<(offset + count - 1) / pageSize + 1, denied) }
     guard table.hasDeniedPages else { return }
     for page in offset / pageSize...(offset + count - 1) / pageSize where !table[page].isDisjoint(with: denied) {
       throw PinError(

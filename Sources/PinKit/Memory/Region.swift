@@ -21,6 +21,8 @@ public final class Region: Sendable {
   let gate = AccessGate()
   let table: PageTable
   let attachments = Attachments()
+  /// Whether pages of it may be sealed.
+  let hasSeals = Atomic<Bool>(false)
   let pinGate = PinGate()
   private let forkGeneration = Kernel.forkGeneration
   /// False in a child of `fork()`; as the space says, which takes longer to ask.

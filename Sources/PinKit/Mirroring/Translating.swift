@@ -26,6 +26,7 @@ extension RegionProtection {
       let table = domain.table
       var entry = table[page]
       if entry.contains(.readDenied) || (forWriting && entry.contains(.writeDenied)) { return .denied }
+      if domain.isSealed(page) { return .notNow }
       if domain.hasSource, domain.withSource({ $0.isPresent(page) }) != true { return .notNow }
       var isWritable = !entry.contains(.writeDenied)
       switch domain.delivery.load(ordering: .acquiring) {
@@ -79,6 +80,7 @@ extension Region {
     defer { if waits { LockOrder.didWait() } }
     while true {
       try protection.throwIfFailed("translate")
+      try seals?.makeAccessible(page..<page + 1, insists: false)
       if backing.stored != nil, let supply = attachments.find(FilePages.self), !supply.isPresent(page) {
         try supply.prepare(page..<page + 1, toWrite: false)
       }

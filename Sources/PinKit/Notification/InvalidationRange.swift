@@ -16,6 +16,8 @@ internal import Synchronization
     case writeTracking
     /// The right to write goes, the frame stays: the pages are about to be written to their store.
     case writeback
+    /// The pages are about to be sealed: their bytes change, the frames stay.
+    case seal
     /// The bytes move to another frame. Nothing in this version does it.
     case migrate
     /// Somebody gets the page for itself alone. Nothing in this version does it.

@@ -23,6 +23,7 @@ extension Region {
         throw refusal(
           .accessDenied, page, "protect(_:to:) took the right to \(options.isForWriting ? "write" : "read") away.")
       case .full: throw refusal(.limitReached, page, "The page, or its frame, has too many pins: drop some.")
+      case .sealed(let refusal): if let error = seals?.error(refusal, page) { throw error }
       case .notNow, .dropping: break
       }
       if !options.mayWait { throw refusal(.wouldBlock, page, "It would have to be faulted in, or waited for.") }
@@ -49,6 +50,7 @@ struct PinAttempt {
 
   enum Obstacle: Equatable {
     case notNow, dropping, denied, full
+    case sealed(AccessRefusal)
   }
 
   /// Pins pages until one cannot be; returns which that is, and why.
@@ -129,6 +131,11 @@ struct PinAttempt {
         table.removePin(page, forWriting: options.isForWriting)
         return (0, obstacle)
       }
+    }
+    // Pending before it is opened (S1).
+    if domain.hasSeals, let refusal = region.seals?.letIn(page, isFault: false, in: domain) {
+      region.dropPins(page..<page + 1, options, extent: extent)
+      return (0, refusal == .held ? .notNow : .sealed(refusal))
     }
     guard !region.pinGate.isDropping else {
       region.dropPins(page..<page + 1, options, extent: extent)

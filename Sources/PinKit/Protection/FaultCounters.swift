@@ -16,6 +16,7 @@ internal import Synchronization
     case reuses, copies, spuriousCopies
     case capturedPages, heldWrites
     case missingFaults, suppliedPages, refusedPages, writtenPages, reclaimedPages
+    case sealedPages, openedSeals, poisonedPages
   }
 
   /// Latencies are counted in buckets of a quarter of a power of two of nanoseconds.
@@ -77,5 +78,5 @@ internal import Synchronization
 }
 
 extension FaultCounters.Counter {
-  @inline(__always) static var allCasesCount: Int { 40 }
+  @inline(__always) static var allCasesCount: Int { 48 }
 }

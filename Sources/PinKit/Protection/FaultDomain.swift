@@ -52,6 +52,8 @@ struct FaultDomain: ~Copyable, Sendable {
   let sharing = Atomic<UInt>(0)
   /// Where pages come from that are not there: an unretained `PageSource`, or 0.
   let source = Atomic<UInt>(0)
+  /// Who may have the bytes of pages: an unretained `AccessDecision`, or 0 where no page was ever sealed.
+  let seals = Atomic<UInt>(0)
   /// Who is told before pages change: an unretained `RegionNotifications`, or 0 while nobody ever subscribed.
   let subscribers = Atomic<UInt>(0)
   /// Whether a subscriber ever refused a change that a fault wanted to make.
@@ -127,8 +129,27 @@ struct FaultDomain: ~Copyable, Sendable {
     return unsafe Unmanaged<PageSource>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)._withUnsafeGuaranteedRef { body($0) }
   }
 
-  /// Whether a page may be opened that was not faulted on: it is there, and its store agrees.
+  @inline(__always) var hasSeals: Bool { seals.load(ordering: .relaxed) != 0 }
+
+  @inline(__always) func withSeals<Result>(_ body: (AccessDecision) -> Result) -> Result? {
+    let raw = seals.load(ordering: .acquiring)
+    guard raw != 0 else { return nil }
+    return unsafe Unmanaged<AccessDecision>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)._withUnsafeGuaranteedRef {
+      body($0)
+    }
+  }
+
+  /// Whether the page's bytes are sealed: whoever maps it must come through ``AccessDecision/admit(_:in:)``.
+  @inline(__always) func isSealed(_ page: Int) -> Bool { hasSeals && withSeals { $0.isSealed(page) } == true }
+
+  /// Whether an access is an error of the memory: its store, or its seal.
+  func isRefused(_ page: Int) -> Bool {
+    withSource { $0.isRefused(page) } == true || withSeals { $0.isRefused(page) } == true
+  }
+
+  /// Whether a page may be opened that was not faulted on: it is there, not sealed, and its store agrees.
   @inline(__always) func mayTakeAlong(_ page: Int) -> Bool {
+    if isSealed(page) { return false }
     guard hasSource else { return true }
     return withSource { $0.mayTakeAlong(page) } ?? true
   }

@@ -24,6 +24,7 @@ enum FaultResolution: Sendable, Hashable {
 ///
 ///     fault ─► wrprotect lock, shared         (the caller's: a reader takes it once for a batch, before it reads)
 ///           ─► claim the page                 (one claimant; losers sleep, then find the page open)
+///           ─► open it, if it is sealed        (S1)
 ///           ─► ask its store, if it has one   (the page locked: N3; a page that is not there comes from the store first)
 ///           ─► decide                         (open already? denied? frame shared? how many neighbours?)
 ///           ─► tell first-write callbacks     (the page still holds the old bytes, and nobody can write it)
@@ -59,6 +60,9 @@ enum FaultPath {
     if before.contains(.readDenied) || (isWrite && before.contains(.writeDenied)) { return .denied }
     let delivery = domain.delivery.load(ordering: .acquiring)
     if delivery == .none || delivery == .asynchronous { return .gone }
+    if domain.hasSeals, let refusal = domain.withSeals({ $0.admit(page, in: domain) }) ?? nil {
+      return refusal == .held ? .held : .gone
+    }
     if !isWrite { return mapForReading(page, in: domain) }
     if before.contains(.open) {
       // Somebody was faster. Unprotecting once more costs little, wakes whoever waits, and mends a page that could not be
@@ -154,7 +158,7 @@ enum FaultPath {
     let before = domain.table.tryClaim(page)
     if before.contains(.claimed) { return false }
     if before.isDisjoint(with: .openDeniedOrTold), domain.mayTakeAlong(page) { return true }
-    if passesOpen, before.contains(.open), before.isDisjoint(with: .deniedOrTold) { return true }
+    if passesOpen, before.contains(.open), !domain.isSealed(page), before.isDisjoint(with: .deniedOrTold) { return true }
     domain.table.releaseClaim(page)
     return false
   }
@@ -241,7 +245,7 @@ enum FaultPath {
     while end < limit {
       let before = domain.table.tryClaim(end)
       if before.contains(.claimed) { break }
-      if before.contains(.open) {
+      if before.contains(.open) || domain.isSealed(end) {
         domain.table.releaseClaim(end)
         break
       }

@@ -15,8 +15,7 @@ enum InPlaceDelivery {
 
   /// 1: try the access again. 0: the fault is the program's own. `busError`: it is, and counts as an error of the memory.
   private static func resolve(_ domain: borrowing FaultDomain, _ address: UInt64, isWrite: Bool) -> CInt {
-    let isRefused = domain.hasSource && domain.withSource { $0.isRefused(domain.page(at: UInt(address))) } == true
-    if isRefused { return SignalFaults.busError }
+    if domain.isRefused(domain.page(at: UInt(address))) { return SignalFaults.busError }
     guard isWrite || domain.hasSource || domain.hasMinorFaults.load(ordering: .relaxed) else { return 0 }
     let delivery = domain.delivery.load(ordering: .acquiring)
     let begun = Kernel.now()

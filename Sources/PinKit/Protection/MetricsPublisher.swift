@@ -34,6 +34,9 @@ struct MetricsPublisher {
     (.refusedPages, "pinkit_refused_pages", []),
     (.writtenPages, "pinkit_written_pages", []),
     (.reclaimedPages, "pinkit_reclaimed_pages", []),
+    (.sealedPages, "pinkit_sealed_pages", []),
+    (.openedSeals, "pinkit_opened_seals", []),
+    (.poisonedPages, "pinkit_poisoned_pages", []),
     (.unexplained, "pinkit_unexplained_faults", []),
   ]
 

@@ -90,6 +90,7 @@ extension Region {
   }
 
   private func drop(_ pages: Range<Int>, _ range: AddressRange, _ protection: RegionProtection) throws(PinError) {
+    try seals?.forget(pages)
     do throws(PinError) { try drop(range) } catch {
       // The kernel drops what lies before the piece that it refuses. A userfaultfd has been told exactly what that is; where there
       // is none, all of it may have changed.

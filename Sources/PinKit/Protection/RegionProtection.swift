@@ -59,7 +59,7 @@ internal import SystemPackage
   /// - Throws: ``PinError``; everything is then as it was.
   func begin(_ delivery: FaultDelivery) throws(PinError) {
     try throwIfFailed("protect")
-    if delivery == .inPlace || delivery == .mprotect || hasSource { try installSignalPath(delivery) }
+    if delivery == .inPlace || delivery == .mprotect || hasSource || hasSeals { try installSignalPath(delivery) }
     let slot = try handler.connect(self)
     state.withLock { $0.slot = slot }
     do throws(PinError) {
@@ -74,6 +74,9 @@ internal import SystemPackage
 
   /// Whether pages come from a store: those that are not there trap, too.
   private var hasSource: Bool { unsafe domain.pointee.hasSource }
+
+  /// Whether pages may be sealed: they trap by not being mapped.
+  private var hasSeals: Bool { unsafe domain.pointee.hasSeals }
 
   private func installSignalPath(_ delivery: FaultDelivery) throws(PinError) {
     try SignalFaults.install()
@@ -92,8 +95,8 @@ internal import SystemPackage
     var features: Userfaultfd.Features = [.pagefaultFlagWP, .wpUnpopulated, .eventRemap]
     // Pages of a pool go to other frames in the middle of a fault, which must not wait until somebody has read of it.
     if !isPool { features.insert(.eventUnmap) }
-    if !(hasHugeFrames && delivery != .asynchronous) { features.insert(.eventRemove) }
-    if hasHugeFrames, delivery != .asynchronous { features.insert(.minorShmem) }
+    if !(hasHugeFrames && delivery != .asynchronous), !hasSeals { features.insert(.eventRemove) }
+    if hasHugeFrames || hasSeals, delivery != .asynchronous { features.insert(.minorShmem) }
     if hasSource { features.insert(.missingShmem) }
     if delivery == .inPlace { features.insert(.sigbus) }
     if delivery == .asynchronous { features.insert(.wpAsync) }
@@ -173,7 +176,8 @@ internal import SystemPackage
 
   private func lift(_ domain: borrowing FaultDomain) {
     // Where pages come from a store, those that are not there would read as zeros from now on, to whoever still has a pointer.
-    if domain.hasSource {
+    // Sealed bytes would be read as if they were plain.
+    if domain.hasSource || domain.hasSeals {
       Memory.makeInaccessible(addresses)
     } else if domain.sharing.load(ordering: .acquiring) != 0 {
       // Frames that others have may not be written any more, whoever tries.
@@ -196,7 +200,7 @@ internal import SystemPackage
   }
 
   private func unregister(_ domain: borrowing FaultDomain) {
-    defer { domain.hasMinorFaults.store(false, ordering: .sequentiallyConsistent) }
+    defer { if !domain.hasSeals { domain.hasMinorFaults.store(false, ordering: .sequentiallyConsistent) } }
     var descriptor = domain.descriptor.load(ordering: .acquiring)
     if !Uffd.isUserfaultfd(descriptor) { descriptor = domain.spareDescriptor.load(ordering: .acquiring) }
     // Removes protection from the entries; memory unmapped behind our back is skipped piece by piece.

@@ -56,6 +56,10 @@ extension AddressSpace {
     public var refusedPages: UInt64
     public var writtenPages: UInt64
     public var reclaimedPages: UInt64
+    /// Pages that were sealed and opened again, and those that would not open because they had been tampered with.
+    public var sealedPages: UInt64
+    public var openedSeals: UInt64
+    public var poisonedPages: UInt64
     /// From reading a fault (or entering the signal handler) to its page being open, in nanoseconds.
     public var faultLatency: LatencySummary
   }
@@ -90,7 +94,8 @@ extension AddressSpace {
       heldWrites: counters[.heldWrites],
       missingFaults: counters[.missingFaults], suppliedPages: counters[.suppliedPages],
       refusedPages: counters[.refusedPages], writtenPages: counters[.writtenPages],
-      reclaimedPages: counters[.reclaimedPages],
+      reclaimedPages: counters[.reclaimedPages], sealedPages: counters[.sealedPages],
+      openedSeals: counters[.openedSeals], poisonedPages: counters[.poisonedPages],
       faultLatency: latencySummary())
   }
 

@@ -49,6 +49,10 @@ enum TestHooks {
     case granting
     /// The private data of a frame may be given up as far as was seen, and its references are about to be frozen.
     case releasing
+    /// A sealed page is about to be opened.
+    case opening
+    /// Pages are frozen and unmapped, and about to be sealed.
+    case sealing
     /// Pages are under writeback, and about to be written to their store.
     case writingBack
     /// A reader thread is about to wait.

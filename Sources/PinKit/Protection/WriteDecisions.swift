@@ -40,6 +40,24 @@ class FrameSharing: @unchecked Sendable {  // subclasses hold atomics and preall
 
 }
 
+/// Who may have the bytes of a page at all: the decision that sealing plugs into the fault path. The same rules apply as for ``OwedBytes``.
+class AccessDecision: @unchecked Sendable {  // subclasses hold atomics and preallocated memory only
+  /// Lets a fault at `page`, which is claimed: opens the page if need be. `nil`, or why not.
+  func admit(_ page: Int, in domain: borrowing FaultDomain) -> AccessRefusal? { nil }
+  func isSealed(_ page: Int) -> Bool { false }
+  /// Whether whoever touches the page gets an error.
+  func isRefused(_ page: Int) -> Bool { false }
+  /// `pages` are mapped again.
+  func noteUse(_ pages: Range<Int>) {}
+}
+
+/// Why the bytes of a page are not to be had.
+enum AccessRefusal: Sendable, Hashable {
+  case sealed, poisoned, keyGone
+  /// A snapshot has no room for them as they are.
+  case held
+}
+
 /// Where pages come from that are not there yet, and who must agree before they are written: the decisions that stores plug into the fault
 /// path. The same rules apply as for ``OwedBytes``.
 class PageSource: @unchecked Sendable {  // subclasses hold atomics and preallocated memory only

@@ -1,0 +1,157 @@
+internal import Synchronization
+
+/// How sealed pages behave.
+public struct SealingOptions: Sendable, Hashable {
+  public enum OnAccess: Sendable, Hashable {
+    /// Touching a sealed page opens it.
+    case open
+    /// Touching one is an error: SIGBUS through a pointer, `.sealed` from a call, until ``Region/makeAccessible(_:)`` opens it.
+    case fail
+  }
+  public var onAccess = OnAccess.open
+  /// Pages that nobody has touched for this long, in seconds, are sealed again, a fifth of a second more or less; `nil`: never by themselves.
+  /// A page that is touched again and again meanwhile takes a fault now and then, which is how that is known.
+  public var idleSeconds: Double?
+
+  public init(onAccess: OnAccess = .open, idleSeconds: Double? = nil) {
+    self.onAccess = onAccess
+    self.idleSeconds = idleSeconds
+  }
+}
+
+/// What is needed to open a sealed page outside of its region, with the same sealer.
+public struct SealRecord: Sendable, Hashable {
+  public var identity: PageIdentity
+  /// What the sealer kept: ``PageSealer/recordSize`` bytes.
+  public var bytes: [UInt8]
+  static let headerSize = 24
+}
+
+extension Region {
+  /// Lets pages of the region be sealed from now on.
+  ///
+  /// The region's memory is left out of core dumps. It is protected by handler threads, as a clone's is; where it is protected in another way
+  /// already, stop that first.
+  ///
+  /// - Throws: ``PinError``: `.unsupported` unless the region is of `.pool` memory on small pages, `.inUse` if it has a sealer or is tracked,
+  ///   `.invalidArgument` for an idle time that is not above 0 or a record of more than 4 KiB, `.permissionDenied`, `.outOfMemory`, `.unmapped`.
+  public func setSealer(_ sealer: any PageSealer, _ options: SealingOptions = .init()) throws(PinError) {
+    try requireOutsideFaultPath("setSealer")
+    try enter("setSealer")
+    defer { leave() }
+    guard case .pool(.never) = backing.kind, let frames else {
+      throw PinError(
+        .unsupported, operation: "setSealer", range: addresses,
+        advice: "The backing is \(backing): sealed pages are of .pool memory on small pages.")
+    }
+    guard options.idleSeconds ?? 1 > 0, sealer.recordSize >= 0, sealer.recordSize <= 4096 else {
+      throw PinError(
+        .invalidArgument, operation: "setSealer", range: addresses,
+        advice: "The idle time is above 0 seconds, and a sealer's record has at most 4096 bytes.")
+    }
+    let protection = try protection()
+    guard protection.slotIndex == nil, attachments.find(SealedPages.self) == nil else {
+      throw PinError(
+        .inUse, operation: "setSealer", range: addresses,
+        advice: "The region has a sealer, or is tracked, cloned or snapshotted already: set the sealer first.")
+    }
+    let session = try session(protection)
+    let pages = try SealedPages(
+      region: self, sealer: sealer, options: options, frames: frames, protection: protection, session: session)
+    try pages.connect(self)
+    do throws(PinError) { try pages.begin(self) } catch {
+      pages.disconnect(self)
+      throw error
+    }
+  }
+
+  /// Seals pages: their bytes exist nowhere in memory but sealed (S5), until somebody who may touches them.
+  ///
+  /// Secondary MMUs give their translations up first. A page that somebody uses is `.busy`: one with a pin, I/O or a lookup, one that a clone
+  /// shares, and one of which an open snapshot has the plain bytes. Up to 256 pages at a time are sealed all or none: of a range that is larger, all
+  /// before the range of the error are sealed. Pages that are sealed already stay as they are.
+  ///
+  /// Blocks for a subscriber. What the program itself copied elsewhere, and what a system call has in flight on plain pointers, cannot be known.
+  ///
+  /// - Throws: ``PinError``: `.busy`, `.unsupported` without a sealer, `.outOfBounds`, `.unmapped`, `.keyGone`, `.limitReached`,
+  ///   `.subscriberFailed`, `.timedOut`, `.wouldDeadlock` from a fault callback.
+  public func seal(_ pages: Range<Int>) throws(PinError) {
+    _ = try addresses(of: pages)
+    try requireOutsideFaultPath("seal")
+    try enter("seal")
+    defer { leave() }
+    try requireSeals("seal").seal(pages)
+  }
+
+  /// Opens pages. They stay open until they are sealed again, by ``seal(_:)`` or because nobody touched them: pin them to keep them so.
+  ///
+  /// - Throws: ``PinError``: `.tampered` if the sealed bytes of a page, or its record, were changed: it never opens again, and whoever
+  ///   touches it gets SIGBUS, until it is discarded; `.keyGone`, `.unsupported` without a sealer, `.outOfBounds`, `.unmapped`, `.timedOut` where a
+  ///   snapshot has no room for the sealed bytes.
+  public func makeAccessible(_ pages: Range<Int>) throws(PinError) {
+    _ = try addresses(of: pages)
+    try requireOutsideFaultPath("makeAccessible")
+    try enter("makeAccessible")
+    defer { leave() }
+    try requireSeals("makeAccessible").makeAccessible(pages, insists: true)
+  }
+
+  /// Whether a page is sealed now.
+  ///
+  /// - Throws: ``PinError`` `.outOfBounds`.
+  public func isSealed(_ page: Int) throws(PinError) -> Bool {
+    _ = try addresses(of: page..<page + 1)
+    return seals?.sealed.contains(page) ?? false
+  }
+
+  /// The sealed pages, if there are any: a look at a flag where there never were.
+  @inline(__always) var seals: SealedPages? { hasSeals.load(ordering: .relaxed) ? attachments.find(SealedPages.self) : nil }
+
+  private func requireSeals(_ operation: String) throws(PinError) -> SealedPages {
+    if let seals { return seals }
+    throw PinError(
+      .unsupported, operation: operation, range: addresses, advice: "The region has no sealer: call setSealer(_:_:) first.")
+  }
+}
+
+extension SealedPages {
+  /// Makes itself known to the fault path, before anything is protected.
+  func connect(_ region: Region) throws(PinError) {
+    try frames.mapDirectly()
+    _ = try region.attachments.findOrMake(SealedPages.self) { self }
+    try Memory.advise(addresses, .dontDump)
+    unsafe protection.domain.pointee.hasMinorFaults.store(true, ordering: .sequentiallyConsistent)
+    let raw = unsafe UInt(bitPattern: Unmanaged.passUnretained(self as AccessDecision).toOpaque())
+    unsafe protection.domain.pointee.seals.store(raw, ordering: .sequentiallyConsistent)
+    region.hasSeals.store(true, ordering: .sequentiallyConsistent)
+  }
+
+  func disconnect(_ region: Region) {
+    region.hasSeals.store(false, ordering: .sequentiallyConsistent)
+    unsafe protection.domain.pointee.seals.store(0, ordering: .sequentiallyConsistent)
+    unsafe protection.domain.pointee.hasMinorFaults.store(false, ordering: .sequentiallyConsistent)
+    region.attachments.remove(SealedPages.self)
+  }
+
+  func begin(_ region: Region) throws(PinError) {
+    let id = try session.join(region, .handlerThread, keepsPages: false) { _ in }
+    participant.withLock { $0 = id }
+    guard let seconds = options.idleSeconds else { return }
+    let half = Kernel.nanoseconds(seconds / 2)
+    let last = Shared(Kernel.now())
+    protection.handler.everyTick { [weak self] in
+      guard let self, !self.isOver.load(ordering: .acquiring) else { return false }
+      if Kernel.now() - last.time >= half {
+        last.time = Kernel.now()
+        self.sealIdle()
+      }
+      return true
+    }
+  }
+
+  /// Of the watchdog's thread alone.
+  private final class Shared: @unchecked Sendable {
+    var time: UInt64
+    init(_ time: UInt64) { self.time = time }
+  }
+}

@@ -1,0 +1,104 @@
+internal import Logging
+
+/// The one funnel to the bytes of a page (S1): faults, checked accesses, pins, fixed buffers, transfers, lookups, mirrors and clones all come
+/// through here.
+extension SealedPages {
+  /// Lets the caller, who has claimed the page, at its bytes: opens it if it is sealed. `nil`, or why not.
+  func letIn(_ page: Int, isFault: Bool, in domain: borrowing FaultDomain) -> AccessRefusal? {
+    if poisoned.contains(page) { return refuse(page, isFault, .poisoned) }
+    guard sealed.contains(page) else {
+      if options.idleSeconds != nil { noteUse(page..<page + 1) }
+      return nil
+    }
+    if options.onAccess == .fail { return refuse(page, isFault, .sealed) }
+    return open(page, isFault: isFault, in: domain)
+  }
+
+  /// Opens a page that is claimed.
+  func open(_ page: Int, isFault: Bool, in domain: borrowing FaultDomain) -> AccessRefusal? {
+    // A snapshot of when it was sealed has the sealed bytes.
+    if domain.withOwedBytes({ $0.keep(page..<page + 1, in: domain) }) == .held { return .held }
+    TestHooks.reach(.opening, page: page)
+    do throws(PinError) {
+      unsafe try sealer.open(bytes(page), identity: identity(page), record: UnsafeRawBufferPointer(record(page)))
+    } catch {
+      if error.code != .tampered { return refuse(page, isFault, .keyGone) }
+      poisoned.insert(page..<page + 1)
+      counters.add(.poisonedPages)
+      protection.later { [logger = protection.handler.logger, addresses] in
+        logger.critical("page \(page) of \(addresses) was tampered with while it was sealed, and stays closed for good")
+      }
+      return refuse(page, isFault, .poisoned)
+    }
+    unsafe frames.extent(of: page).pointee.update(page) { word in
+      var word = word
+      word.flags.remove(.sealed)
+      return word
+    }
+    sealed.remove(page..<page + 1)
+    counters.add(.openedSeals)
+    noteUse(page..<page + 1)
+    return nil
+  }
+
+  /// Whoever faulted gets SIGBUS, or EFAULT in a system call; whoever called gets an error.
+  private func refuse(_ page: Int, _ isFault: Bool, _ refusal: AccessRefusal) -> AccessRefusal {
+    if isFault, !refused.contains(page) {
+      refused.insert(page..<page + 1)
+      _ = Memory.protect(pageAddresses(page), [])
+    }
+    return refusal
+  }
+
+  /// Lets faults at a page again.
+  func readmit(_ page: Int) {
+    guard refused.contains(page) else { return }
+    let entry = table[page]
+    let rights: Mapping.Protection = entry.contains(.readDenied) ? [] : entry.contains(.writeDenied) ? .read : .readWrite
+    _ = Memory.protect(pageAddresses(page), rights)
+    refused.remove(page..<page + 1)
+  }
+
+  func pageAddresses(_ page: Int) -> AddressRange {
+    AddressRange(start: addresses.start + UInt(page * Memory.pageSize), count: Memory.pageSize)
+  }
+
+  // MARK: For who does not fault
+
+  /// Opens `pages` for who has marked them as pending, or does not mind that they may be sealed again at once.
+  ///
+  /// - Parameter insists: Also where an access is configured to fail: it was asked for by name.
+  func makeAccessible(_ pages: Range<Int>, insists: Bool) throws(PinError) {
+    let begun = Kernel.now()
+    var page = pages.lowerBound
+    while page < pages.upperBound {
+      let refusal = shared { domain -> AccessRefusal? in
+        _ = table.claim(page)
+        defer { table.releaseClaim(page) }
+        if poisoned.contains(page) { return .poisoned }
+        guard sealed.contains(page) else { return nil }
+        if !insists, options.onAccess == .fail { return .sealed }
+        let refusal = open(page, isFault: false, in: domain)
+        if refusal == nil { readmit(page) }
+        return refusal
+      }
+      if refusal == .held, unsafe Kernel.now() - begun < protection.domain.pointee.patience {
+        Kernel.pause(nanoseconds: 200_000)
+        continue
+      }
+      if let refusal { throw error(refusal, page) }
+      page += 1
+    }
+  }
+
+  func error(_ refusal: AccessRefusal, _ page: Int) -> PinError {
+    let (code, advice): (PinError.Code, String) =
+      switch refusal {
+      case .poisoned: (.tampered, "Its sealed bytes were changed: discard the page, it never opens again.")
+      case .sealed: (.sealed, "Call makeAccessible(_:) first: the region was told not to open pages by itself.")
+      case .keyGone: (.keyGone, "The sealer has lost its key, or was closed.")
+      case .held: (.timedOut, "A snapshot has no room for the page's sealed bytes: close it.")
+      }
+    return PinError(code, operation: "open page \(page)", range: pageAddresses(page), advice: advice)
+  }
+}

@@ -1,0 +1,142 @@
+internal import Synchronization
+
+/// The sealed pages of a region: which they are, what their sealer needs to open them, and the one way to their bytes.
+///
+/// A sealed page stays where it is (S4): its bytes in the frame are unreadable, and it is not in the region's page table, so that whoever
+/// touches it takes a fault. Sealing one, with the page claimed:
+///
+///     everybody who has translations of it is told              (start; they give them up)
+///     ─► its frame is locked, its references are frozen          (fails if anybody else has one: `.busy`, S2)
+///     ─► its mapping is dropped                                  (no access is on its way any more)
+///     ─► transformed, marked as sealed
+///     ─► unfrozen, unlocked                                      (lookups have spun meanwhile: S3)
+///     ─► end
+///
+/// Whoever wants its bytes takes a reference first and then calls ``admit(_:in:)``, which opens it: so it cannot be sealed before he is done
+/// (S1, S5). A fault needs no reference: it holds the claim until the page is mapped, and whoever seals afterwards drops that mapping.
+@safe final class SealedPages: AccessDecision, @unchecked Sendable {  // marks are atomics; records belong to who has the claim
+  let sealer: any PageSealer
+  let options: SealingOptions
+  let region: UInt64
+  let pageCount: Int
+  let addresses: AddressRange
+  let table: PageTable
+  let frames: RegionFrames
+  let counters: FaultCounters
+  let protection: RegionProtection
+  let session: TrackingSession
+  private let metadata: Mapping
+  let sealed: PageMarks
+  /// Their sealed bytes were changed by somebody: they never open.
+  let poisoned: PageMarks
+  /// Whoever touches them gets an error.
+  let refused: PageMarks
+  /// They are open, and were touched since the idle timer looked last.
+  let used: PageMarks
+  /// They are open, and were not in the page table when it looked last.
+  let idle: PageMarks
+  private let entries: UnsafeMutableRawPointer
+  private let entrySize: Int
+  private let generations = Atomic<UInt64>(0)
+  let participant = Mutex<UInt64?>(nil)
+  let isOver = Atomic<Bool>(false)
+  /// Snapshots of the region, with the pages that were sealed at their moment.
+  let moments = Mutex<[Moment]>([])
+  private let forkGeneration = Kernel.forkGeneration
+
+  struct Moment: Sendable {
+    /// The store of the snapshot's copies.
+    let store: UInt
+    let sealed: DirtySet
+    let records: [Int: SealRecord]
+  }
+
+  init(
+    region: Region, sealer: any PageSealer, options: SealingOptions, frames: RegionFrames, protection: RegionProtection,
+    session: TrackingSession
+  ) throws(PinError) {
+    self.sealer = sealer
+    self.options = options
+    self.region = region.id
+    pageCount = region.pageCount
+    addresses = region.addresses
+    table = region.table
+    self.frames = frames
+    counters = region.space.counters
+    self.protection = protection
+    self.session = session
+    entrySize = (SealRecord.headerSize + sealer.recordSize + 7) & ~7
+    let marks = (PageMarks.size(pageCount: pageCount) + 63) / 64 * 64
+    metadata = try Mapping(count: 5 * marks + pageCount * entrySize)
+    for advice in [Memory.Advice.noHugePages, .dontFork, .dontDump] { try? Memory.advise(metadata.range, advice) }
+    let start = unsafe UnsafeMutableRawPointer(bitPattern: metadata.range.start)!
+    sealed = unsafe PageMarks(memory: start, pageCount: pageCount)
+    poisoned = unsafe PageMarks(memory: start + marks, pageCount: pageCount)
+    refused = unsafe PageMarks(memory: start + 2 * marks, pageCount: pageCount)
+    used = unsafe PageMarks(memory: start + 3 * marks, pageCount: pageCount)
+    idle = unsafe PageMarks(memory: start + 4 * marks, pageCount: pageCount)
+    unsafe entries = start + 5 * marks
+  }
+
+  // MARK: Records
+
+  func entry(_ page: Int) -> UnsafeMutableRawBufferPointer {
+    unsafe UnsafeMutableRawBufferPointer(start: entries + page * entrySize, count: entrySize)
+  }
+
+  func identity(_ page: Int) -> PageIdentity {
+    let header = unsafe entry(page)
+    return unsafe PageIdentity(
+      region: header.load(fromByteOffset: 0, as: UInt64.self), page: header.load(fromByteOffset: 8, as: Int.self),
+      generation: header.load(fromByteOffset: 16, as: UInt64.self))
+  }
+
+  func setIdentity(_ identity: PageIdentity, of page: Int) {
+    let header = unsafe entry(page)
+    unsafe header.storeBytes(of: identity.region, toByteOffset: 0, as: UInt64.self)
+    unsafe header.storeBytes(of: identity.page, toByteOffset: 8, as: Int.self)
+    unsafe header.storeBytes(of: identity.generation, toByteOffset: 16, as: UInt64.self)
+  }
+
+  func record(_ page: Int) -> UnsafeMutableRawBufferPointer {
+    unsafe UnsafeMutableRawBufferPointer(
+      start: entries + page * entrySize + SealRecord.headerSize, count: sealer.recordSize)
+  }
+
+  func nextIdentity(_ page: Int) -> PageIdentity {
+    PageIdentity(region: region, page: page, generation: generations.add(1, ordering: .relaxed).newValue)
+  }
+
+  /// Where the bytes of the page's frame are, whoever maps it.
+  func bytes(_ page: Int) -> UnsafeMutableRawBufferPointer {
+    unsafe UnsafeMutableRawBufferPointer(
+      start: UnsafeMutableRawPointer(bitPattern: frames.directAddress(of: page)), count: Memory.pageSize)
+  }
+
+  // MARK: The fault path
+
+  override func admit(_ page: Int, in domain: borrowing FaultDomain) -> AccessRefusal? { letIn(page, isFault: true, in: domain) }
+  override func isRefused(_ page: Int) -> Bool { refused.contains(page) }
+  override func isSealed(_ page: Int) -> Bool { sealed.contains(page) }
+  override func noteUse(_ pages: Range<Int>) {
+    used.insert(pages)
+    idle.remove(pages)
+  }
+
+  /// Runs `body` as a fault does, with the wrprotect lock shared.
+  func shared<Result>(_ body: (borrowing FaultDomain) -> Result) -> Result {
+    unsafe shared(protection.domain.pointee, body)
+  }
+
+  private func shared<Result>(_ domain: borrowing FaultDomain, _ body: (borrowing FaultDomain) -> Result) -> Result {
+    Kernel.withSignalsBlocked { domain.lock.withShared { _ in body(domain) } }
+  }
+}
+
+extension SealedPages: RegionAttachment {
+  func regionWillUnmap() {
+    guard forkGeneration == Kernel.forkGeneration else { return }
+    isOver.store(true, ordering: .sequentiallyConsistent)
+    participant.withLock { $0 = nil }
+  }
+}
