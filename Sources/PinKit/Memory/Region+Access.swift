@@ -166,7 +166,9 @@ extension Region {
         advice: "The region has \(addresses.count) bytes.")
     }
     guard count > 0 else { return }
-    if backing.stored != nil || hasSeals.load(ordering: .relaxed) { try prepare(offset / pageSize..<(offset + count - 1) / pageSize + 1, denied) }
+    if backing.stored != nil || hasSeals.load(ordering: .relaxed) {
+      try prepare(offset / pageSize..<(offset + count - 1) / pageSize + 1, denied)
+    }
     guard table.hasDeniedPages else { return }
     for page in offset / pageSize...(offset + count - 1) / pageSize where !table[page].isDisjoint(with: denied) {
       throw PinError(

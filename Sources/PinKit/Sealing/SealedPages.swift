@@ -115,7 +115,9 @@ internal import Synchronization
 
   // MARK: The fault path
 
-  override func admit(_ page: Int, in domain: borrowing FaultDomain) -> AccessRefusal? { letIn(page, isFault: true, in: domain) }
+  override func admit(_ page: Int, in domain: borrowing FaultDomain) -> AccessRefusal? {
+    letIn(page, isFault: true, in: domain)
+  }
   override func isRefused(_ page: Int) -> Bool { refused.contains(page) }
   override func isSealed(_ page: Int) -> Bool { sealed.contains(page) }
   override func noteUse(_ pages: Range<Int>) {
