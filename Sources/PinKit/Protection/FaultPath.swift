@@ -255,12 +255,16 @@ enum FaultPath {
     var rest = domain.addresses(of: page..<end)
     let all = rest
     let descriptor = domain.descriptor.load(ordering: .acquiring)
+    var step = rest.count
     while !rest.isEmpty {
-      let (result, bytes) = Uffd.mapExisting(descriptor, rest, protected: true)
+      let next = AddressRange(start: rest.start, count: min(step, rest.count))
+      let (result, bytes) = Uffd.mapExisting(descriptor, next, protected: true)
       switch result {
       case .done: rest = AddressRange(start: rest.start + UInt(bytes), end: rest.end)
       case .again: return .retry
-      default: rest = AddressRange(start: rest.end, end: rest.end)
+      // One call maps within one mapping, and pages that went to other frames have mappings of their own.
+      case .gone where step > Memory.pageSize: step = Memory.pageSize
+      default: rest = AddressRange(start: next.end, end: rest.end)
       }
     }
     Uffd.wake(descriptor, all)

@@ -29,6 +29,8 @@ internal import Synchronization
 
   /// In nanoseconds.
   private static let longestSpin: UInt64 = 25_000
+  /// In nanoseconds: regions that fault all the time take turns.
+  private static let longestVisit: UInt64 = 1_000_000
   /// A batch of this size calls for another reader.
   private static let backlog = 4
 
@@ -151,6 +153,8 @@ internal import Synchronization
         handleBatch(domain, slot: slot, holding: hold, begun: begun)
         busySince.store(0, ordering: .relaxed)
         idleSince = 0
+        // Others wait in line.
+        if begun &- started > Self.longestVisit { return true }
         continue
       }
       guard error == UffdResult.again.errno else {

@@ -11,9 +11,14 @@ final class RecordingSealer: PageSealer {
   }
   private let log = Mutex<[Step]>([])
   private let isBroken = Mutex(false)
-  /// Called before a page is transformed, with its number.
-  let onSeal = Mutex<@Sendable (Int) -> Void>({ _ in })
-  let onOpen = Mutex<@Sendable (Int) -> Void>({ _ in })
+  private let hook = Mutex(Hook())
+  /// Called before a page is sealed, with its number.
+  func onSeal(_ body: @escaping @Sendable (Int) -> Void) { hook.withLock { $0 = Hook(body: body) } }
+
+  /// A closure by itself would be wrapped once more each time it is taken out of the mutex.
+  private struct Hook: Sendable {
+    var body: @Sendable (Int) -> Void = { _ in }
+  }
   static let mask: UInt64 = 0xA5A5_5A5A_A5A5_5A5A
 
   var steps: [Step] { log.withLock { $0 } }
@@ -39,7 +44,7 @@ final class RecordingSealer: PageSealer {
     _ page: UnsafeMutableRawBufferPointer, identity: PageIdentity, record: UnsafeMutableRawBufferPointer
   ) throws(PinError) {
     if isBroken.withLock({ $0 }) { throw PinError(.keyGone, operation: "seal", advice: "It was told to.") }
-    onSeal.withLock { $0 }(identity.page)
+    hook.withLock { $0 }.body(identity.page)
     log.withLock { $0.append(.seal(identity.page)) }
     let sum = unsafe transform(page, key(identity))
     unsafe record.storeBytes(of: sum, as: UInt64.self)
@@ -49,7 +54,6 @@ final class RecordingSealer: PageSealer {
     _ page: UnsafeMutableRawBufferPointer, identity: PageIdentity, record: UnsafeRawBufferPointer
   ) throws(PinError) {
     if isBroken.withLock({ $0 }) { throw PinError(.keyGone, operation: "open", advice: "It was told to.") }
-    onOpen.withLock { $0 }(identity.page)
     log.withLock { $0.append(.open(identity.page)) }
     let sum = unsafe transform(page, key(identity))
     if unsafe record.loadUnaligned(as: UInt64.self) == sum { return }

@@ -202,12 +202,10 @@ import Testing
     let page = 4099
     let gate = Shared()
     let inside = Shared()
-    sealer.onSeal.withLock {
-      $0 = { sealed in
-        if sealed != page { return }
-        inside.value = 1
-        while gate.value == 0 { Kernel.pause(nanoseconds: 20_000) }
-      }
+    sealer.onSeal { sealed in
+      if sealed != page { return }
+      inside.value = 1
+      while gate.value == 0 { Kernel.pause(nanoseconds: 20_000) }
     }
     let sealing = TestThread { try region.seal(page..<page + 1) }
     #expect(spin { inside.value == 1 })
@@ -236,7 +234,7 @@ import Testing
     let subscription = try region.subscribe(notifier)
     let mirror = try SecondaryMMU(region)
     try mirror.translate(3, for: .writing)
-    sealer.onSeal.withLock { $0 = { page in if mirror.isTranslated(page) { order.note("translated while it was sealed") } } }
+    sealer.onSeal { page in if mirror.isTranslated(page) { order.note("translated while it was sealed") } }
     try region.seal(3..<4)
     #expect(order.all == [])
     #expect(notifier.calls.last == .end(.seal, 3..<4))
