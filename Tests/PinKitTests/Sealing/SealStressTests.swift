@@ -69,12 +69,13 @@ import Testing
         let page = Int.random(in: 0..<SealStressTests.pages, using: &random)
         do {
           if random.next() % 3 == 0 {
+            // The page may leave the frame that was found, for a clone's sake, and be sealed in another one; the bytes of this one stay.
             let reference = try region.lookUp(page)
-            promised[page].add()
             var bytes = [UInt8](repeating: 0, count: 4096)
-            try unsafe bytes.withUnsafeMutableBytes { try unsafe reference.copy(into: $0) }
-            checkBytes(bytes, page, "a lookup")
-            promised[page].add(-1)
+            for _ in 0..<3 {
+              try unsafe bytes.withUnsafeMutableBytes { try unsafe reference.copy(into: $0) }
+              checkBytes(bytes, page, "a lookup")
+            }
             _ = consume reference
           } else {
             let pin = try region.pin(page..<page + 1, random.next() % 2 == 0 ? .write : [])
