@@ -82,7 +82,10 @@ import Testing
             promised[page].add()
             for _ in 0..<Int(random.next() % 20) {
               let (first, last) = unsafe pin.withUnsafeBytes { bytes in
-                (ct_load_word(UInt64(UInt(bitPattern: bytes.baseAddress!))), ct_load_word(UInt64(UInt(bitPattern: bytes.baseAddress!)) + 4088))
+                (
+                  ct_load_word(UInt64(UInt(bitPattern: bytes.baseAddress!))),
+                  ct_load_word(UInt64(UInt(bitPattern: bytes.baseAddress!)) + 4088)
+                )
               }
               check(first, last, page, "a pin")
             }
@@ -106,7 +109,9 @@ import Testing
         let start = Int.random(in: 0..<SealStressTests.pages, using: &random)
         let end = min(SealStressTests.pages, start + 1 + Int(random.next() % 4))
         do throws(PinError) {
-          if random.next() % 6 == 0 { try region.makeAccessible(start..<end) } else {
+          if random.next() % 6 == 0 {
+            try region.makeAccessible(start..<end)
+          } else {
             try region.seal(start..<end)
             seals.add()
           }
@@ -154,7 +159,8 @@ import Testing
     try region.setSealer(sealer)
     let race = Race(region, sealer)
     let threads =
-      (0..<2).map { index in TestThread { race.touch(index) } } + (0..<2).map { index in TestThread { race.transfer(index) } }
+      (0..<2).map { index in TestThread { race.touch(index) } }
+      + (0..<2).map { index in TestThread { race.transfer(index) } }
       + (0..<2).map { index in TestThread { race.seal(index) } } + [TestThread { race.copy() }]
     while race.seals.value < rounds || race.busy.value < 10 || race.copies.value < 30 || race.ios.value < rounds {
       Kernel.pause(nanoseconds: 2_000_000)
@@ -172,7 +178,8 @@ import Testing
     return race
   }
 
-  @Test("S1, S2, S5: no I/O sees a sealed byte, and no page is sealed under I/O, whoever seals, opens, pins, copies and clones")
+  @Test(
+    "S1, S2, S5: no I/O sees a sealed byte, and no page is sealed under I/O, whoever seals, opens, pins, copies and clones")
   func race() throws { _ = try race(rounds: 400) }
 
   @Test(
