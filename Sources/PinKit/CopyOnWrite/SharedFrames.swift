@@ -232,7 +232,9 @@ internal import Synchronization
 
   // MARK: Discarding
 
-  override func leave(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> CInt {
+  override func leave(
+    _ pages: Range<Int>, in domain: borrowing FaultDomain, _ invalidation: inout Invalidation?
+  ) -> CInt {
     for page in pages { _ = domain.table.claim(page) }
     defer { for page in pages { domain.table.releaseClaim(page) } }
     var start = pages.lowerBound
@@ -240,7 +242,7 @@ internal import Synchronization
       let isShared = hasOthers(start)
       var end = start + 1
       while end < pages.upperBound, hasOthers(end) == isShared { end += 1 }
-      let result = isShared ? leave(start..<end, domain) : dropOwn(start..<end)
+      let result = isShared ? leave(start..<end, domain, &invalidation) : dropOwn(start..<end, &invalidation)
       if result != 0 { return result }
       start = end
     }
@@ -249,7 +251,8 @@ internal import Synchronization
 
   /// Makes frames read as zeros while their pages are claimed: a fault beside them that takes them along into other frames would
   /// bring the bytes back. Through the file, which announces nothing, so that nobody has to read of it.
-  private func dropOwn(_ pages: Range<Int>) -> CInt {
+  private func dropOwn(_ pages: Range<Int>, _ invalidation: inout Invalidation?) -> CInt {
+    invalidation?.invalidateRange(pages)
     var start = pages.lowerBound
     while start < pages.upperBound {
       let extent = unsafe frames.extent(of: start)
@@ -270,7 +273,9 @@ internal import Synchronization
     return counts.mappings > 1 || counts.references > counts.mappings
   }
 
-  private func leave(_ pages: Range<Int>, _ domain: borrowing FaultDomain) -> CInt {
+  private func leave(
+    _ pages: Range<Int>, _ domain: borrowing FaultDomain, _ invalidation: inout Invalidation?
+  ) -> CInt {
     guard let target = unsafe frames.targetExtent, unsafe frames.claimTarget(pages, target) else { return -11 }
     // What the frames held for somebody before may still be there.
     let punched = unsafe frames.pool.punch(target.pointee, pages)
@@ -282,7 +287,7 @@ internal import Synchronization
     let range = domain.addresses(of: pages)
     domain.table.clear(pages)
     defer { domain.table.set(pages) }
-    _ = domain.withNotifications { $0.invalidateRange(.clear, pages) }
+    invalidation?.invalidateRange(pages)
     let result = Memory.replace(
       range, file: frames.pool.descriptor, offset: unsafe target.pointee.offsets(of: pages).lowerBound)
     guard result == 0 else {

@@ -135,7 +135,6 @@ internal import Synchronization
     _ event: InvalidationRange.Event, _ pages: Range<Int>, isBlockable: Bool, insisting: Insistence? = nil
   ) -> Start {
     if isIdle { return .unwatched }
-    let version = version.load(ordering: .sequentiallyConsistent)
     let epoch = beginReading()
     let raw = current.load(ordering: .sequentiallyConsistent)
     guard raw != 0 else {
@@ -146,11 +145,11 @@ internal import Synchronization
       region: region, pages: pages, event: event, isBlockable: isBlockable,
       operation: Kernel.nextOperation(), owner: Kernel.invalidationOwner)
     let subscribers = unsafe Unmanaged<SubscriptionTable>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)
-    return unsafe subscribers._withUnsafeGuaranteedRef { start(range, $0, epoch, version, insisting) }
+    return unsafe subscribers._withUnsafeGuaranteedRef { start(range, $0, epoch, insisting) }
   }
 
   private func start(
-    _ range: InvalidationRange, _ subscribers: SubscriptionTable, _ epoch: Int, _ version: UInt64, _ insisting: Insistence?
+    _ range: InvalidationRange, _ subscribers: SubscriptionTable, _ epoch: Int, _ insisting: Insistence?
   ) -> Start {
     var told = 0
     var first: Unmanaged<Subscriber>?
@@ -189,25 +188,7 @@ internal import Synchronization
       return .unwatched
     }
     let only = unsafe told == 1 ? first : nil
-    return unsafe .begun(Invalidation(self, subscribers, only, range, epoch: epoch, version: version))
-  }
-
-  /// Tells everybody who overlaps `pages` that they have no frame at this moment. Between a start and its end.
-  func invalidateRange(_ event: InvalidationRange.Event, _ pages: Range<Int>) {
-    if isIdle { return }
-    let epoch = beginReading()
-    defer { endReading(epoch) }
-    let raw = current.load(ordering: .sequentiallyConsistent)
-    guard raw != 0 else { return }
-    let range = unsafe InvalidationRange(
-      region: region, pages: pages, event: event, isBlockable: false, operation: Kernel.nextOperation(),
-      owner: Kernel.invalidationOwner)
-    unsafe Unmanaged<SubscriptionTable>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)._withUnsafeGuaranteedRef {
-      $0.forEach(overlapping: pages) { subscriber in
-        _ = subscriber.call(range.operation, .invalidateRange) { $0.invalidateRange(range) }
-        return true
-      }
-    }
+    return unsafe .begun(Invalidation(self, subscribers, only, range, epoch: epoch))
   }
 
   /// Whether any subscriber that overlaps `pages` says yes; all are asked.
@@ -282,24 +263,18 @@ internal import Synchronization
   private let only: Unmanaged<Subscriber>?
   private let range: InvalidationRange
   private let epoch: Int
-  private let version: UInt64
   private var isInvalidated = false
 
   fileprivate init(
     _ notifications: RegionNotifications, _ subscribers: SubscriptionTable, _ only: Unmanaged<Subscriber>?,
-    _ range: InvalidationRange, epoch: Int, version: UInt64
+    _ range: InvalidationRange, epoch: Int
   ) {
     unsafe self.notifications = notifications
     unsafe self.subscribers = subscribers
     unsafe self.only = only
     self.range = range
     self.epoch = epoch
-    self.version = version
   }
-
-  var pages: Range<Int> { range.pages }
-  /// Whether everybody who subscribes now was told.
-  var isComplete: Bool { unsafe notifications.version.load(ordering: .sequentiallyConsistent) == version }
 
   /// The pages have no frame at this moment.
   mutating func invalidateRange() {

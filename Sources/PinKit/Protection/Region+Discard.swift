@@ -51,13 +51,13 @@ extension Region {
     // not be held while pages are dropped.
     _ = discarding.lockShared()
     defer { discarding.unlockShared() }
-    let invalidation = try protection.start(.clear, pages)
+    var invalidation = try protection.start(.clear, pages)
     defer { invalidation?.end() }
     guard let snapshots = attachments.find(SnapshotSet.self) else {
-      try drop(pages, range, protection)
+      try drop(pages, range, protection, &invalidation)
       return true
     }
-    return try snapshots.keeping(pages) { () throws(PinError) in try drop(pages, range, protection) }
+    return try snapshots.keeping(pages) { () throws(PinError) in try drop(pages, range, protection, &invalidation) }
   }
 
   /// The same without waiting for a subscriber; `discarding` and `unwatchedDiscards` are held shared.
@@ -67,13 +67,13 @@ extension Region {
       attachments.find(RegionProtection.self)?.recordDiscard(pages)
       return true
     }
-    guard case .begun(let invalidation) = try protection.tryStart(.clear, pages) else { return false }
+    guard case .begun(var invalidation) = try protection.tryStart(.clear, pages) else { return false }
     defer { invalidation?.end() }
     guard let snapshots = attachments.find(SnapshotSet.self) else {
-      try drop(pages, range, protection)
+      try drop(pages, range, protection, &invalidation)
       return true
     }
-    return try snapshots.keeping(pages) { () throws(PinError) in try drop(pages, range, protection) }
+    return try snapshots.keeping(pages) { () throws(PinError) in try drop(pages, range, protection, &invalidation) }
   }
 
   /// Drops the pages if the region has no protection, and has had none since before; returns it otherwise.
@@ -89,9 +89,11 @@ extension Region {
     return nil
   }
 
-  private func drop(_ pages: Range<Int>, _ range: AddressRange, _ protection: RegionProtection) throws(PinError) {
+  private func drop(
+    _ pages: Range<Int>, _ range: AddressRange, _ protection: RegionProtection, _ invalidation: inout Invalidation?
+  ) throws(PinError) {
     try seals?.forget(pages)
-    do throws(PinError) { try drop(range) } catch {
+    do throws(PinError) { try drop(range, &invalidation) } catch {
       // The kernel drops what lies before the piece that it refuses. A userfaultfd has been told exactly what that is; where there
       // is none, all of it may have changed.
       if unsafe frames != nil || protection.domain.pointee.delivery.load(ordering: .acquiring) == .mprotect {
@@ -104,9 +106,14 @@ extension Region {
   }
 
   private func drop(_ range: AddressRange) throws(PinError) {
+    var nobody: Invalidation?
+    try drop(range, &nobody)
+  }
+
+  private func drop(_ range: AddressRange, _ invalidation: inout Invalidation?) throws(PinError) {
     guard frames != nil, let protection = attachments.find(RegionProtection.self) else { return try dropAlone(range) }
     // Frames that others have stay theirs: the pages leave them.
-    if try !protection.leaveFrames(pages(touching: range)) { try dropAlone(range) }
+    if try !protection.leaveFrames(pages(touching: range), &invalidation) { try dropAlone(range) }
   }
 
   private func dropAlone(_ range: AddressRange) throws(PinError) {

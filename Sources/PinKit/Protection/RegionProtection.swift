@@ -296,12 +296,15 @@ internal import SystemPackage
   }
 
   /// Drops pages whose frames others may have too, and may get at any time; false if the region shares none.
-  func leaveFrames(_ pages: Range<Int>) throws(PinError) -> Bool {
+  func leaveFrames(_ pages: Range<Int>, _ invalidation: inout Invalidation?) throws(PinError) -> Bool {
     let begun = Kernel.now()
     var start = pages.lowerBound
     while start < pages.upperBound {
       let end = min(start + 512, pages.upperBound)
-      guard let result = Kernel.withSignalsBlocked({ unsafe leave(start..<end, domain.pointee) }) else { return false }
+      let part = start..<end
+      guard let result = Kernel.withSignalsBlocked({ unsafe leave(part, domain.pointee, &invalidation) }) else {
+        return false
+      }
       if UffdResult(result) == .again, unsafe Kernel.now() - begun < domain.pointee.patience {
         // The frame that a page would go to is being given back, or somebody looks it up at this moment.
         Kernel.pause(nanoseconds: 20_000)
@@ -313,8 +316,10 @@ internal import SystemPackage
     return true
   }
 
-  private func leave(_ pages: Range<Int>, _ domain: borrowing FaultDomain) -> CInt? {
-    domain.lock.withShared { _ in domain.withSharing { $0.leave(pages, in: domain) } }
+  private func leave(
+    _ pages: Range<Int>, _ domain: borrowing FaultDomain, _ invalidation: inout Invalidation?
+  ) -> CInt? {
+    domain.lock.withShared { _ in domain.withSharing { $0.leave(pages, in: domain, &invalidation) } }
   }
 
   /// Replaces the first-write callbacks. When it returns, no earlier one is running.

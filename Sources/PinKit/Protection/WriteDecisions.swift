@@ -36,7 +36,7 @@ class FrameSharing: @unchecked Sendable {  // subclasses hold atomics and preall
 
   /// Makes `pages` read as zeros: those whose frames others have get empty frames of their own, and who waits for them is woken. Not in the
   /// fault path; 0 or a negative errno.
-  func leave(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> CInt { 0 }
+  func leave(_ pages: Range<Int>, in domain: borrowing FaultDomain, _ invalidation: inout Invalidation?) -> CInt { 0 }
 
 }
 

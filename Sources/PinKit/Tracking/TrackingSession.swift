@@ -156,6 +156,8 @@ final class TrackingSession: RegionAttachment {
         logger.info("tracking \(addresses) by .\(candidate): \(reason)")
         return mechanism
       } catch {
+        // Another mechanism would not change a subscriber's mind.
+        if error.code == .subscriberFailed || error.code == .timedOut { throw error }
         refusals.append(error)
       }
     }
