@@ -105,6 +105,27 @@ import Testing
       }
     ),
     (
+      "a fixed buffer",
+      { region in
+        let file = try TemporaryBytes()
+        defer { file.close() }
+        var buffers = try FixedBuffers(region, [3..<4])
+        _ = try buffers.queueWrite(to: file.descriptor, at: 0, from: 0, bytes: 0..<4096)
+        try buffers.submit(waitingFor: 1)
+        _ = buffers.nextCompletion()
+        try buffers.close()
+        return try file.firstByte()
+      }
+    ),
+    (
+      "a direct mapping",
+      { region in
+        let mapping = try DirectMapping(region, pages: 3..<4)
+        defer { mapping.close() }
+        return try unsafe mapping.withBytes { unsafe $0[0] }
+      }
+    ),
+    (
       "a system call on its pointer",
       { region in
         let file = try TemporaryBytes()

@@ -125,4 +125,31 @@ import Testing
     try space.close()
     #expect(store.durableByte(5) == 98)
   }
+
+  @Test("P1, P3: A store that writes back refuses pins that last, and what is pinned for writing is never clean") func pins() throws {
+    let space = try AddressSpace()
+    let store = UnrulyStore(pages: 8)
+    let region = try space.map(.file(store, fillAround: .exact), pages: 8)
+    #expect(errorCode { _ = try region.pin(2..<3, [.write, .longTerm]) } == .needsDirtyTracking)
+    #expect(errorCode { _ = try FixedBuffers(region, [2..<3]) } == .needsDirtyTracking)
+    #expect(try region.needsDirtyTracking)
+    let reading = try region.pin(5..<6, .longTerm)
+    #expect(unsafe reading.withUnsafeBytes { unsafe $0[0] } == 6, "a pin brings its pages in")
+    #expect(try region.reclaim(0..<8) == 0)
+    reading.unpin()
+    let pin = try region.pin(2..<3, .write)
+    try unsafe pin.withUnsafeMutableBytes { unsafe $0[0] = 40 }
+    try region.flush()
+    #expect(store.durableByte(2) == 40, "a copy of the moment")
+    #expect(try region.filePageState(2).isDirty)
+    try unsafe pin.withUnsafeMutableBytes { unsafe $0[0] = 41 }
+    #expect(errorCode { try region.unmap() } == .pinned)
+    #expect(try region.reclaim(0..<8) == 1, "all that is clean and not pinned")
+    pin.unpin()
+    #expect(try region.filePageState(2).isDirty)
+    try region.flush()
+    #expect(store.durableByte(2) == 41)
+    #expect(try !region.filePageState(2).isDirty)
+    try space.close()
+  }
 }
