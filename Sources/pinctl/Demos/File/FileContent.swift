@@ -5,8 +5,8 @@ enum FileContent {
   static func word(_ round: Int, _ page: Int) -> UInt64 { UInt64(round) << 20 | UInt64(page) }
 
   static func page(_ round: Int, _ page: Int) -> [UInt8] {
-    let word = word(round, page)
-    return (0..<4096).map { UInt8(truncatingIfNeeded: word >> (8 * UInt64($0 & 7))) }
+    let words = [UInt64](repeating: word(round, page), count: 512)
+    return unsafe words.withUnsafeBytes { unsafe [UInt8]($0) }
   }
 
   static func pages(_ round: Int, _ count: Int) -> [UInt8] { (0..<count).flatMap { page(round, $0) } }
@@ -27,6 +27,11 @@ enum FileContent {
       unsafe try bytes.withUnsafeMutableBytes { unsafe try region.copy(fromByteOffset: page * 4096, into: $0) }
       return round(bytes, of: page)
     }
+  }
+
+  /// The first word of a page, through a pointer, as most programs read: with a fault where the page is not there.
+  static func touch(_ page: Int, of region: Region) throws -> UInt64 {
+    unsafe try region.withUnsafeMutableBytes { unsafe $0.load(fromByteOffset: page * 4096, as: UInt64.self) }
   }
 
   /// Of every page of a file.

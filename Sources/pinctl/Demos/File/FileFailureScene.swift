@@ -91,13 +91,13 @@ struct FileFailureScene: DemoScene {
     let region = try space.map(.file(store, fillAround: .exact), pages: pages)
     let released = Atomic(0)
     let group = FileThreads(Self.threads) { page in
-      if let word: UInt64 = try? region.load(fromByteOffset: page * 4096), word == FileContent.word(1, page) {
-        released.add(1, ordering: .sequentiallyConsistent)
-      }
+      let word = try? region.load(fromByteOffset: page * 4096, as: UInt64.self)
+      if word == FileContent.word(1, page) { released.add(1, ordering: .sequentiallyConsistent) }
     }
     var slow = Slow(stuck: gate.waiters(atLeast: Self.threads), expected: pages - Self.threads)
     let begun = Date()
-    for page in Self.threads..<pages where try region.load(fromByteOffset: page * 4096) == FileContent.word(1, page) {
+    for page in Self.threads..<pages
+    where try region.load(fromByteOffset: page * 4096, as: UInt64.self) == FileContent.word(1, page) {
       slow.served += 1
     }
     slow.milliseconds = -begun.timeIntervalSinceNow * 1000

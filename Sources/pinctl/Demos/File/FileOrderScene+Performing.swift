@@ -1,3 +1,4 @@
+internal import Glibc
 internal import PinKit
 internal import Synchronization
 
@@ -31,6 +32,8 @@ extension FileOrderScene {
     log.note(program, .note, "writes")
     try FileContent.write(2, page, to: region)
     log.note(program, .note, "has written")
+    // Whoever opened it unlocks it after the program has gone on.
+    for _ in 0..<1000 where try region.frameState(page).isLocked { usleep(1000) }
     outcome.written = try look(region, page)
     outcome.row.append(try FileHeatMap.Row("after the write", region))
     log.note(program, .note, "flushes")

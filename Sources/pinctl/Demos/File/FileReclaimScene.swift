@@ -89,7 +89,7 @@ struct FileReclaimScene: DemoScene {
     for page in 0..<pages {
       let expected = FileContent.word(page == outcome.dirty ? 2 : 1, page)
       outcome.wrong += try word(page) == expected ? 0 : 1
-      outcome.wrong += try region.load(fromByteOffset: page * 4096) == expected ? 0 : 1
+      outcome.wrong += try region.load(fromByteOffset: page * 4096, as: UInt64.self) == expected ? 0 : 1
       outcome.checked += 2
     }
     outcome.rows.append(try FileHeatMap.Row("used again", region))
