@@ -27,7 +27,8 @@ struct FileKillScene: DemoScene {
 
   func run(on stage: DemoStage) throws -> DemoFindings {
     stage.say(
-      "A process writes all \(Self.pages) pages of a file through a region, flushes, says so, and begins the next round. It is killed at a "
+      "A process writes all \(Self.pages) pages of a file through a region, in two parts and no order, flushes each, says so, and begins the "
+        + "next round. It is killed at a "
         + "random moment; the file is read by this one, which has never mapped it. Then the next process goes on with it.")
     let attempts = try perform()
     stage.show()
