@@ -1,4 +1,4 @@
-/// Where the pages of a ``Backing/file(_:)`` region come from and go to.
+/// Where the pages of a ``Backing/file(_:fillAround:)`` region come from and go to.
 ///
 /// PinKit calls a store from threads of its own, several at a time, for different pages; never twice at a time for the same one. A store
 /// may block for as long as it likes: faults on other pages are served meanwhile. It must not touch memory of the region, nor call

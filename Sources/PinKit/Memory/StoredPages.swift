@@ -1,4 +1,4 @@
-/// The store of a ``Backing/file(_:)`` backing, and what makes a region of it.
+/// The store of a ``Backing/file(_:fillAround:)`` backing, and what makes a region of it.
 class StoredPages: Hashable, @unchecked Sendable {  // subclasses have constants only
   let store: any PageStore
 

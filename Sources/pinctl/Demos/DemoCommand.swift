@@ -15,8 +15,8 @@ struct DemoCommand: ParsableCommand {
       prints its one object.
       """,
     subcommands: [
-      DemoAllCommand.self, TrackCommand.self, CowCommand.self, SnapshotCommand.self, NotifyCommand.self, VringCommand.self,
-      KvmCommand.self,
+      DemoAllCommand.self, TrackCommand.self, CowCommand.self, SnapshotCommand.self, NotifyCommand.self, GupCommand.self,
+      FileCommand.self, FileWriterCommand.self, VringCommand.self, KvmCommand.self,
     ],
     defaultSubcommand: DemoAllCommand.self)
 

@@ -22,9 +22,11 @@ struct DemoFindings {
 
 enum DemoSpace {
   /// An address space that says nothing, and outlives a failure, which becomes a claim that does not hold.
-  static func make() throws -> AddressSpace {
+  ///
+  /// - Parameter expectsFailures: Those that are provoked are no news, and are not logged.
+  static func make(expectsFailures: Bool = false) throws -> AddressSpace {
     var configuration = AddressSpace.Configuration()
-    configuration.logger.logLevel = .error
+    configuration.logger.logLevel = expectsFailures ? .critical : .error
     configuration.failurePolicy = .failRegion
     return try AddressSpace(configuration: configuration)
   }

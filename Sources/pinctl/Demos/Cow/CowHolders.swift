@@ -1,7 +1,7 @@
 internal import PinKit
 
 /// A pin of one page of a pool that can be kept in an array.
-final class HeldPin {
+final class HeldPin: Sendable {
   let pin: Pin
   init(_ pin: consuming Pin) { self.pin = pin }
 

@@ -8,8 +8,9 @@ final class LedgerFiles {
   private let signals: [any DispatchSourceSignal]
   private static let watched = [SIGINT, SIGTERM, SIGHUP]
 
-  init() throws {
-    let directory = FileManager.default.temporaryDirectory.appendingPathComponent("pinctl-snapshot-\(UUID().uuidString)")
+  /// `name` is a part of the directory's.
+  init(name: String = "snapshot") throws {
+    let directory = FileManager.default.temporaryDirectory.appendingPathComponent("pinctl-\(name)-\(UUID().uuidString)")
     guard unsafe mkdir(directory.path, 0o700) == 0 else { throw LedgerFailure("make \(directory.path)", errno) }
     self.directory = directory.path
     signals = Self.watched.map { number in
