@@ -89,7 +89,7 @@ extension FilePages {
       return fill(page..<page + 1, for: page, through: buffer)
     }
     if let error = installPatiently(pages, from: buffer.start) {
-      for other in pages where other != page && !present.contains(other) { giveUp(other..<other + 1) }
+      for other in pages where other != page { giveUp(other..<other + 1) }
       if !present.contains(page) { return refuse(page, error, .none) }
     }
     giveUp(pages)
