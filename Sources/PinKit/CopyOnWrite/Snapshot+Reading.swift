@@ -86,7 +86,11 @@ extension Snapshot {
     if try enterRegion() {
       defer { region.leave() }
       TestHooks.reach(.readingLive, page: pages.lowerBound)
-      if region.backing.stored != nil { unsafe try copyFrames(pages, into: target) } else { unsafe try copyFromRegion(pages, into: target) }
+      if region.backing.stored != nil {
+        unsafe try copyFrames(pages, into: target)
+      } else {
+        unsafe try copyFromRegion(pages, into: target)
+      }
       atomicMemoryFence(ordering: .acquiring)
       set.settle()
       if let failure = set.protection.failure { throw failure }

@@ -210,7 +210,8 @@ internal import Synchronization
   }
 
   func testYoung(_ range: Range<Int>) -> Bool {
-    isYoung.load(ordering: .relaxed) || young.withLock { young in range.clamped(to: pages).contains { young[$0 - pages.lowerBound] } }
+    isYoung.load(ordering: .relaxed)
+      || young.withLock { young in range.clamped(to: pages).contains { young[$0 - pages.lowerBound] } }
   }
 
   func clearYoung(_ range: Range<Int>) -> Bool {

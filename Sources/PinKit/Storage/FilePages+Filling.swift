@@ -129,19 +129,27 @@ extension FilePages {
       next = present.first(in: next..<pages.upperBound, isSet: false)
       if next == pages.upperBound { return }
       if let error = refusals.withLock({ $0[next] }) { throw error }
-      if isOver.load(ordering: .acquiring) { throw PinError(.unmapped, operation: "bring in page \(next)", range: addresses) }
-      let window = next..<min(pages.upperBound, present.first(in: next..<min(next + FillWindows.maximum, pageCount), isSet: true))
-      let mine = shared { _, _ in take(window) }
-      guard !mine.isEmpty else {
-        Kernel.pause(nanoseconds: 20_000)
-        continue
+      if isOver.load(ordering: .acquiring) {
+        throw PinError(.unmapped, operation: "bring in page \(next)", range: addresses)
       }
+      let window =
+        next..<min(pages.upperBound, present.first(in: next..<min(next + FillWindows.maximum, pageCount), isSet: true))
       if buffer == nil { buffer = try Mapping(count: FaultReader.supplySize) }
       let start = buffer?.range.start ?? 0
-      defer { giveUp(mine) }
-      unsafe try store.read(mine, into: Self.bytes(of: AddressRange(start: start, count: FaultReader.supplySize), mine.count))
-      if let error = installPatiently(mine, from: start) { throw error }
+      // A signal handler of this thread that touches one of them would wait for this thread.
+      let isMine = try Kernel.withSignalsBlocked { () throws(PinError) in try bringIn(firstOf: window, through: start) }
+      if !isMine { Kernel.pause(nanoseconds: 20_000) }
     }
+  }
+
+  /// False if somebody else is at it.
+  private func bringIn(firstOf window: Range<Int>, through buffer: UInt) throws(PinError) -> Bool {
+    let mine = shared { _, _ in take(window) }
+    if mine.isEmpty { return false }
+    defer { giveUp(mine) }
+    unsafe try store.read(mine, into: Self.bytes(of: AddressRange(start: buffer, count: FaultReader.supplySize), mine.count))
+    if let error = installPatiently(mine, from: buffer) { throw error }
+    return true
   }
 
   /// Marks the first pages of `pages` as `filling` that nobody else brings in.

@@ -29,7 +29,8 @@ extension FilePages {
       }
       if isFirst == nil { Kernel.pause(nanoseconds: 50_000) }
     }
-    protection.handler.logger.error("page \(page) of \(addresses) could not be \(access == .none ? "read" : "made writable"): \(error)")
+    protection.handler.logger.error(
+      "page \(page) of \(addresses) could not be \(access == .none ? "read" : "made writable"): \(error)")
     counters.add(.refusedPages)
     giveUp(page..<page + 1)
     if isFirst == true { protection.handler.everyTick { [self] in liftRefusals() } }

@@ -72,7 +72,7 @@ extension FilePages {
     if protection.failure == nil {
       do throws(PinError) { return try flush() } catch { if protection.failure == nil { throw error } }
     }
-    try flushing.withLock { _ throws(PinError) in try salvage() }
+    try flushing.withLock { _ throws(PinError) in try Kernel.withSignalsBlocked { () throws(PinError) in try salvage() } }
   }
 
   /// Writes what is known to have changed in a region that failed: its frames have it, and nobody can write them through the region's

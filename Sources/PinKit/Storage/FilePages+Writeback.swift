@@ -24,7 +24,8 @@ extension FilePages {
       // One that began after this call, and went well, has done it all.
       if state.lastGood > arrival { return }
       let number = flushesBegun.add(1, ordering: .sequentiallyConsistent).newValue
-      do throws(PinError) { try flushAlone() } catch {
+      // A signal handler of this thread that writes a page which is on its way to the store would wait for this thread.
+      do throws(PinError) { try Kernel.withSignalsBlocked { () throws(PinError) in try flushAlone() } } catch {
         guard let loss = protection.failure else { throw error }
         try salvage()
         throw loss
@@ -140,7 +141,9 @@ extension FilePages {
     shared { _, _ in
       for page in pages {
         let before = table.claim(page)
-        if before.contains(.open) { again.append(page..<page + 1) } else {
+        if before.contains(.open) {
+          again.append(page..<page + 1)
+        } else {
           mark(page..<page + 1)
           marked.append(page..<page + 1)
         }

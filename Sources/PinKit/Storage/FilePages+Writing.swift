@@ -52,7 +52,9 @@ extension FilePages {
     repeat {
       if let hold = domain.lock.tryShared(),
         FaultPath.resolve(page: page, isAdmitted: true, in: domain, holding: hold) != .retry
-      { return }
+      {
+        return
+      }
       Kernel.pause(nanoseconds: 20_000)
     } while Kernel.now() - begun < Self.shortWhile
   }
@@ -86,21 +88,25 @@ extension FilePages {
     while true {
       if !filling.contains(page), granted.contains(page) || table[page].contains(.open) { return }
       if let error = refusals.withLock({ $0[page] }) { throw error }
-      let isMine = shared { _, _ in
-        _ = table.claim(page)
-        defer { table.releaseClaim(page) }
-        if filling.contains(page) || !present.contains(page) { return false }
-        filling.insert(page..<page + 1)
-        return true
-      }
-      guard isMine else {
-        try bringIn(page..<page + 1)
-        Kernel.pause(nanoseconds: 20_000)
-        continue
-      }
-      defer { giveUp(page..<page + 1) }
-      return try withGrant(page) {}
+      if try Kernel.withSignalsBlocked({ () throws(PinError) in try grantAlone(page) }) { return }
+      try bringIn(page..<page + 1)
+      Kernel.pause(nanoseconds: 20_000)
     }
+  }
+
+  /// False if somebody else is at the page, or it is not there.
+  private func grantAlone(_ page: Int) throws(PinError) -> Bool {
+    let isMine = shared { _, _ in
+      _ = table.claim(page)
+      defer { table.releaseClaim(page) }
+      if filling.contains(page) || !present.contains(page) { return false }
+      filling.insert(page..<page + 1)
+      return true
+    }
+    if !isMine { return false }
+    defer { giveUp(page..<page + 1) }
+    try withGrant(page) {}
+    return true
   }
 
   func pageAddresses(_ page: Int) -> AddressRange {
