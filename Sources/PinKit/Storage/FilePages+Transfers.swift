@@ -57,14 +57,19 @@ extension FilePages {
 
   // MARK: What others did to the region
 
-  /// Other code may have dropped pages of the region that had changed (`madvise(2)`). Those whose bytes are still there keep them, and of
-  /// the others the store's come back: what is written must never be the zeros of a frame that has none.
-  func bringBackLost() throws(PinError) {
-    var lost = DirtySet(pageCount: pageCount)
-    dirty.forEachRun { run in
-      for page in run where !present.contains(page) { lost.append(page..<page + 1) }
-    }
+  /// Brings pages back that had changed, and that other code has dropped (`madvise(2)`): those whose bytes are still there keep them, and of
+  /// the others the store's come back. What is written must never be the zeros of a frame that has none.
+  func bringBack(_ lost: DirtySet) throws(PinError) -> DirtySet {
     for run in lost.runs { try bringIn(run) }
+    return lost
+  }
+
+  func lostAgain(_ pages: DirtySet) -> PinError {
+    PinError(
+      .mappingChanged, operation: "flush", range: addresses,
+      advice:
+        "Other code keeps dropping pages that have changed (\(pages.count) of them); use Region.reclaim(_:) and no madvise(2)."
+    )
   }
 
   /// Flushes, before the region goes. Where faults cannot be served any more, what is known to have changed is written all the same.
@@ -90,7 +95,7 @@ extension FilePages {
       var changed = DirtySet(pageCount: pageCount)
       dirty.drain { changed.append($0) }
       let found = split(changed)
-      for run in found.pinned.runs { dirty.insert(run) }
+      for run in found.pinned.union(found.lost).runs { dirty.insert(run) }
       for run in found.pages.runs {
         unflushed.insert(run)
         mark(run)

@@ -54,16 +54,17 @@ extension FilePages {
 
   /// Writes back what was written before the call. What the store could not take stays dirty.
   private func writeBack() throws(PinError) {
-    try bringBackLost()
     var failure: PinError?
     let first = try collect(marking: nil)
     write(copies: first.pinned, &failure)
     var again = write(first.pages, isMarked: false, &failure)
+    again.formUnion(try bringBack(first.lost))
     // They were written again before their turn came, and are held as they are this time.
     if !again.isEmpty {
       let second = try collect(marking: again)
       write(copies: second.pinned, &failure)
       again = write(second.pages, isMarked: true, &failure)
+      if !second.lost.isEmpty, failure == nil { failure = lostAgain(second.lost) }
     }
     if let failure { throw failure }
   }
@@ -72,17 +73,22 @@ extension FilePages {
     var pages: DirtySet
     /// Those among the dirty pages that somebody may write without a fault.
     var pinned: DirtySet
+    /// Those that other code has dropped.
+    var lost: DirtySet
   }
 
   /// Protects every page, and takes those that are dirty; the ones of `marking` go under writeback in the same moment, all others stay
   /// dirty then.
   private func collect(marking: DirtySet?) throws(PinError) -> Collected {
-    var found = Collected(pages: DirtySet(pageCount: pageCount), pinned: DirtySet(pageCount: pageCount))
+    var found = Collected(
+      pages: DirtySet(pageCount: pageCount), pinned: DirtySet(pageCount: pageCount), lost: DirtySet(pageCount: pageCount))
     guard let participant = participant.withLock({ $0 }) else {
       throw PinError(.unmapped, operation: "flush", range: addresses)
     }
     _ = try session.arm(participant, event: .writeback) { domain in
       var all = DirtySet(pageCount: pageCount)
+      // First: who looks without the lock must find one of the two, or the page seems to be clean.
+      dirty.forEachRun { unflushed.insert($0) }
       dirty.drain { all.append($0) }
       var others = DirtySet(pageCount: pageCount)
       if let marking {
@@ -90,20 +96,26 @@ extension FilePages {
         all = all.subtracting(others)
       }
       found = split(all)
-      for run in others.union(found.pinned).runs { dirty.insert(run) }
+      for run in others.union(found.pinned).union(found.lost).runs { dirty.insert(run) }
       // Until they are copied, so that only who has the pin writes meanwhile.
       for run in found.pinned.runs { writeback.insert(run) }
-      for run in found.pages.runs { unflushed.insert(run) }
       if marking != nil { for run in found.pages.runs { mark(run) } }
     }
     return found
   }
 
   func split(_ pages: DirtySet) -> Collected {
-    var split = Collected(pages: DirtySet(pageCount: pageCount), pinned: DirtySet(pageCount: pageCount))
+    var split = Collected(
+      pages: DirtySet(pageCount: pageCount), pinned: DirtySet(pageCount: pageCount), lost: DirtySet(pageCount: pageCount))
     for run in pages.runs {
       for page in run {
-        if isPinnedForWriting(page) { split.pinned.append(page..<page + 1) } else { split.pages.append(page..<page + 1) }
+        if !present.contains(page) {
+          split.lost.append(page..<page + 1)
+        } else if isPinnedForWriting(page) {
+          split.pinned.append(page..<page + 1)
+        } else {
+          split.pages.append(page..<page + 1)
+        }
       }
     }
     return split

@@ -116,7 +116,12 @@ extension FilePages {
 
 extension FilePages: PageSupply {
   func markDirty(_ pages: Range<Int>) { dirty.insertVisibly(pages) }
-  func isDirty(_ page: Int) -> Bool { dirty.contains(page) }
+  func isDirty(_ page: Int) -> Bool { dirty.contains(page) || isPinnedForWriting(page) }
+
+  /// Whether the store has all bytes of the page, and for good. The first mark is looked at twice, as a page may get it back.
+  func isClean(_ page: Int) -> Bool {
+    !isDirty(page) && !unflushed.contains(page) && !writeback.contains(page) && !dirty.contains(page)
+  }
 
   func prepare(_ pages: Range<Int>, toWrite: Bool) throws(PinError) {
     try bringIn(pages)

@@ -57,7 +57,7 @@ import Testing
       try region.unmap()
       var counted: UInt64 = 0
       for page in 0..<Self.pages {
-        for byte in 0..<4 { counted += UInt64(store.durableByte(page, at: byte)) << UInt64(byte * 8) }
+        for byte in 0..<4 { counted += UInt64(store.durableByte(page, at: 4092 + byte)) << UInt64(byte * 8) }
         check(store.durableByte(page, at: 100), is: UInt8(truncatingIfNeeded: last[0][page].value))
         check(store.durableByte(page, at: 200), is: UInt8(truncatingIfNeeded: last[1][page].value))
       }
