@@ -90,7 +90,11 @@ extension Snapshot {
     if try enterRegion() {
       defer { region.leave() }
       TestHooks.reach(.readingLive, page: pages.lowerBound)
-      unsafe try copyFromRegion(pages, into: target)
+      if region.backing.stored != nil {
+        unsafe try copyFrames(pages, into: target)
+      } else {
+        unsafe try copyFromRegion(pages, into: target)
+      }
       atomicMemoryFence(ordering: .acquiring)
       set.settle()
       if let failure = set.protection.failure { throw failure }
@@ -116,6 +120,16 @@ extension Snapshot {
       }
       while !set.isEnded.load(ordering: .acquiring) { Kernel.pause(nanoseconds: 20_000) }
       return false
+    }
+  }
+
+  /// Pages that come from a store are read from their frames, which are brought in first and stay as long as they are looked at: what the
+  /// store says is an error then, and no signal in the access.
+  private func copyFrames(_ pages: Range<Int>, into target: UnsafeMutableRawPointer) throws(PinError) {
+    for page in pages {
+      let frame = try region.lookUpInside(page)
+      let source = unsafe UnsafeRawPointer(bitPattern: try frame.directAddress())!
+      unsafe Memory.copy(source, to: target + (page - pages.lowerBound) * pageSize, count: pageSize)
     }
   }
 

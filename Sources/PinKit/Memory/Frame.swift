@@ -83,10 +83,12 @@ public struct FrameState: Sendable, Hashable {
     guard target.count == Memory.pageSize else {
       throw PinError(.invalidArgument, operation: "copy of \(frame)", advice: "A frame has \(Memory.pageSize) bytes.")
     }
-    let start = unsafe try pool.directMap(extent) + UInt(index * Memory.pageSize)
     unsafe target.copyMemory(
-      from: UnsafeRawBufferPointer(start: UnsafeRawPointer(bitPattern: start), count: Memory.pageSize))
+      from: UnsafeRawBufferPointer(start: UnsafeRawPointer(bitPattern: try directAddress()), count: Memory.pageSize))
   }
+
+  /// Where the pool maps it.
+  func directAddress() throws(PinError) -> UInt { unsafe try pool.directMap(extent) + UInt(index * Memory.pageSize) }
 }
 
 extension Region {
@@ -96,9 +98,15 @@ extension Region {
   ///
   /// - Throws: ``PinError``: `.unsupported` for memory that is not of a pool, `.outOfBounds`, `.unmapped`, `.limitReached`.
   public func lookUp(_ page: Int) throws(PinError) -> FrameReference {
-    let frames = try pageFrames("lookUp", page)
+    _ = try pageFrames("lookUp", page)
     try enter("lookUp")
     defer { leave() }
+    return try lookUpInside(page)
+  }
+
+  /// The same for who has entered the region.
+  func lookUpInside(_ page: Int) throws(PinError) -> FrameReference {
+    let frames = try pageFrames("lookUp", page)
     let supply = backing.stored == nil ? nil : attachments.all(as: (any PageSupply).self).first
     while true {
       let extent = unsafe frames.extent(of: page)

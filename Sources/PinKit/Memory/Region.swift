@@ -80,7 +80,8 @@ public final class Region: Sendable {
   deinit {
     // Nobody is inside: accesses hold the region.
     if gate.close() {
-      do throws(PinError) { try supply?.flush() } catch {
+      // A child of fork() has neither the memory nor the threads that wait for the locks it may find taken.
+      do throws(PinError) { if isOfThisProcess { try supply?.finish() } } catch {
         space.configuration.logger.critical(
           "a region over a store was dropped, and what had changed in it could not be written: \(error)")
       }
@@ -117,7 +118,7 @@ public final class Region: Sendable {
       pinGate.endDrop()
       throw PinError(.unmapped, operation: "unmap", range: addresses)
     }
-    do throws(PinError) { try supply?.flush() } catch {
+    do throws(PinError) { try supply?.finish() } catch {
       gate.reopen()
       pinGate.endDrop()
       throw error
@@ -129,7 +130,7 @@ public final class Region: Sendable {
   func flushSupply() throws(PinError) {
     guard let supply, gate.enter() else { return }
     defer { gate.leave() }
-    try supply.flush()
+    try supply.finish()
   }
 
   /// What brings its pages in, if that is a store.

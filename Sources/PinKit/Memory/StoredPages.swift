@@ -21,6 +21,6 @@ protocol PageSupply: RegionAttachment {
   func markDirty(_ pages: Range<Int>)
   func isDirty(_ page: Int) -> Bool
   func isUnderWriteback(_ page: Int) -> Bool
-  /// Writes everything back that has changed, before the region goes.
-  func flush() throws(PinError)
+  /// Writes everything back that has changed, before the region goes; also where faults cannot be served any more.
+  func finish() throws(PinError)
 }

@@ -112,6 +112,8 @@ internal import Synchronization
   private let patience = ReaderPatience()
   private let isYoung = Atomic<Bool>(false)
   private let wasUsed = Atomic<Bool>(false)
+  /// Of a use the window knows only that it was, and each page is asked about for itself: those that were not since.
+  private let young: Mutex<[Bool]>
   /// The frames in the window, page by page; the owner's lock.
   private let mapped: Mutex<[Int]>
 
@@ -123,6 +125,7 @@ internal import Synchronization
     self.isWritable = isWritable
     frames = region.frames
     mapped = Mutex([Int](repeating: -1, count: pages.count))
+    young = Mutex([Bool](repeating: false, count: pages.count))
     if region.frames != nil {
       let mapping = try Mapping(count: pages.count * Memory.pageSize)
       range = mapping.range
@@ -206,6 +209,20 @@ internal import Synchronization
     if isWritable, wasUsed.exchange(false, ordering: .sequentiallyConsistent) { table.discarded.insertVisibly(pages) }
   }
 
-  func testYoung(_ range: Range<Int>) -> Bool { isYoung.load(ordering: .relaxed) }
-  func clearYoung(_ range: Range<Int>) -> Bool { isYoung.exchange(false, ordering: .relaxed) }
+  func testYoung(_ range: Range<Int>) -> Bool {
+    isYoung.load(ordering: .relaxed)
+      || young.withLock { young in range.clamped(to: pages).contains { young[$0 - pages.lowerBound] } }
+  }
+
+  func clearYoung(_ range: Range<Int>) -> Bool {
+    young.withLock { young in
+      if isYoung.exchange(false, ordering: .relaxed) { for slot in young.indices { young[slot] = true } }
+      var wasYoung = false
+      for page in range.clamped(to: pages) where young[page - pages.lowerBound] {
+        young[page - pages.lowerBound] = false
+        wasYoung = true
+      }
+      return wasYoung
+    }
+  }
 }

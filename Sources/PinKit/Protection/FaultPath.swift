@@ -75,7 +75,8 @@ enum FaultPath {
     var locked: UInt = 0
     if domain.hasSource {
       if isAdmitted {
-        if domain.withSource({ $0.isUnderWriteback(page) }) == true { return .held }
+        // It was cleaned since the store agreed: whoever waits asks again.
+        if domain.withSource({ $0.isUnderWriteback(page) || !$0.isGranted(page) }) == true { return .held }
       } else {
         switch domain.withSource({ $0.admit(page, in: domain) }) ?? .admitted(0) {
         case .admitted(let extent): locked = extent

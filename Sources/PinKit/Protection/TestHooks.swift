@@ -47,6 +47,8 @@ enum TestHooks {
     case translated
     /// The page is claimed and its frame locked, and its store is about to be asked whether it may be written.
     case granting
+    /// Whoever touches the page is about to get an error.
+    case refusing
     /// The private data of a frame may be given up as far as was seen, and its references are about to be frozen.
     case releasing
     /// A sealed page is about to be opened.

@@ -85,6 +85,8 @@ class PageSource: @unchecked Sendable {  // subclasses hold atomics and prealloc
   func mayLeave() {}
   /// Whether its bytes are being written to the store at this moment, and may not change.
   func isUnderWriteback(_ page: Int) -> Bool { false }
+  /// Whether it has agreed to the page's being written, since it was last cleaned.
+  func isGranted(_ page: Int) -> Bool { true }
   func mayTakeAlong(_ page: Int) -> Bool { true }
   /// `pages`, which are claimed, are about to become writable.
   func willOpen(_ pages: Range<Int>) {}

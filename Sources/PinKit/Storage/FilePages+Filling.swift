@@ -89,7 +89,7 @@ extension FilePages {
       return fill(page..<page + 1, for: page, through: buffer)
     }
     if let error = installPatiently(pages, from: buffer.start) {
-      for other in pages where other != page && !present.contains(other) { giveUp(other..<other + 1) }
+      for other in pages where other != page { giveUp(other..<other + 1) }
       if !present.contains(page) { return refuse(page, error, .none) }
     }
     giveUp(pages)
@@ -134,18 +134,22 @@ extension FilePages {
       }
       let window =
         next..<min(pages.upperBound, present.first(in: next..<min(next + FillWindows.maximum, pageCount), isSet: true))
-      let mine = shared { _, _ in take(window) }
-      guard !mine.isEmpty else {
-        Kernel.pause(nanoseconds: 20_000)
-        continue
-      }
       if buffer == nil { buffer = try Mapping(count: FaultReader.supplySize) }
       let start = buffer?.range.start ?? 0
-      defer { giveUp(mine) }
-      unsafe try store.read(
-        mine, into: Self.bytes(of: AddressRange(start: start, count: FaultReader.supplySize), mine.count))
-      if let error = installPatiently(mine, from: start) { throw error }
+      // A signal handler of this thread that touches one of them would wait for this thread.
+      let isMine = try Kernel.withSignalsBlocked { () throws(PinError) in try bringIn(firstOf: window, through: start) }
+      if !isMine { Kernel.pause(nanoseconds: 20_000) }
     }
+  }
+
+  /// False if somebody else is at it.
+  private func bringIn(firstOf window: Range<Int>, through buffer: UInt) throws(PinError) -> Bool {
+    let mine = shared { _, _ in take(window) }
+    if mine.isEmpty { return false }
+    defer { giveUp(mine) }
+    unsafe try store.read(mine, into: Self.bytes(of: AddressRange(start: buffer, count: FaultReader.supplySize), mine.count))
+    if let error = installPatiently(mine, from: buffer) { throw error }
+    return true
   }
 
   /// Marks the first pages of `pages` as `filling` that nobody else brings in.

@@ -24,14 +24,22 @@ extension FilePages {
       // One that began after this call, and went well, has done it all.
       if state.lastGood > arrival { return }
       let number = flushesBegun.add(1, ordering: .sequentiallyConsistent).newValue
-      try flushAlone()
+      // A signal handler of this thread that writes a page which is on its way to the store would wait for this thread.
+      do throws(PinError) { try Kernel.withSignalsBlocked { () throws(PinError) in try flushAlone() } } catch {
+        guard let loss = protection.failure else { throw error }
+        try salvage()
+        throw loss
+      }
       state.lastGood = number
     }
   }
 
-  private func flushAlone() throws(PinError) {
+  private func flushAlone() throws(PinError) { try makeDurable { () throws(PinError) in try writeBack() } }
+
+  /// Runs `write`, which hands pages to the store, and makes durable what it has been given.
+  func makeDurable(_ write: () throws(PinError) -> Void) throws(PinError) {
     var failure: PinError?
-    do throws(PinError) { try writeBack() } catch { failure = error }
+    do throws(PinError) { try write() } catch { failure = error }
     // Also where some could not be written: the others need not wait for them.
     let written = unflushed.pages(in: 0..<pageCount)
     do throws(PinError) { try store.flush() } catch {
@@ -48,13 +56,15 @@ extension FilePages {
   private func writeBack() throws(PinError) {
     var failure: PinError?
     let first = try collect(marking: nil)
-    var again = write(first.pages, isMarked: false, &failure)
     write(copies: first.pinned, &failure)
+    var again = write(first.pages, isMarked: false, &failure)
+    again.formUnion(try bringBack(first.lost))
     // They were written again before their turn came, and are held as they are this time.
     if !again.isEmpty {
       let second = try collect(marking: again)
-      again = write(second.pages, isMarked: true, &failure)
       write(copies: second.pinned, &failure)
+      again = write(second.pages, isMarked: true, &failure)
+      if !second.lost.isEmpty, failure == nil { failure = lostAgain(second.lost) }
     }
     if let failure { throw failure }
   }
@@ -63,17 +73,22 @@ extension FilePages {
     var pages: DirtySet
     /// Those among the dirty pages that somebody may write without a fault.
     var pinned: DirtySet
+    /// Those that other code has dropped.
+    var lost: DirtySet
   }
 
   /// Protects every page, and takes those that are dirty; the ones of `marking` go under writeback in the same moment, all others stay
   /// dirty then.
   private func collect(marking: DirtySet?) throws(PinError) -> Collected {
-    var found = Collected(pages: DirtySet(pageCount: pageCount), pinned: DirtySet(pageCount: pageCount))
+    var found = Collected(
+      pages: DirtySet(pageCount: pageCount), pinned: DirtySet(pageCount: pageCount), lost: DirtySet(pageCount: pageCount))
     guard let participant = participant.withLock({ $0 }) else {
       throw PinError(.unmapped, operation: "flush", range: addresses)
     }
     _ = try session.arm(participant, event: .writeback) { domain in
       var all = DirtySet(pageCount: pageCount)
+      // First: who looks without the lock must find one of the two, or the page seems to be clean.
+      dirty.forEachRun { unflushed.insert($0) }
       dirty.drain { all.append($0) }
       var others = DirtySet(pageCount: pageCount)
       if let marking {
@@ -81,37 +96,38 @@ extension FilePages {
         all = all.subtracting(others)
       }
       found = split(all)
-      for run in others.union(found.pinned).runs { dirty.insert(run) }
-      for run in found.pages.runs { unflushed.insert(run) }
+      for run in others.union(found.pinned).union(found.lost).runs { dirty.insert(run) }
+      // Until they are copied, so that only who has the pin writes meanwhile.
+      for run in found.pinned.runs { writeback.insert(run) }
       if marking != nil { for run in found.pages.runs { mark(run) } }
-    }
-    do throws(PinError) { try frames.mapDirectly() } catch {
-      for run in found.pages.runs {
-        dirty.insert(run)
-        writeback.remove(run)
-      }
-      throw error
     }
     return found
   }
 
-  private func split(_ pages: DirtySet) -> Collected {
-    var split = Collected(pages: DirtySet(pageCount: pageCount), pinned: DirtySet(pageCount: pageCount))
+  func split(_ pages: DirtySet) -> Collected {
+    var split = Collected(
+      pages: DirtySet(pageCount: pageCount), pinned: DirtySet(pageCount: pageCount), lost: DirtySet(pageCount: pageCount))
     for run in pages.runs {
       for page in run {
-        if isPinnedForWriting(page) { split.pinned.append(page..<page + 1) } else { split.pages.append(page..<page + 1) }
+        if !present.contains(page) {
+          split.lost.append(page..<page + 1)
+        } else if isPinnedForWriting(page) {
+          split.pinned.append(page..<page + 1)
+        } else {
+          split.pages.append(page..<page + 1)
+        }
       }
     }
     return split
   }
 
-  private func mark(_ pages: Range<Int>) {
+  func mark(_ pages: Range<Int>) {
     writeback.insert(pages)
     granted.remove(pages)
   }
 
   /// Writes pages, chunk by chunk; returns those that were written again before they could be marked, which stay dirty.
-  private func write(_ pages: DirtySet, isMarked: Bool, _ failure: inout PinError?) -> DirtySet {
+  func write(_ pages: DirtySet, isMarked: Bool, _ failure: inout PinError?) -> DirtySet {
     var again = DirtySet(pageCount: pageCount)
     var batch: [Range<Int>] = []
     var count = 0
@@ -170,7 +186,15 @@ extension FilePages {
   private func write(_ runs: [Range<Int>], _ failure: inout PinError?) {
     if runs.isEmpty { return }
     TestHooks.reach(.writingBack, page: runs[0].lowerBound)
-    let transfers = runs.flatMap(transfers)
+    var transfers: [PageTransfer] = []
+    do throws(PinError) { for run in runs { try append(run, to: &transfers) } } catch {
+      failure = failure ?? error
+      for run in runs {
+        dirty.insert(run)
+        writeback.remove(run)
+      }
+      return
+    }
     let outcomes = store.write(transfers)
     for (transfer, error) in zip(transfers, outcomes) {
       if let error {
@@ -181,35 +205,6 @@ extension FilePages {
       }
     }
     for run in runs { writeback.remove(run) }
-  }
-
-  /// Where the pool maps the pages: whatever rights the region's own mapping has.
-  private func transfers(_ pages: Range<Int>) -> [PageTransfer] {
-    var transfers: [PageTransfer] = []
-    for page in pages {
-      let address = frames.directAddress(of: page)
-      if let last = transfers.last, last.memory.end == address {
-        transfers[transfers.count - 1].pages = last.pages.lowerBound..<page + 1
-        transfers[transfers.count - 1].memory = AddressRange(start: last.memory.start, end: address + UInt(Memory.pageSize))
-      } else {
-        transfers.append(PageTransfer(pages: page..<page + 1, memory: AddressRange(start: address, count: Memory.pageSize)))
-      }
-    }
-    return transfers
-  }
-
-  /// Writes pages that change while they are written, each from a copy of one moment; they stay dirty.
-  private func write(copies pages: DirtySet, _ failure: inout PinError?) {
-    guard !pages.isEmpty, let copy = try? Mapping(count: Memory.pageSize) else { return }
-    for run in pages.runs {
-      for page in run {
-        unsafe Memory.copy(
-          UnsafeRawPointer(bitPattern: frames.directAddress(of: page))!,
-          to: UnsafeMutableRawPointer(bitPattern: copy.range.start)!, count: Memory.pageSize)
-        let outcome = store.write([PageTransfer(pages: page..<page + 1, memory: copy.range)])
-        if let error = outcome[0] { failure = failure ?? error }
-      }
-    }
   }
 
   /// Whether a pin lets somebody write the page without a fault.

@@ -4,9 +4,15 @@ internal import Synchronization
 /// Letting pages be written, and what happens to who may not.
 extension FilePages {
   func admitWrite(_ page: Int, in domain: borrowing FaultDomain) -> Admission {
-    // Whoever waits faults again, and the page comes in first.
-    if !present.contains(page) || refused.contains(page) { return .refused(.gone) }
+    if refused.contains(page) { return .refused(.gone) }
     if filling.contains(page) { return .refused(.elsewhere) }
+    if !present.contains(page) {
+      // Reclaimed a moment ago; or other code has dropped its mapping, and it is there and protected still: then no fault brings it in.
+      filling.insert(page..<page + 1)
+      if ask(.fill, page, page..<page + 1) { return .refused(.elsewhere) }
+      filling.remove(page..<page + 1)
+      return .refused(.gone)
+    }
     if writeback.contains(page) { return .refused(.held) }
     let extent = unsafe frames.extent(of: page)
     guard unsafe extent.pointee.lock(page, patience: 0) else { return .refused(.retry) }
@@ -66,9 +72,13 @@ extension FilePages {
         advice: "Somebody keeps its frame locked.")
     }
     defer { unsafe extent.pointee.unlock(page) }
-    if !granted.contains(page) {
-      try store.pageMakeWritable(page..<page + 1)
+    while !granted.contains(page) {
+      // Whoever cleans the page while the store is asked takes the mark away: then it was asked for the last time's sake.
       granted.insert(page..<page + 1)
+      do throws(PinError) { try store.pageMakeWritable(page..<page + 1) } catch {
+        granted.remove(page..<page + 1)
+        throw error
+      }
     }
     body()
   }
@@ -76,74 +86,42 @@ extension FilePages {
   /// The same for who does not fault.
   func grant(_ page: Int) throws(PinError) {
     while true {
-      if granted.contains(page) || table[page].contains(.open) { return }
+      if !filling.contains(page), granted.contains(page) || table[page].contains(.open) { return }
       if let error = refusals.withLock({ $0[page] }) { throw error }
-      let isMine = shared { _, _ in
-        _ = table.claim(page)
-        defer { table.releaseClaim(page) }
-        if filling.contains(page) || !present.contains(page) { return false }
-        filling.insert(page..<page + 1)
-        return true
-      }
-      guard isMine else {
-        try bringIn(page..<page + 1)
-        Kernel.pause(nanoseconds: 20_000)
-        continue
-      }
-      defer { giveUp(page..<page + 1) }
-      return try withGrant(page) {}
+      if try Kernel.withSignalsBlocked({ () throws(PinError) in try grantAlone(page) }) { return }
+      try bringIn(page..<page + 1)
+      Kernel.pause(nanoseconds: 20_000)
     }
+  }
+
+  /// False if somebody else is at the page, or it is not there.
+  private func grantAlone(_ page: Int) throws(PinError) -> Bool {
+    let isMine = shared { _, _ in
+      _ = table.claim(page)
+      defer { table.releaseClaim(page) }
+      if filling.contains(page) || !present.contains(page) { return false }
+      filling.insert(page..<page + 1)
+      return true
+    }
+    if !isMine { return false }
+    defer { giveUp(page..<page + 1) }
+    try withGrant(page) {}
+    return true
   }
 
   func pageAddresses(_ page: Int) -> AddressRange {
     AddressRange(start: addresses.start + UInt(page * Memory.pageSize), count: Memory.pageSize)
   }
-
-  // MARK: Refusing
-
-  /// Gives whoever waits for `page`, which is marked as `filling`, an error: SIGBUS for an access, EFAULT for a system call. A little later
-  /// the page is as before, and the next access asks the store again.
-  func refuse(_ page: Int, _ error: PinError, _ access: Refusal) {
-    let isFirst = refusals.withLock { list in
-      list[page] = error
-      return list.count == 1
-    }
-    refused.insert(page..<page + 1)
-    // As if the program had no right: then the access becomes a signal, whichever way it came.
-    _ = Memory.protect(pageAddresses(page), access == .none ? [] : .read)
-    protection.handler.logger.error(
-      "page \(page) of \(addresses) could not be \(access == .none ? "read" : "made writable"): \(error)")
-    counters.add(.refusedPages)
-    giveUp(page..<page + 1)
-    if isFirst { protection.handler.everyTick { [self] in liftRefusals() } }
-  }
-
-  enum Refusal {
-    /// It may not even be read.
-    case none
-    case read
-  }
-
-  /// Lets pages be tried again. By the watchdog, a few times a second, so that a device that failed is not asked for every access.
-  private func liftRefusals() -> Bool {
-    if isOver.load(ordering: .acquiring) { return false }
-    return refusals.withLock { list in
-      for page in list.keys {
-        let entry = table[page]
-        let rights: Mapping.Protection =
-          entry.contains(.readDenied) ? [] : entry.contains(.writeDenied) ? .read : .readWrite
-        _ = Memory.protect(pageAddresses(page), rights)
-        refused.remove(page..<page + 1)
-      }
-      list = [:]
-      return false
-    }
-  }
 }
 
 extension FilePages: PageSupply {
   func markDirty(_ pages: Range<Int>) { dirty.insertVisibly(pages) }
-  func isDirty(_ page: Int) -> Bool { dirty.contains(page) }
+  func isDirty(_ page: Int) -> Bool { dirty.contains(page) || isPinnedForWriting(page) }
+
+  /// Whether the store has all bytes of the page, and for good. The first mark is looked at twice, as a page may get it back.
+  func isClean(_ page: Int) -> Bool {
+    !isDirty(page) && !unflushed.contains(page) && !writeback.contains(page) && !dirty.contains(page)
+  }
 
   func prepare(_ pages: Range<Int>, toWrite: Bool) throws(PinError) {
     try bringIn(pages)

@@ -153,6 +153,7 @@ internal import Synchronization
 
   override func isPresent(_ page: Int) -> Bool { present.contains(page) && !filling.contains(page) }
   override func isUnderWriteback(_ page: Int) -> Bool { writeback.contains(page) }
+  override func isGranted(_ page: Int) -> Bool { granted.contains(page) }
   override func isRefused(_ page: Int) -> Bool { refused.contains(page) }
   override func willOpen(_ pages: Range<Int>) { dirty.insert(pages) }
 
@@ -166,7 +167,8 @@ internal import Synchronization
 extension FilePages: RegionAttachment {
   func regionWillUnmap() {
     guard forkGeneration == Kernel.forkGeneration else { return }
-    isOver.store(true, ordering: .sequentiallyConsistent)
+    // Nobody who lifts a refusal is in the middle of it when the memory goes.
+    refusals.withLock { _ in isOver.store(true, ordering: .sequentiallyConsistent) }
     participant.withLock { $0 = nil }
     // The protection has ended, and no fault asks for anything any more.
     while outstanding.load(ordering: .sequentiallyConsistent) != 0 { Kernel.pause(nanoseconds: 100_000) }

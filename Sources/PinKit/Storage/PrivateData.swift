@@ -89,7 +89,7 @@ extension Region {
     defer { unsafe extent.pointee.unlock(page) }
     return try data.release(page) { () throws(PinError) in
       guard let file = attachments.find(FilePages.self) else { return }
-      if file.dirty.contains(page) || file.writeback.contains(page) || file.unflushed.contains(page) {
+      if !file.isClean(page) {
         throw PinError(
           .busy, operation: "release the private data of page \(page)", advice: "It has changed: flush the region first.")
       }

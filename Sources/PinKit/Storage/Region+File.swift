@@ -39,7 +39,7 @@ extension Region {
   /// Whether the bytes of a page are in memory, and whether its store has them.
   public struct FilePageState: Sendable, Hashable {
     public let isPresent: Bool
-    /// Newer than what the store was given.
+    /// Newer than what the store was given; also while it is pinned for writing, as nobody sees it change (P3).
     public let isDirty: Bool
     public let isUnderWriteback: Bool
     /// The store has them, and has not made them durable yet.
@@ -55,7 +55,7 @@ extension Region {
     defer { leave() }
     let file = try filePages("filePageState")
     return FilePageState(
-      isPresent: file.present.contains(page), isDirty: file.dirty.contains(page),
+      isPresent: file.present.contains(page), isDirty: file.isDirty(page),
       isUnderWriteback: file.writeback.contains(page), isUnflushed: file.unflushed.contains(page))
   }
 

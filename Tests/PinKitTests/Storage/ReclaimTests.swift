@@ -75,6 +75,36 @@ import Testing
     try space.close()
   }
 
+  @Test("N12, N13: A window keeps its pages for as long as it is used, and brings them back when it is used again")
+  func windows() throws {
+    let space = try AddressSpace()
+    let store = UnrulyStore(pages: 8)
+    let region = try space.map(.file(store, fillAround: .exact), pages: 8)
+    let window = try DirectMapping(region, pages: 2..<6)
+    func bytes() throws -> [UInt8] {
+      try unsafe window.withBytes { bytes in unsafe [bytes[0], bytes[4096], bytes[8192], bytes[12288]] }
+    }
+    #expect(try bytes() == [3, 4, 5, 6], "pages that were not there come in")
+    try unsafe window.withBytes { unsafe $0[4096] = 44 }
+    try region.flush()
+    #expect(store.durableByte(3) == 44, "what is written through a window is written back")
+    #expect(try bytes() == [3, 44, 5, 6])
+    #expect(try region.reclaim(0..<8) == 0, "they may be written at any time")
+    try region.flush()
+    _ = try region.clearYoung(0..<8)
+    #expect(try region.reclaim(0..<8) == 4, "they go when nobody uses them")
+    #expect(try bytes() == [3, 44, 5, 6], "and are never zeros")
+    window.close()
+    let reading = try DirectMapping(region, pages: 2..<6, for: .reading)
+    try region.flush()
+    _ = try unsafe reading.withBytes { unsafe $0[0] }
+    #expect(try region.reclaim(0..<8) == 0, "one use is of all of them")
+    #expect(try region.reclaim(0..<8) == 4)
+    #expect(try unsafe reading.withBytes { unsafe $0[4096] } == 44)
+    reading.close()
+    try space.close()
+  }
+
   @Test("A subscriber that would block, or refuses, keeps the pages") func refusing() throws {
     var configuration = AddressSpace.Configuration()
     configuration.patience = 0.05

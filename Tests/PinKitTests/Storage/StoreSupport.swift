@@ -26,6 +26,9 @@ final class UnrulyStore: PageStore {
     var writing: @Sendable (Range<Int>) throws(PinError) -> Void = { _ in }
     var granting: @Sendable (Range<Int>) throws(PinError) -> Void = { _ in }
     var flushing: @Sendable () throws(PinError) -> Void = {}
+    /// Reads that end in the middle, with bytes in the buffer that are nobody's: when they may wait, and when they may not.
+    var isShort: @Sendable (Range<Int>) -> Bool = { _ in false }
+    var isShortNow: @Sendable (Range<Int>) -> Bool = { _ in false }
     /// Answers at once whatever it can.
     var isQuick = true
   }
@@ -63,12 +66,24 @@ final class UnrulyStore: PageStore {
 
   func readNow(_ pages: Range<Int>, into memory: UnsafeMutableRawBufferPointer) -> Bool {
     guard rules.withLock({ $0.isQuick }) else { return false }
+    if rules.withLock({ $0.isShortNow })(pages) {
+      unsafe Self.spoil(memory)
+      return false
+    }
     return unsafe (try? read(pages, into: memory)) != nil
+  }
+
+  private static func spoil(_ memory: UnsafeMutableRawBufferPointer) {
+    unsafe _ = memory.initializeMemory(as: UInt8.self, repeating: 0xee)
   }
 
   func read(_ pages: Range<Int>, into memory: UnsafeMutableRawBufferPointer) throws(PinError) {
     log.withLock { $0.append(.read(pages)) }
     try rules.withLock({ $0.reading })(pages)
+    if rules.withLock({ $0.isShort })(pages) {
+      unsafe Self.spoil(memory)
+      throw .broken
+    }
     bytes.withLock { bytes in
       unsafe bytes.withUnsafeBytes { source in
         unsafe memory.copyMemory(
