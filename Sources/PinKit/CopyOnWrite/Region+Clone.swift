@@ -86,7 +86,8 @@ final class Sharing: RegionAttachment {
       if region.backing.mayHaveHugeFrames { try frames.mapDirectly() }
       // All that can fail, and all that takes time, before anything is shared.
       let child = unsafe try region.space.mapPool(
-        region.backing.stored == nil ? region.backing : .pool, PoolExtent(pool: frames.pool, extent: frames.base, isOwner: false, policy: reuse),
+        region.backing.stored == nil ? region.backing : .pool,
+        PoolExtent(pool: frames.pool, extent: frames.base, isOwner: false, policy: reuse),
         pages: region.pageCount)
       do throws(PinError) {
         guard let childFrames = child.frames else { preconditionFailure("a region of pool frames without frames") }

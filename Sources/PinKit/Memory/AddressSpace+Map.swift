@@ -62,7 +62,8 @@ extension AddressSpace {
     guard pages <= stored.store.geometry.pageCount else {
       throw PinError(
         .outOfBounds, operation: "map \(pages) pages of a store",
-        advice: "The store has \(stored.store.geometry.byteCount) bytes, which are \(stored.store.geometry.pageCount) pages.")
+        advice: "The store has \(stored.store.geometry.byteCount) bytes, which are \(stored.store.geometry.pageCount) pages."
+      )
     }
     guard !configuration.inheritsAcrossFork else {
       throw PinError(

@@ -45,7 +45,8 @@ extension Region {
     let taken = pages.lowerBound..<end
     if !taken.isEmpty { table.pinned.insertVisibly(taken) }
     TestHooks.reach(.pinCounted, page: pages.lowerBound)
-    guard end == pages.upperBound, unsafe stays(taken, extent, id), areThere(taken, domain), !pinGate.isDropping, !domain.lock.hasWriter,
+    guard end == pages.upperBound, unsafe stays(taken, extent, id), areThere(taken, domain), !pinGate.isDropping,
+      !domain.lock.hasWriter,
       domain.generation.load(ordering: .sequentiallyConsistent) == generation
     else {
       dropPins(taken, options, extent: UInt(bitPattern: extent))

@@ -13,7 +13,9 @@ extension Region {
       try protection.throwIfFailed("pin")
       let slice = page..<min(pages.upperBound, page + 64)
       // What the store says is the pin's error, and no signal.
-      if let supply, options.mayWait { try supply.prepare(slice.lowerBound..<slice.lowerBound + 1, toWrite: options.isForWriting) }
+      if let supply, options.mayWait {
+        try supply.prepare(slice.lowerBound..<slice.lowerBound + 1, toWrite: options.isForWriting)
+      }
       let (end, obstacle) = try attempt.pin(slice, &pieces)
       if end > page { begun = Kernel.now() }
       page = end

@@ -129,8 +129,11 @@ extension FilePages {
       next = present.first(in: next..<pages.upperBound, isSet: false)
       if next == pages.upperBound { return }
       if let error = refusals.withLock({ $0[next] }) { throw error }
-      if isOver.load(ordering: .acquiring) { throw PinError(.unmapped, operation: "bring in page \(next)", range: addresses) }
-      let window = next..<min(pages.upperBound, present.first(in: next..<min(next + FillWindows.maximum, pageCount), isSet: true))
+      if isOver.load(ordering: .acquiring) {
+        throw PinError(.unmapped, operation: "bring in page \(next)", range: addresses)
+      }
+      let window =
+        next..<min(pages.upperBound, present.first(in: next..<min(next + FillWindows.maximum, pageCount), isSet: true))
       let mine = shared { _, _ in take(window) }
       guard !mine.isEmpty else {
         Kernel.pause(nanoseconds: 20_000)
@@ -139,7 +142,8 @@ extension FilePages {
       if buffer == nil { buffer = try Mapping(count: FaultReader.supplySize) }
       let start = buffer?.range.start ?? 0
       defer { giveUp(mine) }
-      unsafe try store.read(mine, into: Self.bytes(of: AddressRange(start: start, count: FaultReader.supplySize), mine.count))
+      unsafe try store.read(
+        mine, into: Self.bytes(of: AddressRange(start: start, count: FaultReader.supplySize), mine.count))
       if let error = installPatiently(mine, from: start) { throw error }
     }
   }

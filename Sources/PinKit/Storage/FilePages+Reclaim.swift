@@ -26,7 +26,8 @@ extension FilePages {
   }
 
   private func mayGo(_ page: Int) -> Bool {
-    stays.load(ordering: .sequentiallyConsistent) == 0 && present.contains(page) && !filling.contains(page) && !writeback.contains(page) && !dirty.contains(page)
+    stays.load(ordering: .sequentiallyConsistent) == 0 && present.contains(page) && !filling.contains(page)
+      && !writeback.contains(page) && !dirty.contains(page)
       && !unflushed.contains(page) && table[page].isDisjoint(with: .openOrTold) && !isPinned(page)
   }
 

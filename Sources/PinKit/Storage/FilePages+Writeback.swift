@@ -137,7 +137,9 @@ extension FilePages {
     shared { _, _ in
       for page in pages {
         let before = table.claim(page)
-        if before.contains(.open) { again.append(page..<page + 1) } else {
+        if before.contains(.open) {
+          again.append(page..<page + 1)
+        } else {
           mark(page..<page + 1)
           marked.append(page..<page + 1)
         }

@@ -46,7 +46,9 @@ extension FilePages {
     repeat {
       if let hold = domain.lock.tryShared(),
         FaultPath.resolve(page: page, isAdmitted: true, in: domain, holding: hold) != .retry
-      { return }
+      {
+        return
+      }
       Kernel.pause(nanoseconds: 20_000)
     } while Kernel.now() - begun < Self.shortWhile
   }
@@ -109,7 +111,8 @@ extension FilePages {
     refused.insert(page..<page + 1)
     // As if the program had no right: then the access becomes a signal, whichever way it came.
     _ = Memory.protect(pageAddresses(page), access == .none ? [] : .read)
-    protection.handler.logger.error("page \(page) of \(addresses) could not be \(access == .none ? "read" : "made writable"): \(error)")
+    protection.handler.logger.error(
+      "page \(page) of \(addresses) could not be \(access == .none ? "read" : "made writable"): \(error)")
     counters.add(.refusedPages)
     giveUp(page..<page + 1)
     if isFirst { protection.handler.everyTick { [self] in liftRefusals() } }

@@ -186,7 +186,8 @@ final class FileBacking: StoredPages, @unchecked Sendable {
     guard let frames = region.frames else { preconditionFailure("a region of pool frames without frames") }
     guard FillWindows.check(fillAround) else {
       throw PinError(
-        .invalidArgument, operation: "map a store", advice: "A fault brings in 1 to \(FillWindows.maximum) pages; blocks are powers of two.")
+        .invalidArgument, operation: "map a store",
+        advice: "A fault brings in 1 to \(FillWindows.maximum) pages; blocks are powers of two.")
     }
     let protection = try region.protection()
     let session = try region.session(protection)

@@ -39,7 +39,9 @@ final class PrivateData: RegionAttachment {
       let state = box.reference.state
       throw PinError(
         state.counts.mayBePinned ? .pinned : .busy, operation: "release the private data of page \(page)",
-        advice: "\(state.frame) has \(state.counts.references - 2) references more than its mapping and the data: try again when they are gone.")
+        advice:
+          "\(state.frame) has \(state.counts.references - 2) references more than its mapping and the data: try again when they are gone."
+      )
     }
     let object = box.object
     _ = entries.withLock { $0.removeValue(forKey: page) }

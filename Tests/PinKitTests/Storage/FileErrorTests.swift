@@ -7,7 +7,9 @@ import Testing
 @testable import PinKit
 
 @Suite("Stores that fail") struct FileErrorTests {
-  @Test("A page that cannot be read is an error of its own, not its neighbours', and can be tried again", arguments: [true, false])
+  @Test(
+    "A page that cannot be read is an error of its own, not its neighbours', and can be tried again",
+    arguments: [true, false])
   func unreadable(isQuick: Bool) throws {
     let space = try AddressSpace()
     let store = UnrulyStore(pages: 32)

@@ -49,7 +49,8 @@ import Testing
     try space.close()
   }
 
-  @Test("N3: A store that refuses leaves the page read-only and clean, and the writer gets its error", arguments: [true, false])
+  @Test(
+    "N3: A store that refuses leaves the page read-only and clean, and the writer gets its error", arguments: [true, false])
   func refusedWrite(isQuick: Bool) throws {
     let space = try AddressSpace()
     let store = UnrulyStore(pages: 8)
@@ -71,7 +72,8 @@ import Testing
     #expect(store.durableByte(2) == 9)
   }
 
-  @Test("N2, N6: Before a page is written back its subscribers are told, and what they mark goes along") func tellsSubscribers() throws {
+  @Test("N2, N6: Before a page is written back its subscribers are told, and what they mark goes along")
+  func tellsSubscribers() throws {
     let space = try AddressSpace()
     let store = UnrulyStore(pages: 8)
     let region = try space.map(.file(store, fillAround: .exact), pages: 8)
@@ -142,7 +144,9 @@ import Testing
     })
     let subscription = try region.subscribe(notifier)
     defer { subscription.remove() }
-    let writer = TestThread { while first.value == 0 { sched_yield() } ; region.poke(11, 3) }
+    let writer = TestThread {
+      while first.value == 0 { sched_yield() }; region.poke(11, 3)
+    }
     try region.flush()
     try writer.join()
     let late = try region.filePageState(3).isDirty

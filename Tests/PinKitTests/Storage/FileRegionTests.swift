@@ -18,7 +18,8 @@ import Testing
     #expect(region.peek(7, at: 100) == 0)
     region.poke(99, 0)
     #expect(region.peek(0) == 99 && region.peek(0, at: 1) == 1)
-    #expect(try (0..<8).map { try region.filePageState($0).isPresent } == [true, false, false, true, false, true, false, true])
+    #expect(
+      try (0..<8).map { try region.filePageState($0).isPresent } == [true, false, false, true, false, true, false, true])
     #expect(space.statistics.suppliedPages == 4)
   }
 

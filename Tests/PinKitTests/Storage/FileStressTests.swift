@@ -16,7 +16,9 @@ private struct Versions {
 
   static func read(_ page: [UInt8]) -> (first: UInt64, last: UInt64) {
     unsafe page.withUnsafeBytes { bytes in
-      unsafe (bytes.loadUnaligned(fromByteOffset: 0, as: UInt64.self), bytes.loadUnaligned(fromByteOffset: 4088, as: UInt64.self))
+      unsafe (
+        bytes.loadUnaligned(fromByteOffset: 0, as: UInt64.self), bytes.loadUnaligned(fromByteOffset: 4088, as: UInt64.self)
+      )
     }
   }
 
@@ -82,7 +84,9 @@ private struct Versions {
       var random = SeededRandom(seed: 5)
       while isOver.value == 0 {
         let start = Int.random(in: 0..<FileStressTests.pages, using: &random)
-        do throws(PinError) { if try region.reclaim(start..<FileStressTests.pages) > 0 { reclaims.add() } } catch { findings.note("\(error)") }
+        do throws(PinError) { if try region.reclaim(start..<FileStressTests.pages) > 0 { reclaims.add() } } catch {
+          findings.note("\(error)")
+        }
         Kernel.pause(nanoseconds: 300_000)
       }
     }
@@ -117,7 +121,9 @@ private struct Versions {
     }
   }
 
-  @Test("W5, W6, P3: writers against flush, reclaim, snapshot and clone, over a store that is slow and fails now and then", arguments: 1...3)
+  @Test(
+    "W5, W6, P3: writers against flush, reclaim, snapshot and clone, over a store that is slow and fails now and then",
+    arguments: 1...3)
   func race(seed: UInt64) throws {
     let space = try AddressSpace()
     let store = UnrulyStore(pages: Self.pages) { _ in 0 }
@@ -147,11 +153,15 @@ private struct Versions {
     try region.unmap()
     for page in 0..<Self.pages {
       let (first, second) = Versions.read(store.durablePage(page))
-      if first != last[page] || second != last[page] { race.findings.note("at the end page \(page) has \(first), \(second) instead of \(last[page])") }
+      if first != last[page] || second != last[page] {
+        race.findings.note("at the end page \(page) has \(first), \(second) instead of \(last[page])")
+      }
     }
     #expect(race.findings.all == [])
     let statistics = space.statistics
-    #expect(statistics.reclaimedPages > 0 && statistics.writtenPages > 0 && statistics.suppliedPages > statistics.reclaimedPages / 2)
+    #expect(
+      statistics.reclaimedPages > 0 && statistics.writtenPages > 0
+        && statistics.suppliedPages > statistics.reclaimedPages / 2)
     try space.close()
   }
 }

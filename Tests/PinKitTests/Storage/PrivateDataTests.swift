@@ -29,7 +29,8 @@ import Testing
     try space.close()
   }
 
-  @Test("P5: Dirty, locked and pinned frames keep their data, and frames with data are not reclaimed") func refusals() throws {
+  @Test("P5: Dirty, locked and pinned frames keep their data, and frames with data are not reclaimed") func refusals() throws
+  {
     let space = try AddressSpace()
     let store = UnrulyStore(pages: 8)
     let region = try space.map(.file(store, fillAround: .exact), pages: 8)

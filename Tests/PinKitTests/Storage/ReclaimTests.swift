@@ -47,13 +47,17 @@ import Testing
     try space.close()
   }
 
-  @Test("N12: A secondary MMU keeps nothing in memory, and never sees the bytes of a page that is not there") func mirrors() throws {
+  @Test("N12: A secondary MMU keeps nothing in memory, and never sees the bytes of a page that is not there") func mirrors()
+    throws
+  {
     let space = try AddressSpace()
     let store = UnrulyStore(pages: 8)
     let region = try space.map(.file(store, fillAround: .exact), pages: 8)
     let mirror = try SecondaryMMU(region)
     func read(_ page: Int) throws -> UInt8 { unsafe try mirror.withBytes(of: page, for: .reading) { unsafe $0[0] } }
-    func write(_ value: UInt8, _ page: Int) throws { unsafe try mirror.withBytes(of: page, for: .writing) { unsafe $0[0] = value } }
+    func write(_ value: UInt8, _ page: Int) throws {
+      unsafe try mirror.withBytes(of: page, for: .writing) { unsafe $0[0] = value }
+    }
     #expect(try read(3) == 4)
     try write(77, 5)
     #expect(region.peek(5) == 77)

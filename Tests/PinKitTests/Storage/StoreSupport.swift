@@ -36,7 +36,8 @@ final class UnrulyStore: PageStore {
   private let durable: Mutex<[UInt8]>
   private let log = Mutex<[Call]>([])
 
-  init(pages: Int, rules: Rules = Rules(), bytes: Int? = nil, _ byte: (Int) -> UInt8 = { UInt8(truncatingIfNeeded: $0 + 1) }) {
+  init(pages: Int, rules: Rules = Rules(), bytes: Int? = nil, _ byte: (Int) -> UInt8 = { UInt8(truncatingIfNeeded: $0 + 1) })
+  {
     geometry = StoreGeometry(byteCount: bytes ?? pages * 4096)
     var content = [UInt8](repeating: 0, count: pages * 4096)
     for page in 0..<pages {
