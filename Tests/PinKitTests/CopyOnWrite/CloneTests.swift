@@ -96,7 +96,7 @@ struct CloneTests {
       let now = space.statistics
       return now.handlerThreadFaults + now.inPlaceFaults - before.handlerThreadFaults - before.inPlaceFaults
     }
-    #expect(spin { count() == 13 }, "\(count()) faults")
+    #expect(spin { count() == 16 }, "\(count()) faults")
     #expect(space.statistics.copies - before.copies == UInt64(pages))
     #expect(space.statistics.openedPages - before.openedPages == UInt64(pages))
     // Who broke away before is where the others are now: one mapping.
