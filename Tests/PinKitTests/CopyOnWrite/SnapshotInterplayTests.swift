@@ -160,8 +160,8 @@ import Testing
     try Self.with { _, region in
       try region.write(version: 1, to: 0..<64)
       let snapshot = try region.snapshot(.init(mechanism: mechanism))
-      try region.write(version: 2, to: 0..<16)
-      try Memory.advise(region.addresses(of: 0..<16), .dontNeed)
+      try region.write(version: 2, to: 0..<6)
+      try Memory.advise(region.addresses(of: 0..<6), .dontNeed)
       #expect(try snapshot.pages(unlike: { _ in 1 }) == [])
       let second = try region.snapshot()
       try Memory.advise(region.addresses(of: 40..<41), .dontNeed)
@@ -174,7 +174,7 @@ import Testing
       let third = try region.snapshot()
       try region.write(version: 3, to: 0..<64)
       #expect(try third.word(40) == 0)
-      #expect(try third.pages(unlike: { $0 < 16 || $0 == 40 ? 0 : 1 }) == [])
+      #expect(try third.pages(unlike: { $0 < 6 || $0 == 40 ? 0 : 1 }) == [])
     }
   }
 
