@@ -97,9 +97,7 @@ double cfloor_file_read(int fd, uint64_t buffer, const uint32_t *order, size_t c
 double cfloor_file_mmap_read(int fd, size_t pages, const uint32_t *order, size_t count) {
   void *base = mmap(NULL, pages * FLOOR_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (base == MAP_FAILED) return -errno;
-  uint64_t start = cfloor_now();
-  for (size_t i = 0; i < count; i++) (void)*((volatile uint64_t *)base + order[i] * (FLOOR_PAGE / 8));
-  double time = (double)(cfloor_now() - start) / (double)count;
+  double time = cfloor_read_pages((uint64_t)(uintptr_t)base, order, count);
   munmap(base, pages * FLOOR_PAGE);
   return time;
 }

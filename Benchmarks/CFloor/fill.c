@@ -77,9 +77,7 @@ double cfloor_fill_read(struct cfloor_fill *fill, const uint32_t *order, size_t 
   cpu_set_t before;
   floor_check(!pthread_getaffinity_np(pthread_self(), sizeof before, &before), "pthread_getaffinity_np");
   move_to(core);
-  uint64_t start = cfloor_now();
-  for (size_t i = 0; i < count; i++) (void)*(volatile uint64_t *)floor_at(fill->base + order[i] * FLOOR_PAGE);
-  double time = (double)(cfloor_now() - start) / (double)count;
+  double time = cfloor_read_pages(fill->base, order, count);
   pthread_setaffinity_np(pthread_self(), sizeof before, &before);
   return time;
 }

@@ -80,6 +80,12 @@ double cfloor_write_pages(uint64_t base, const uint32_t *order, size_t count) {
   return (double)(cfloor_now() - start) / (double)count;
 }
 
+double cfloor_read_pages(uint64_t base, const uint32_t *order, size_t count) {
+  uint64_t start = cfloor_now();
+  for (size_t i = 0; i < count; i++) (void)*(volatile uint64_t *)floor_at(base + order[i] * FLOOR_PAGE);
+  return (double)(cfloor_now() - start) / (double)count;
+}
+
 struct writer {
   uint64_t base;
   const uint32_t *order;

@@ -9,6 +9,34 @@ enum FileTopic: BenchTopic {
   }
 
   static let rows: [BenchRow] = [
+    BenchRow("file/random-read", goal: .ratio(1.1), floor: "pread(2) + UFFDIO_COPY of 16 pages, handler thread", tries: 3) {
+      try read($0, PageOrder.random, around: 16)
+    },
+    BenchRow(
+      "file/random-read-exact", goal: .ratio(1.1), floor: "pread(2) + UFFDIO_COPY of a page, handler thread", tries: 3
+    ) {
+      try read($0, PageOrder.random, .exact, around: 1)
+    },
+    BenchRow("file/random-read-mmap", goal: .reported, floor: "mmap(2) of the file", tries: 3) {
+      try readBesideMapping($0, PageOrder.random)
+    },
+    BenchRow(
+      "file/sequential-read", goal: .ratio(1.1), floor: "pread(2) + UFFDIO_COPY of 64 pages, handler thread", tries: 3
+    ) {
+      try read($0, PageOrder.sequential, around: 64)
+    },
+    BenchRow(
+      "file/sequential-read-exact", goal: .ratio(1.1), floor: "pread(2) + UFFDIO_COPY of a page, handler thread", tries: 3
+    ) { try read($0, PageOrder.sequential, .exact, around: 1) },
+    BenchRow("file/sequential-read-mmap", goal: .reported, floor: "mmap(2) of the file", tries: 3) {
+      try readBesideMapping($0, PageOrder.sequential)
+    },
+    BenchRow("file/hops-cores", goal: .ratio(0.1), floor: "the same a page at a time, on the other core") {
+      try read($0, PageOrder.random, around: 1, hopsCores: true)
+    },
+    BenchRow(
+      "file/writeback", goal: .ratio(1.11), floor: "io_uring writing the same runs, fdatasync(2)", tries: 3
+    ) { try flush($0, runs: dirtyRuns) },
     BenchRow("file/read-now", goal: .added(100), floor: "pread(2) of the page", tries: 10) { try readNow($0) },
     BenchRow(
       "file/writeback-store", goal: .ratio(1.11), floor: "io_uring writing the same runs, fdatasync(2)", tries: 3

@@ -29,8 +29,14 @@ func writePages(at base: UInt64, _ order: [UInt32], writers: Int = 1) -> Double 
     ? cfloor_write_pages_by_two(base, order, order.count) : cfloor_write_pages(base, order, order.count)
 }
 
+/// The reader of both sides: loads a word of each page of `order`; ns a page.
+func readPages(at base: UInt64, _ order: [UInt32]) -> Double {
+  // The array's bytes are used only during the call.
+  unsafe cfloor_read_pages(base, order, order.count)
+}
+
 extension Region {
-  /// The same on a region of 4 KiB pages.
+  /// As ``writePages(at:_:writers:)``, on a region of 4 KiB pages.
   func write(_ order: [UInt32]) -> Double { writePages(at: UInt64(addresses.start), order) }
 }
 

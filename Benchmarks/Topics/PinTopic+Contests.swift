@@ -72,6 +72,12 @@ extension PinTopic {
     init(_ buffers: consuming FixedBuffers) { self.buffers = buffers }
 
     func read(_ file: FloorFixedFile, pages: Int, depth: Int, count: Int) throws -> Double {
+      try Self.read(&buffers, file, pages: pages, depth: depth, count: count)
+    }
+
+    private static func read(
+      _ buffers: inout FixedBuffers, _ file: FloorFixedFile, pages: Int, depth: Int, count: Int
+    ) throws -> Double {
       let descriptor = FileDescriptor(rawValue: file.descriptor)
       let start = nanoseconds()
       for done in stride(from: 0, to: count, by: depth) {

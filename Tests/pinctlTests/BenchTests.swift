@@ -41,6 +41,7 @@ struct BenchTests {
       "vring/checked", "clone/create-4k", "snapshot/pause-4k", "snapshot/pause-second", "snapshot/writer", "snapshot/stream",
       "notify/none", "notify/one-of-100", "direct/read", "direct/two-readers", "mirror/translate-hit",
       "mirror/translate-miss", "mirror/translate-miss-in-place", "file/read-now", "file/writeback-store",
+      "file/random-read", "file/random-read-mmap", "file/sequential-read-exact", "file/hops-cores", "file/writeback",
     ])
   func measuring(name: String) throws {
     let row = try #require(BenchTopics.all.flatMap { $0.rows }.first { $0.name == name })

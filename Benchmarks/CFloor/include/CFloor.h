@@ -34,6 +34,9 @@ double cfloor_write_pages(uint64_t base, const uint32_t *_Nonnull order, size_t 
 // The same by two threads, the first and the second half of `order`; wall ns a page, thread creation left out.
 double cfloor_write_pages_by_two(uint64_t base, const uint32_t *_Nonnull order, size_t count);
 
+// The reader of both sides. One load from each page of `order`; ns a page.
+double cfloor_read_pages(uint64_t base, const uint32_t *_Nonnull order, size_t count);
+
 // CLOCK_MONOTONIC in ns.
 uint64_t cfloor_now(void);
 // Rss of /proc/self/smaps_rollup plus VmPTE, in KiB, once free heap pages were given back.

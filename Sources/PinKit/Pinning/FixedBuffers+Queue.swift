@@ -2,7 +2,7 @@ public import SystemPackage
 
 extension FixedBuffers {
   /// How many operations were queued whose completions have not been taken.
-  public var inFlight: Int { registration.ring.inFlight }
+  public var inFlight: Int { unsafe registration.ring.inFlight }
 
   /// Queues a read (`READ_FIXED`) from the file's byte `offset` on into a part of a buffer.
   ///
@@ -17,7 +17,7 @@ extension FixedBuffers {
     from descriptor: FileDescriptor, at offset: Int, into buffer: Int, bytes: Range<Int>, userData: UInt64 = 0
   ) throws(PinError) -> SubmissionRing.QueueOutcome {
     let part = try part(of: buffer, bytes, at: offset)
-    return registration.ring.queueReadFixed(
+    return unsafe registration.ring.queueReadFixed(
       from: descriptor.rawValue, at: offset, into: part, buffer: buffer, userData: userData)
   }
 
@@ -27,18 +27,18 @@ extension FixedBuffers {
     to descriptor: FileDescriptor, at offset: Int, from buffer: Int, bytes: Range<Int>, userData: UInt64 = 0
   ) throws(PinError) -> SubmissionRing.QueueOutcome {
     let part = try part(of: buffer, bytes, at: offset)
-    return registration.ring.queueWriteFixed(
+    return unsafe registration.ring.queueWriteFixed(
       to: descriptor.rawValue, at: offset, from: part, buffer: buffer, userData: userData)
   }
 
   /// Hands what is queued to the kernel and blocks until `count` completions can be taken, or all if fewer are in flight.
   @discardableResult
   public mutating func submit(waitingFor count: Int = 0) throws(PinError) -> Int {
-    try registration.ring.submit(waitingFor: count)
+    try unsafe registration.ring.submit(waitingFor: count)
   }
 
   /// Takes one completion without waiting; `nil` if there is none. A short transfer is not an error.
-  public mutating func nextCompletion() -> SubmissionRing.Completion? { registration.ring.nextCompletion() }
+  public mutating func nextCompletion() -> SubmissionRing.Completion? { unsafe registration.ring.nextCompletion() }
 
   private func part(of buffer: Int, _ bytes: Range<Int>, at offset: Int) throws(PinError) -> AddressRange {
     guard memory.indices.contains(buffer), bytes.lowerBound >= 0, bytes.upperBound <= memory[buffer].count, offset >= 0

@@ -79,11 +79,12 @@ final class KeptPin {
 
 /// A ring with registered buffers, and the pins that last as long.
 final class FixedRegistration {
-  var ring: SubmissionRing
+  /// Only its noncopyable owner reaches it, and all of that owner's operations are exclusive: looking again would cost each of them twice.
+  @exclusivity(unchecked) var ring: SubmissionRing
   private var pins: [KeptPin]
 
   init(_ ring: consuming SubmissionRing, _ pins: [KeptPin]) {
-    self.ring = ring
+    unsafe self.ring = ring
     self.pins = pins
   }
 
@@ -93,10 +94,10 @@ final class FixedRegistration {
     if pins.isEmpty { return }
     // In this order: what the kernel has pinned is pinned here as well.
     defer { pins = [] }
-    while ring.inFlight > 0 {
-      try ring.submit(waitingFor: 1)
-      while ring.nextCompletion() != nil {}
+    while unsafe ring.inFlight > 0 {
+      try unsafe ring.submit(waitingFor: 1)
+      while unsafe ring.nextCompletion() != nil {}
     }
-    try ring.unregisterBuffers()
+    try unsafe ring.unregisterBuffers()
   }
 }

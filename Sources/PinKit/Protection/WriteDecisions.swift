@@ -95,38 +95,3 @@ class PageSource: @unchecked Sendable {  // subclasses hold atomics and prealloc
   /// Whether whoever touches the page now shall get an error.
   func isRefused(_ page: Int) -> Bool { false }
 }
-
-/// How many pages to copy for a write, from how often its neighbourhood was written.
-///
-/// Whoever copies a page can copy its neighbours for a fraction of the price of a fault each, which is wasted on a writer that
-/// touches a page here and a page there. So the first faults in a block of 512 pages take few pages along, later ones many: a writer
-/// of one page in a hundred seldom gets beyond the first steps, and one that writes them all faults thirteen to sixteen times. More
-/// than 128 pages would save little, and hold a writer up for longer. All state is advisory.
-@safe struct WriteDensity: ~Copyable, @unchecked Sendable {  // bytes are touched through atomics only
-  private static let blockShift = 9
-  private let counts: UnsafeMutablePointer<Atomic<UInt8>>
-  private let count: Int
-  private let isTouched = Atomic<Bool>(false)
-
-  init(pageCount: Int) {
-    count = pageCount >> Self.blockShift + 1
-    unsafe counts = .allocate(capacity: count)
-    for index in 0..<count { unsafe (counts + index).initialize(to: Atomic(0)) }
-  }
-  deinit { unsafe counts.deallocate() }
-
-  /// A power of two.
-  @inline(__always) func window(at page: Int) -> Int {
-    let block = page >> Self.blockShift
-    let faults = unsafe counts[block].load(ordering: .relaxed)
-    if faults < 255 { unsafe counts[block].store(faults + 1, ordering: .relaxed) }
-    if faults == 0 { isTouched.store(true, ordering: .relaxed) }
-    return faults < 5 ? 1 : faults < 7 ? 4 : faults < 9 ? 16 : 128
-  }
-
-  /// Forgets what was written; called under the exclusive lock.
-  func reset() {
-    guard isTouched.exchange(false, ordering: .relaxed) else { return }
-    for index in 0..<count { unsafe counts[index].store(0, ordering: .relaxed) }
-  }
-}

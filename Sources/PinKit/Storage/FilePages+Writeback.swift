@@ -15,7 +15,7 @@ internal import Synchronization
 /// A page that is pinned for writing changes without a fault: it is written from a copy, and stays dirty (P3).
 extension FilePages {
   /// In pages: what is under writeback at a time.
-  private static let chunk = 4096
+  private static let chunk = 2048
 
   /// Writes back what was written before the call, and makes it durable.
   func flush() throws(PinError) {
@@ -121,65 +121,27 @@ extension FilePages {
     return split
   }
 
-  func mark(_ pages: Range<Int>) {
-    writeback.insert(pages)
-    granted.remove(pages)
-  }
-
   /// Writes pages, chunk by chunk; returns those that were written again before they could be marked, which stay dirty.
   func write(_ pages: DirtySet, isMarked: Bool, _ failure: inout PinError?) -> DirtySet {
     var again = DirtySet(pageCount: pageCount)
     var batch: [Range<Int>] = []
     var count = 0
+    func writeBatch() {
+      write(isMarked ? batch : markUnopened(batch, &again), &failure)
+      (batch, count) = ([], 0)
+    }
     for run in pages.runs {
       var start = run.lowerBound
       while start < run.upperBound {
         let part = start..<min(run.upperBound, start + Self.chunk - count)
         start = part.upperBound
-        if isMarked { batch.append(part) } else { markUnopened(part, &batch, &again) }
+        batch.append(part)
         count += part.count
-        guard count == Self.chunk else { continue }
-        write(batch, &failure)
-        (batch, count) = ([], 0)
+        if count == Self.chunk { writeBatch() }
       }
     }
-    write(batch, &failure)
+    writeBatch()
     return again
-  }
-
-  /// Puts those of `pages` under writeback that are protected still.
-  private func markUnopened(_ pages: Range<Int>, _ batch: inout [Range<Int>], _ again: inout DirtySet) {
-    var marked = DirtySet(pageCount: pageCount)
-    shared { _, _ in
-      for page in pages {
-        let before = table.claim(page)
-        if before.contains(.open) {
-          again.append(page..<page + 1)
-        } else {
-          mark(page..<page + 1)
-          marked.append(page..<page + 1)
-        }
-        table.releaseClaim(page)
-      }
-    }
-    // A pin that came since the collection changes the page without a fault.
-    for run in marked.runs {
-      for page in run where isPinnedForWriting(page) {
-        again.append(page..<page + 1)
-        dirty.insert(page..<page + 1)
-        writeback.remove(page..<page + 1)
-      }
-    }
-    batch += marked.runs.flatMap { run in
-      var parts: [Range<Int>] = []
-      var page = run.lowerBound
-      while page < run.upperBound {
-        let start = writeback.first(in: page..<run.upperBound, isSet: true)
-        page = writeback.first(in: start..<run.upperBound, isSet: false)
-        if start < page { parts.append(start..<page) }
-      }
-      return parts
-    }
   }
 
   /// Writes pages that are under writeback.

@@ -13,7 +13,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   private var isFirst = true
 
   /// Protecting a run again that is protected already costs little; a system call of its own costs as much as this many pages.
-  private static let mergedGap = 12
+  private static let mergedGap = 20
 
   init(
     kind: WriteTracking.Mechanism, protection: RegionProtection, pageCount: Int, unmapped: RegionFrames? = nil
