@@ -104,13 +104,16 @@ private let hasRing = (try? SubmissionRing(entries: 1)) != nil
     store.set {
       $0.writing = { _ throws(PinError) in if !spin(until: { poked.value == 1 }) { throw .broken } }
     }
+    let hasSeen = Shared()
     let writer = TestThread {
       while !region.table[2].contains(.open) || (try? region.filePageState(2).isDirty) != true { sched_yield() }
+      hasSeen.value = 1
       while region.table[2].contains(.open) { sched_yield() }
       region.poke(0xb3, 2)
       poked.value = 1
     }
     region.poke(0xb2, 2)
+    #expect(spin { hasSeen.value == 1 })
     try region.flush()
     try writer.join()
     store.set { $0.writing = { _ throws(PinError) in } }
