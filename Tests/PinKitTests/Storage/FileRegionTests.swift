@@ -126,7 +126,9 @@ import Testing
     #expect(store.durableByte(5) == 98)
   }
 
-  @Test("P1, P3: A store that writes back refuses pins that last, and what is pinned for writing is never clean") func pins() throws {
+  @Test("P1, P3: A store that writes back refuses pins that last, and what is pinned for writing is never clean") func pins()
+    throws
+  {
     let space = try AddressSpace()
     let store = UnrulyStore(pages: 8)
     let region = try space.map(.file(store, fillAround: .exact), pages: 8)
