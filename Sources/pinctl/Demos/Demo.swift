@@ -14,7 +14,7 @@ protocol Demo: Sendable {
 
 enum Demos {
   /// All there are, in the order in which `pinctl demo` shows them.
-  static var all: [any Demo] { [TrackDemo(), CowDemo(), SnapshotDemo(), NotifyDemo(), VringDemo(), KvmDemo()] }
+  static var all: [any Demo] { [TrackDemo(), CowDemo(), SnapshotDemo(), NotifyDemo(), VringDemo(), KvmDemo(), SealDemo()] }
 }
 
 /// A sentence about PinKit, and whether it was true in this run.

@@ -16,7 +16,7 @@ struct DemoCommand: ParsableCommand {
       """,
     subcommands: [
       DemoAllCommand.self, TrackCommand.self, CowCommand.self, SnapshotCommand.self, NotifyCommand.self, VringCommand.self,
-      KvmCommand.self,
+      KvmCommand.self, SealCommand.self,
     ],
     defaultSubcommand: DemoAllCommand.self)
 
