@@ -40,7 +40,8 @@ struct BenchTests {
       "first-write/async", "collect/sync-one-percent", "arm/4k", "cow/reuse", "cow/break-in-place", "cow/break-sparse",
       "vring/checked", "clone/create-4k", "snapshot/pause-4k", "snapshot/pause-second", "snapshot/writer", "snapshot/stream",
       "notify/none", "notify/one-of-100", "direct/read", "direct/two-readers", "mirror/translate-hit",
-      "mirror/translate-miss", "mirror/translate-miss-in-place", "file/read-now", "file/writeback-store",
+      "mirror/translate-miss", "mirror/translate-miss-in-place", "file/read-now", "file/writeback-store", "seal/page",
+      "open/page", "seal/single", "open/fault", "pending/none-pin",
     ])
   func measuring(name: String) throws {
     let row = try #require(BenchTopics.all.flatMap { $0.rows }.first { $0.name == name })

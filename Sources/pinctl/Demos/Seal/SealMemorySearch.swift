@@ -61,11 +61,25 @@ enum SealMemorySearch {
 
   /// What the kernel keeps for itself cannot be read: `[vvar]`, and `[vsyscall]` lies beyond what can be addressed.
   private static func ranges(_ process: Int32) throws -> [Range<UInt64>] {
-    let text = try String(contentsOfFile: "/proc/\(process)/maps", encoding: .utf8)
+    let text = try maps(process)
     return text.split(separator: "\n").compactMap { line in
       let ends = line.prefix { $0 != " " }.split(separator: "-").compactMap { UInt64($0, radix: 16) }
       guard ends.count == 2, !line.contains("[v") else { return nil }
       return ends[0]..<ends[1]
+    }
+  }
+
+  /// Read to its end: each read(2) gives a part.
+  private static func maps(_ process: Int32) throws -> String {
+    let descriptor = unsafe open("/proc/\(process)/maps", O_RDONLY | O_CLOEXEC)
+    guard descriptor >= 0 else { throw SealReaderScene.Fault(description: "/proc/\(process)/maps: errno \(errno)") }
+    defer { close(descriptor) }
+    var text: [UInt8] = []
+    var part = [UInt8](repeating: 0, count: 1 << 16)
+    while true {
+      let got = unsafe read(descriptor, &part, part.count)
+      guard got > 0 else { return String(decoding: text, as: UTF8.self) }
+      text += part[..<got]
     }
   }
 }

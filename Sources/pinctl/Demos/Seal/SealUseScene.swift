@@ -6,7 +6,7 @@ internal import PinKit
 struct SealUseScene: DemoScene {
   let title = "using a key opens its page"
   var keys = 24
-  private let idleSeconds = 0.4
+  private let idleSeconds = 1.0
 
   struct Outcome {
     var uses = 0
@@ -45,7 +45,7 @@ struct SealUseScene: DemoScene {
     }
     try draw("all are sealed")
     for use in 0..<6 {
-      let page = 1 + use * 5 % keys
+      let page = 1 + use * (keys / 6)
       let before = try store.sealed
       let isWhole = try store.isWhole(page)
       let after = try store.sealed
