@@ -51,9 +51,9 @@ import Testing
     try region.tamper(150)
     #expect(errorCode { try region.makeAccessible(3..<200) } == .tampered)
     #expect(try (0..<200).filter { try !region.isSealed($0) } == Array(3..<150))
-    let faults = space.statistics.faults
+    let faults = space.statistics.minorFaults
     #expect((3..<150).allSatisfy { region.peek($0) == UInt8(truncatingIfNeeded: $0 + 1) })
-    #expect(space.statistics.faults == faults, "reading takes no fault")
+    #expect(space.statistics.minorFaults == faults, "reading takes no fault")
     region.poke(77, 100)
     sealer.forget()
     try region.seal(3..<150)
