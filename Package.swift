@@ -57,6 +57,7 @@ let package = Package(
       name: "pinctl",
       dependencies: [
         "PinKit",
+        "PinKitCrypto",
         "Virtqueue",
         "Topics",
         "CFloor",
@@ -76,7 +77,7 @@ let package = Package(
     .target(
       name: "Topics",
       dependencies: [
-        "PinKit", "Virtqueue", "CFloor",
+        "PinKit", "PinKitCrypto", "Virtqueue", "CFloor",
       ],
       path: "Benchmarks/Topics",
       swiftSettings: house

@@ -42,6 +42,7 @@ struct BenchTests {
       "notify/none", "notify/one-of-100", "direct/read", "direct/two-readers", "mirror/translate-hit",
       "mirror/translate-miss", "mirror/translate-miss-in-place", "file/read-now", "file/writeback-store",
       "file/random-read", "file/random-read-mmap", "file/sequential-read-exact", "file/hops-cores", "file/writeback",
+      "seal/page", "open/page", "seal/single", "open/fault", "pending/none-pin",
     ])
   func measuring(name: String) throws {
     let row = try #require(BenchTopics.all.flatMap { $0.rows }.first { $0.name == name })

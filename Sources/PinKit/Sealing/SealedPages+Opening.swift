@@ -1,4 +1,5 @@
 internal import Logging
+internal import Synchronization
 
 /// The one funnel to the bytes of a page (S1): faults, checked accesses, pins, fixed buffers, transfers, lookups, mirrors and clones all come
 /// through here.
@@ -70,24 +71,48 @@ extension SealedPages {
   /// - Parameter insists: Also where an access is configured to fail: it was asked for by name.
   func makeAccessible(_ pages: Range<Int>, insists: Bool) throws(PinError) {
     let begun = Kernel.now()
-    var page = pages.lowerBound
-    while page < pages.upperBound {
+    var next = pages.lowerBound
+    while next < pages.upperBound {
+      let part = next..<min(pages.upperBound, (next & ~(Self.openChunk - 1)) + Self.openChunk)
       let refusal = shared { domain -> AccessRefusal? in
-        _ = table.claim(page)
-        defer { table.releaseClaim(page) }
-        if poisoned.contains(page) { return .poisoned }
-        guard sealed.contains(page) else { return nil }
-        if !insists, options.onAccess == .fail { return .sealed }
-        let refusal = open(page, isFault: false, in: domain)
-        if refusal == nil { readmit(page) }
-        return refusal
+        for page in part { _ = table.claim(page) }
+        defer { for page in part { table.releaseClaim(page) } }
+        var first = next
+        defer { if insists { map(first..<next, in: domain) } }
+        while next < part.upperBound {
+          let page = next
+          if poisoned.contains(page) { return .poisoned }
+          if sealed.contains(page) {
+            if !insists, options.onAccess == .fail { return .sealed }
+            if let refusal = open(page, isFault: false, in: domain) { return refusal }
+            readmit(page)
+          } else if first == page {
+            first += 1
+          }
+          next += 1
+        }
+        return nil
       }
       if refusal == .held, unsafe Kernel.now() - begun < protection.domain.pointee.patience {
         Kernel.pause(nanoseconds: 200_000)
         continue
       }
-      if let refusal { throw error(refusal, page) }
-      page += 1
+      if let refusal { throw error(refusal, next) }
+    }
+  }
+
+  /// In pages: what is claimed and mapped at a time; a power of two.
+  private static let openChunk = 64
+
+  /// Maps what was opened by name, as a fault for reading does with its neighbours: whoever opens a range is about to touch it. The pages
+  /// are claimed, so nobody can have sealed them since; what cannot be mapped takes a fault.
+  private func map(_ pages: Range<Int>, in domain: borrowing FaultDomain) {
+    var rest = domain.addresses(of: pages)
+    let descriptor = domain.descriptor.load(ordering: .acquiring)
+    while !rest.isEmpty {
+      let (result, bytes) = Uffd.mapExisting(descriptor, rest, protected: true)
+      guard result == .done, bytes > 0 else { return }
+      rest = AddressRange(start: rest.start + UInt(bytes), end: rest.end)
     }
   }
 

@@ -14,7 +14,8 @@ internal import Synchronization
 ///
 /// Whoever wants its bytes takes a reference first and then calls ``admit(_:in:)``, which opens it: so it cannot be sealed before he is done
 /// (S1, S5). A fault needs no reference: it holds the claim until the page is mapped, and whoever seals afterwards drops that mapping.
-@safe final class SealedPages: AccessDecision, @unchecked Sendable {  // marks are atomics, records the claimant's
+@safe final class SealedPages: AccessDecision, @unchecked Sendable {
+  // Unchecked: marks are atomics, and records belong to who has the claim.
   let sealer: any PageSealer
   let options: SealingOptions
   let region: UInt64

@@ -15,7 +15,9 @@ protocol Demo: Sendable {
 enum Demos {
   /// All there are, in the order in which `pinctl demo` shows them.
   static var all: [any Demo] {
-    [TrackDemo(), CowDemo(), SnapshotDemo(), NotifyDemo(), GupDemo(), FileDemo(), VringDemo(), KvmDemo()]
+    [
+      TrackDemo(), CowDemo(), SnapshotDemo(), NotifyDemo(), GupDemo(), FileDemo(), VringDemo(), KvmDemo(), SealDemo(),
+    ]
   }
 }
 

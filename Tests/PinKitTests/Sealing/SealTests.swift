@@ -43,6 +43,26 @@ import Testing
     try space.close()
   }
 
+  @Test("Pages that are opened by name are mapped, up to one that never opens, and can be sealed again") func opensRanges()
+    throws
+  {
+    let (space, region, sealer) = try make(200)
+    try region.seal(0..<200)
+    try region.tamper(150)
+    #expect(errorCode { try region.makeAccessible(3..<200) } == .tampered)
+    #expect(try (0..<200).filter { try !region.isSealed($0) } == Array(3..<150))
+    let faults = space.statistics.minorFaults
+    #expect((3..<150).allSatisfy { region.peek($0) == UInt8(truncatingIfNeeded: $0 + 1) })
+    #expect(space.statistics.minorFaults == faults, "reading takes no fault")
+    region.poke(77, 100)
+    sealer.forget()
+    try region.seal(3..<150)
+    #expect(sealer.steps.count == 147)
+    #expect(region.peek(100) == 77 && region.peek(149) == 150)
+    #expect(sealer.steps.suffix(2) == [.open(100), .open(149)], "what was mapped is not any more")
+    try space.close()
+  }
+
   /// Ways to a page's bytes, each of which has to open it. Each reads the first byte of page 3.
   private static let ways: [(String, @Sendable (Region) throws -> UInt8)] = [
     ("a pointer", { $0.peek(3) }),
