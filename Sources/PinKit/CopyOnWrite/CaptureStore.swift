@@ -35,6 +35,8 @@ internal import SystemPackage
   private let givesUp: Atomic<Bool>
   /// Zero, or why the snapshots that need this store are given up (`Loss.rawValue << 32 | errno`).
   private let loss = Atomic<UInt64>(0)
+  /// What was sealed when its snapshot was taken; `nil` where no page ever is.
+  let moment = Mutex<SealMoment?>(nil)
   /// The store of the snapshot after this one; set while the wrprotect lock is held exclusively.
   private let next = Mutex<CaptureStore?>(nil)
 

@@ -113,8 +113,9 @@ final class Sharing: RegionAttachment {
         frames.recycleExtents()
         if let failure { throw failure }
         try childFrames.mapPieces()
+        if childSeals != nil { try Memory.advise(child.addresses, .dontDump) }
         try child.beginSharing(session.activeMechanism ?? mechanism)
-        try childSeals?.begin(child)
+        try childSeals?.begin(child, isFirst: false)
         return child
       } catch {
         try? child.unmap()

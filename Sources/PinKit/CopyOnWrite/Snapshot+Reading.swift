@@ -21,10 +21,6 @@ extension Snapshot {
     }
     let store = try openStore("read a snapshot")
     guard let start = target.baseAddress, !pages.isEmpty else { return }
-    // Read in place a sealed page would be opened.
-    if let seals = region.seals {
-      for page in pages where seals.sealed.contains(page) { _ = set.keepOwed(page..<page + 1) }
-    }
     let chain = store.chain
     var page = pages.lowerBound
     while page < pages.upperBound {
@@ -90,7 +86,10 @@ extension Snapshot {
     if try enterRegion() {
       defer { region.leave() }
       TestHooks.reach(.readingLive, page: pages.lowerBound)
-      if region.backing.stored != nil {
+      if let seals = region.seals {
+        // Read in place a sealed page would be opened.
+        unsafe seals.copyAsTheyAre(pages, into: target)
+      } else if region.backing.stored != nil {
         unsafe try copyFrames(pages, into: target)
       } else {
         unsafe try copyFromRegion(pages, into: target)

@@ -129,7 +129,8 @@ extension SnapshotSet {
     }
     // Whoever has it keeps it.
     if !waits, before.contains(.claimed) { return (.kept, first + 1) }
-    if before.contains(.readDenied) {
+    // Where pages may be sealed all are read where the pool maps them, whatever rights the region has.
+    if before.contains(.readDenied), !domain.hasSeals {
       defer { table.releaseClaim(first) }
       return (waits ? store.keep(unreadable: first, memory, in: domain) : .kept, first + 1)
     }
@@ -138,7 +139,7 @@ extension SnapshotSet {
     while end < limit, !store.captured.contains(end) {
       let before = table.tryClaim(end)
       if before.contains(.claimed) { break }
-      if before.contains(.readDenied) || domain.withSource({ $0.isPresent(end) }) == false {
+      if (before.contains(.readDenied) && !domain.hasSeals) || domain.withSource({ $0.isPresent(end) }) == false {
         table.releaseClaim(end)
         break
       }

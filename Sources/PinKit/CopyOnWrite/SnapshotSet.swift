@@ -53,6 +53,7 @@ internal import Synchronization
     self.session = session
     addresses = region.addresses
     isPrivateAnonymous = region.backing.isPrivateAnonymous
+    if region.hasSeals.load(ordering: .relaxed) { keepNoCopies() }
   }
 
   // MARK: Beginning
@@ -135,20 +136,14 @@ internal import Synchronization
     state.withLock { state in
       guard let index = state.open.firstIndex(where: { $0.id == id }) else { return }
       let member = state.open.remove(at: index)
-      defer { forgetSeals(state.open.first?.store) }
       guard let newest = state.newest, !isEnded.load(ordering: .acquiring) else { return }
       guard let heir = state.open.last else { return removeTarget(&state) }
       if member.store === newest { handOver(newest, to: heir) }
     }
   }
 
-  /// Pages can be sealed again of which nobody has plain copies any more. What is kept of them to be used again goes first.
-  private func forgetSeals(_ oldest: CaptureStore?) {
-    unsafe protection.domain.pointee.withSeals { decision in
-      if oldest == nil { recycler.keepsNothing() }
-      unsafe unsafeDowncast(decision, to: SealedPages.self).forgetMoments(olderThan: oldest.map(Self.identity))
-    }
-  }
+  /// From now on copies are wiped out with their snapshot: pages of the region may be sealed.
+  func keepNoCopies() { recycler.keepsNothing() }
 
   /// The newest store stays for the sake of older snapshots: from now on with what is left of the latest one's limit.
   private func handOver(_ store: CaptureStore, to heir: Member) {

@@ -1,3 +1,5 @@
+internal import Synchronization
+
 extension Snapshot {
   /// Writes the snapshot to a file: a sparse raw image of the region, page *p* at *p* times the page size, and beside it a small header
   /// (`<path>.pinkit`) with its identity, geometry and checksums.
@@ -22,6 +24,13 @@ extension Snapshot {
     to path: String, since older: Snapshot? = nil, releasing: Bool = false, replacing: Bool = false,
     progress: (ImageProgress) -> ImageProgress.Decision = { _ in .proceed }
   ) throws(PinError) -> SnapshotImage {
+    if let moment = try openStore("write an image").moment.withLock({ $0 }), let page = moment.sealed.runs.first?.lowerBound {
+      throw PinError(
+        .sealed, operation: "write an image", range: region.addresses,
+        advice:
+          "Page \(page) was sealed at the moment of the snapshot, and an image has no place for what opens it: make the region's pages accessible before taking the snapshot."
+      )
+    }
     let stored = DirtySet(pageCount: pageCount, runs: try storedRuns())
     var runs = [0..<pageCount]
     if let older { runs = try changes(since: older).runs }

@@ -154,6 +154,13 @@ public final class FramePool: Sendable {
   /// Gives the memory of frames back that nobody has; cheap when there are none. Not for the fault path.
   func giveBackDead() {
     guard isOfThisProcess, hasDead.exchange(false, ordering: .acquiringAndReleasing) else { return }
+    buryDead()
+  }
+
+  /// The same for who must know that it is done, whoever else is at it.
+  func buryDead() {
+    guard isOfThisProcess else { return }
+    hasDead.store(false, ordering: .sequentiallyConsistent)
     burial.withLock { _ in
       for raw in state.withLock({ $0.extents }) { unsafe giveBackDead(in: Extent.Pointer(bitPattern: raw)!) }
       recycleOrphans()

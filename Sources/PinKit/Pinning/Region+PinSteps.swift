@@ -156,6 +156,8 @@ struct PinAttempt {
   ) -> Obstacle? {
     let entry = domain.table[page]
     if isDenied(entry) { return .denied }
+    // Asked before a fault is taken: what the fault path refuses becomes a signal.
+    if domain.hasSeals, let obstacle = open(page, domain) { return obstacle }
     let delivery = domain.delivery.load(ordering: .acquiring)
     if delivery == .none || delivery == .asynchronous { return nil }
     if options.isForWriting {
@@ -169,6 +171,14 @@ struct PinAttempt {
     case .denied: return .denied
     case .gone, .retry, .held, .elsewhere, .failed: return .notNow
     }
+  }
+
+  private func open(_ page: Int, _ domain: borrowing FaultDomain) -> Obstacle? {
+    let before = options.mayWait ? domain.table.claim(page) : domain.table.tryClaim(page)
+    if !options.mayWait, before.contains(.claimed) { return .notNow }
+    defer { domain.table.releaseClaim(page) }
+    guard let refusal = region.seals?.letIn(page, isFault: false, in: domain) else { return nil }
+    return refusal == .held ? .notNow : .sealed(refusal)
   }
 
   private func mustLeaveShared(_ page: Int, _ frames: RegionFrames) -> Bool {

@@ -268,6 +268,7 @@ enum FaultPath {
       default: rest = AddressRange(start: next.end, end: rest.end)
       }
     }
+    domain.withSeals { $0.noteUse(page..<end) }
     Uffd.wake(descriptor, all)
     return .opened
   }

@@ -218,7 +218,7 @@ internal import Synchronization
       let isWrite = pages[index] & 1 != 0
       let resolution = FaultPath.resolve(page: page, isWrite: isWrite, in: domain, holding: hold)
       if !isWrite { domain.counters.add(.minorFaults) }
-      settle(resolution, page: page, domain, slot: slot)
+      settle(resolution, page: page, isWrite: isWrite, domain, slot: slot)
       domain.counters.add(.handlerThreadFaults)
       domain.counters.addLatency(Kernel.now() - begun)
     }
@@ -247,14 +247,16 @@ internal import Synchronization
     count += 1
   }
 
-  private func settle(_ resolution: FaultResolution, page: Int, _ domain: borrowing FaultDomain, slot: Int) {
+  private func settle(
+    _ resolution: FaultResolution, page: Int, isWrite: Bool = true, _ domain: borrowing FaultDomain, slot: Int
+  ) {
     switch resolution {
     case .opened, .alreadyOpen, .elsewhere, .failed: return
     case .gone, .denied: FaultPath.wake(page..<page + 1, in: domain)
     case .retry, .held:
       if resolution == .held { domain.counters.add(.heldWrites) }
       let fault = ParkedFaults.Fault(
-        slot: slot, region: domain.region, page: page, generation: domain.generation.load(ordering: .relaxed),
+        slot: slot, region: domain.region, page: page, isWrite: isWrite, generation: domain.generation.load(ordering: .relaxed),
         deadline: resolution == .held ? .max : Kernel.now() + domain.patience)
       // With no room the thread is woken: it faults again and queues a new message.
       if !parked.append(fault) { FaultPath.wake(page..<page + 1, in: domain) }
@@ -312,11 +314,11 @@ internal import Synchronization
       domain.fail(domain.causeOfDelay, errno: UffdResult.again.errno)
       return
     }
-    let resolution = FaultPath.resolve(page: fault.page, in: domain, holding: hold)
+    let resolution = FaultPath.resolve(page: fault.page, isWrite: fault.isWrite, in: domain, holding: hold)
     if resolution == .retry || resolution == .held {
       _ = parked.append(fault)
     } else {
-      settle(resolution, page: fault.page, domain, slot: fault.slot)
+      settle(resolution, page: fault.page, isWrite: fault.isWrite, domain, slot: fault.slot)
     }
   }
 }
@@ -327,10 +329,11 @@ struct ParkedFaults {
     var slot: Int
     var region: UInt64
     var page: Int
+    var isWrite: Bool
     var generation: UInt64
     var deadline: UInt64
   }
-  private var ring = InlineArray<256, Fault>(repeating: Fault(slot: 0, region: 0, page: 0, generation: 0, deadline: 0))
+  private var ring = InlineArray<256, Fault>(repeating: Fault(slot: 0, region: 0, page: 0, isWrite: true, generation: 0, deadline: 0))
   private var first = 0
   private(set) var count = 0
 

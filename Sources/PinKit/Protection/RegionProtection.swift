@@ -177,7 +177,7 @@ internal import SystemPackage
   private func lift(_ domain: borrowing FaultDomain) {
     // Where pages come from a store, those that are not there would read as zeros from now on, to whoever still has a pointer.
     // Sealed bytes would be read as if they were plain.
-    if domain.hasSource || domain.hasSeals {
+    if domain.hasSource || domain.withSeals({ $0.mayHaveSealedBytes }) == true {
       Memory.makeInaccessible(addresses)
     } else if domain.sharing.load(ordering: .acquiring) != 0 {
       // Frames that others have may not be written any more, whoever tries.
@@ -274,6 +274,13 @@ internal import SystemPackage
     _ = discardLock.lockExclusive()
     defer { discardLock.unlockExclusive() }
     return try body()
+  }
+
+  /// The same, if nobody drops pages at this moment.
+  func withoutDiscardsIfFree(_ body: () -> Void) {
+    guard discardLock.tryLockExclusive() else { return }
+    defer { discardLock.unlockExclusive() }
+    body()
   }
 
   /// Notes pages that have just been dropped. The shared lock makes the note whole before the next collection looks for it.
@@ -418,7 +425,10 @@ internal import SystemPackage
   }
 
   /// Lets everyone go on without protection; the failure stays on record.
-  func releaseAfterFailure() { unsafe lift(domain.pointee) }
+  func releaseAfterFailure() {
+    // Not beside the end of the region: what is mapped over must still be its memory.
+    ending.withLock { _ in if slotIndex != nil { unsafe lift(domain.pointee) } }
+  }
 
   /// Puts a new spare in the place of a descriptor that other code has closed.
   func repairDescriptors() {

@@ -45,6 +45,8 @@ class AccessDecision: @unchecked Sendable {  // subclasses hold atomics and prea
   /// Lets a fault at `page`, which is claimed: opens the page if need be. `nil`, or why not.
   func admit(_ page: Int, in domain: borrowing FaultDomain) -> AccessRefusal? { nil }
   func isSealed(_ page: Int) -> Bool { false }
+  /// Whether there may be bytes that are not to be read as they are.
+  var mayHaveSealedBytes: Bool { false }
   /// Whether whoever touches the page gets an error.
   func isRefused(_ page: Int) -> Bool { false }
   /// `pages` are mapped again.

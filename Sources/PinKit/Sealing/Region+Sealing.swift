@@ -1,3 +1,4 @@
+internal import Logging
 internal import Synchronization
 
 /// How sealed pages behave.
@@ -9,7 +10,7 @@ public struct SealingOptions: Sendable, Hashable {
     case fail
   }
   public var onAccess = OnAccess.open
-  /// Pages that nobody has touched for this long, in seconds, are sealed again, a fifth of a second more or less; `nil`: never by themselves.
+  /// Pages that nobody has touched for this long, in seconds, are sealed again, after twice as long at the latest; `nil`: never by themselves.
   /// A page that is touched again and again meanwhile takes a fault now and then, which is how that is known.
   public var idleSeconds: Double?
 
@@ -39,6 +40,11 @@ extension Region {
     try requireOutsideFaultPath("setSealer")
     try enter("setSealer")
     defer { leave() }
+    guard !space.configuration.inheritsAcrossFork else {
+      throw PinError(
+        .unsupported, operation: "setSealer", range: addresses,
+        advice: "A child of fork() would read and write the shared frames unseen: set inheritsAcrossFork to false.")
+    }
     guard case .pool(.never) = backing.kind, let frames else {
       throw PinError(
         .unsupported, operation: "setSealer", range: addresses,
@@ -51,15 +57,16 @@ extension Region {
     }
     let protection = try protection()
     guard protection.slotIndex == nil, attachments.find(SealedPages.self) == nil else {
-      throw PinError(
-        .inUse, operation: "setSealer", range: addresses,
-        advice: "The region has a sealer, or is tracked, cloned or snapshotted already: set the sealer first.")
+      throw .hasSealer(addresses)
     }
     let session = try session(protection)
     let pages = try SealedPages(
       region: self, sealer: sealer, options: options, frames: frames, protection: protection, session: session)
-    try pages.connect(self)
-    do throws(PinError) { try pages.begin(self) } catch {
+    guard try attachments.findOrMake(SealedPages.self, { pages }) === pages else { throw .hasSealer(addresses) }
+    do throws(PinError) {
+      try pages.connect(self)
+      try pages.begin(self, isFirst: true)
+    } catch {
       pages.disconnect(self)
       throw error
     }
@@ -68,8 +75,9 @@ extension Region {
   /// Seals pages: their bytes exist nowhere in memory but sealed (S5), until somebody who may touches them.
   ///
   /// Secondary MMUs give their translations up first. A page that somebody uses is `.busy`: one with a pin, I/O or a lookup, one that a clone
-  /// shares, and one of which an open snapshot has the plain bytes. Up to 256 pages at a time are sealed all or none: of a range that is larger, all
-  /// before the range of the error are sealed. Pages that are sealed already stay as they are.
+  /// shares, and one of which an open snapshot has the plain bytes. Up to 256 pages at a time are looked at together: if one is busy none of
+  /// them changes; of a range that is larger all before the range of the error are sealed. Where the sealer itself fails, the pages before that are
+  /// sealed. Pages that are sealed already, or poisoned, stay as they are.
   ///
   /// Blocks for a subscriber. What the program itself copied elsewhere, and what a system call has in flight on plain pointers, cannot be known.
   ///
@@ -98,9 +106,10 @@ extension Region {
 
   /// Whether a page is sealed now.
   ///
-  /// - Throws: ``PinError`` `.outOfBounds`.
+  /// - Throws: ``PinError``: `.outOfBounds`, `.notInherited`.
   public func isSealed(_ page: Int) throws(PinError) -> Bool {
     _ = try addresses(of: page..<page + 1)
+    guard space.isOfThisProcess else { throw .notInherited("isSealed") }
     return seals?.sealed.contains(page) ?? false
   }
 
@@ -114,11 +123,19 @@ extension Region {
   }
 }
 
+extension PinError {
+  fileprivate static func hasSealer(_ range: AddressRange) -> PinError {
+    PinError(
+      .inUse, operation: "setSealer", range: range,
+      advice: "The region has a sealer, or is tracked, cloned or snapshotted already: set the sealer first.")
+  }
+}
+
 extension SealedPages {
   /// Makes itself known to the fault path, before anything is protected.
   func connect(_ region: Region) throws(PinError) {
     try frames.mapDirectly()
-    _ = try region.attachments.findOrMake(SealedPages.self) { self }
+    region.attachments.find(SnapshotSet.self)?.keepNoCopies()
     try Memory.advise(addresses, .dontDump)
     unsafe protection.domain.pointee.hasMinorFaults.store(true, ordering: .sequentiallyConsistent)
     let raw = unsafe UInt(bitPattern: Unmanaged.passUnretained(self as AccessDecision).toOpaque())
@@ -133,20 +150,28 @@ extension SealedPages {
     region.attachments.remove(SealedPages.self)
   }
 
-  func begin(_ region: Region) throws(PinError) {
-    let id = try session.join(region, .handlerThread, keepsPages: false) { _ in }
+  /// - Parameter isFirst: Whether nothing may protect the region yet, as for a clone that somebody else has begun to protect.
+  func begin(_ region: Region, isFirst: Bool) throws(PinError) {
+    let id = try session.join(region, .handlerThread, keepsPages: false, isFirst: isFirst) { _ in }
     participant.withLock { $0 = id }
-    guard let seconds = options.idleSeconds else { return }
-    let half = Kernel.nanoseconds(seconds / 2)
+    let period = options.idleSeconds.map(Kernel.nanoseconds)
     let last = Shared(Kernel.now())
     protection.handler.everyTick { [weak self] in
       guard let self, !self.isOver.load(ordering: .acquiring) else { return false }
-      if Kernel.now() - last.time >= half {
+      self.logNews()
+      if let period, Kernel.now() - last.time >= period {
         last.time = Kernel.now()
         self.sealIdle()
       }
       return true
     }
+  }
+
+  private func logNews() {
+    let page = poisonedNews.exchange(0, ordering: .relaxed) - 1
+    guard page >= 0 else { return }
+    protection.handler.logger.critical(
+      "page \(page) of \(addresses) was tampered with while it was sealed, and stays closed for good")
   }
 
   /// Of the watchdog's thread alone.

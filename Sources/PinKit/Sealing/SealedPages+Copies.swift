@@ -7,23 +7,29 @@ extension SealedPages {
     let now = sealed.pages(in: 0..<pageCount)
     var records: [Int: SealRecord] = [:]
     for run in now.runs { for page in run { records[page] = sealRecord(page) } }
-    let moment = Moment(store: SnapshotSet.identity(store), sealed: now, records: records)
-    moments.withLock { $0.append(moment) }
+    store.moment.withLock { $0 = SealMoment(sealed: now, records: records) }
+    stores.withLock { $0.append(WeakStore(store: store)) }
   }
 
-  /// Forgets what no open snapshot needs: a closed one's copies stay as long as an older one may look for them there.
-  ///
-  /// - Parameter open: Oldest first.
-  func forgetMoments(olderThan open: UInt?) {
-    moments.withLock { list in
-      guard let open else { return list = [] }
-      if let index = list.firstIndex(where: { $0.store == open }) { list.removeFirst(index) }
+  /// Of the stores that are still there: a closed snapshot's copies stay as long as an older one may look for them there.
+  func openMoments() -> [SealMoment] {
+    stores.withLock { list in
+      list.removeAll { $0.store == nil }
+      return list.compactMap { $0.store?.moment.withLock { $0 } }
     }
   }
 
-  func moment(of store: CaptureStore) -> Moment? {
-    let identity = SnapshotSet.identity(store)
-    return moments.withLock { $0.first { $0.store == identity } }
+  /// Copies the bytes of pages as they are, sealed or not, for who knows what they were: with a claim nobody changes them.
+  func copyAsTheyAre(_ pages: Range<Int>, into target: UnsafeMutableRawPointer) {
+    for page in pages {
+      shared { _ in
+        _ = table.claim(page)
+        defer { table.releaseClaim(page) }
+        unsafe Memory.copy(
+          UnsafeRawPointer(bitPattern: frames.directAddress(of: page))!, to: target + (page - pages.lowerBound) * Memory.pageSize,
+          count: Memory.pageSize)
+      }
+    }
   }
 
   private func sealRecord(_ page: Int) -> SealRecord {
@@ -37,13 +43,16 @@ extension SealedPages {
     let pages = try SealedPages(
       region: child, sealer: sealer, options: options, frames: frames, protection: protection,
       session: try child.session(protection, isUntouched: true))
+    _ = try child.attachments.findOrMake(SealedPages.self) { pages }
     try pages.connect(child)
     return pages
   }
 
   /// Under the exclusive lock; the clone has copies of the frames.
   func handOver(to child: SealedPages) {
-    for run in sealed.pages(in: 0..<pageCount).runs {
+    let now = sealed.pages(in: 0..<pageCount)
+    if !now.isEmpty { child.hasEverSealed.store(true, ordering: .sequentiallyConsistent) }
+    for run in now.runs {
       for page in run {
         unsafe child.entry(page).copyMemory(from: UnsafeRawBufferPointer(entry(page)))
         child.sealed.insert(page..<page + 1)
@@ -61,9 +70,15 @@ extension SealedPages {
 extension Snapshot {
   /// What opens the bytes that the snapshot has of a page, with the region's sealer; `nil` if the page was not sealed at its moment.
   ///
-  /// - Throws: ``PinError`` `.outOfBounds`, `.closed`.
+  /// - Throws: ``PinError`` `.outOfBounds`, `.closed`, `.notInherited`, `.wouldDeadlock` from a fault callback.
   public func seal(of page: Int) throws(PinError) -> SealRecord? {
     _ = try region.addresses(of: page..<page + 1)
-    return region.seals?.moment(of: try openStore("ask for a seal"))?.records[page]
+    return try openStore("ask for a seal").moment.withLock { $0 }?.records[page]
   }
+}
+
+/// Which pages were sealed at the moment of a snapshot, and what opens them.
+struct SealMoment: Sendable {
+  let sealed: DirtySet
+  let records: [Int: SealRecord]
 }

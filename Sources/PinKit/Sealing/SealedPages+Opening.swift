@@ -1,4 +1,3 @@
-internal import Logging
 internal import Synchronization
 
 /// The one funnel to the bytes of a page (S1): faults, checked accesses, pins, fixed buffers, transfers, lookups, mirrors and clones all come
@@ -9,6 +8,7 @@ extension SealedPages {
     if poisoned.contains(page) { return refuse(page, isFault, .poisoned) }
     guard sealed.contains(page) else {
       if options.idleSeconds != nil { noteUse(page..<page + 1) }
+      readmit(page)
       return nil
     }
     if options.onAccess == .fail { return refuse(page, isFault, .sealed) }
@@ -26,9 +26,8 @@ extension SealedPages {
       if error.code != .tampered { return refuse(page, isFault, .keyGone) }
       poisoned.insert(page..<page + 1)
       counters.add(.poisonedPages)
-      protection.later { [logger = protection.handler.logger, addresses] in
-        logger.critical("page \(page) of \(addresses) was tampered with while it was sealed, and stays closed for good")
-      }
+      // The watchdog says so: this may be a fault, which allocates nothing.
+      poisonedNews.store(page + 1, ordering: .relaxed)
       return refuse(page, isFault, .poisoned)
     }
     unsafe frames.extent(of: page).pointee.update(page) { word in
@@ -39,14 +38,16 @@ extension SealedPages {
     sealed.remove(page..<page + 1)
     counters.add(.openedSeals)
     noteUse(page..<page + 1)
+    readmit(page)
     return nil
   }
 
   /// Whoever faulted gets SIGBUS, or EFAULT in a system call; whoever called gets an error.
   private func refuse(_ page: Int, _ isFault: Bool, _ refusal: AccessRefusal) -> AccessRefusal {
-    if isFault, !refused.contains(page) {
+    if isFault {
       refused.insert(page..<page + 1)
-      _ = Memory.protect(pageAddresses(page), [])
+      // Each time: protect(_:to:) may have given the rights back. Where the kernel cannot, the fault would come again and again.
+      if Memory.protect(pageAddresses(page), []) != 0 { protection.fail(.refused) }
     }
     return refusal
   }
@@ -85,9 +86,10 @@ extension SealedPages {
           if sealed.contains(page) {
             if !insists, options.onAccess == .fail { return .sealed }
             if let refusal = open(page, isFault: false, in: domain) { return refusal }
+          } else {
             readmit(page)
-          } else if first == page {
-            first += 1
+            noteUse(page..<page + 1)
+            if first == page { first += 1 }
           }
           next += 1
         }

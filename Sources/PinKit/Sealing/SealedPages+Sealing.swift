@@ -6,28 +6,39 @@ extension SealedPages {
   static let chunk = 256
 
   func seal(_ pages: Range<Int>) throws(PinError) {
+    // What broke away from others left a frame behind with the same bytes.
+    defer { frames.pool.buryDead() }
     var next = pages.lowerBound
     while next < pages.upperBound {
       let part = next..<min(pages.upperBound, next + Self.chunk)
       next = part.upperBound
       if sealed.first(in: part, isSet: false) == part.upperBound { continue }
-      try sealChunk(part)
+      // A page that is being dropped must not be sealed meanwhile, and who subscribes waits until this is over.
+      try protection.withoutDiscards { () throws(PinError) in
+        var invalidation = try protection.start(.seal, part)
+        defer { invalidation?.end() }
+        try sealChunk(part, &invalidation)
+      }
     }
-    // What broke away from others left a frame behind with the same bytes.
-    frames.pool.giveBackDead()
   }
 
-  private func sealChunk(_ pages: Range<Int>) throws(PinError) {
-    var invalidation = try protection.start(.seal, pages)
-    defer { invalidation?.end() }
+  /// Seals a page if nobody has to be waited for, and nobody uses it.
+  private func trySeal(_ page: Int) {
+    protection.withoutDiscardsIfFree {
+      guard case .begun(var invalidation) = try? protection.tryStart(.seal, page..<page + 1) else { return }
+      defer { invalidation?.end() }
+      try? sealChunk(page..<page + 1, &invalidation)
+    }
+  }
+
+  private func sealChunk(_ pages: Range<Int>, _ invalidation: inout Invalidation?) throws(PinError) {
     while true {
       let outcome = shared { domain in
         for page in pages { _ = table.claim(page) }
         defer { for page in pages { table.releaseClaim(page) } }
         // A page that went to another frame since is mapped without a trap: dropped, it would be read as it is.
         if domain.needsRegistration.load(ordering: .sequentiallyConsistent) { return Outcome.unregistered }
-        // A snapshot that comes in between needs the lock alone.
-        if let error = sealClaimed(pages, moments.withLock { $0 }, &invalidation, domain) { return .failed(error) }
+        if let error = sealClaimed(pages, &invalidation, domain) { return .failed(error) }
         return .done
       }
       switch outcome {
@@ -45,8 +56,10 @@ extension SealedPages {
 
   /// Freezes all, or none; then nobody else can reach a byte of them.
   private func sealClaimed(
-    _ pages: Range<Int>, _ moments: [Moment], _ invalidation: inout Invalidation?, _ domain: borrowing FaultDomain
+    _ pages: Range<Int>, _ invalidation: inout Invalidation?, _ domain: borrowing FaultDomain
   ) -> PinError? {
+    // A snapshot that comes in between needs the lock alone.
+    let moments = openMoments()
     var frozen: [Int] = []
     frozen.reserveCapacity(pages.count)
     for page in pages where !sealed.contains(page) && !poisoned.contains(page) {
@@ -67,6 +80,7 @@ extension SealedPages {
     if result != 0 { return .kernel(Int(result), "madvise", domain.addresses(of: span)) }
     invalidation?.invalidateRange(span)
     TestHooks.reach(.sealing, page: first)
+    hasEverSealed.store(true, ordering: .sequentiallyConsistent)
     for page in frozen {
       do throws(PinError) { try transform(page) } catch { return error }
     }
@@ -74,7 +88,7 @@ extension SealedPages {
   }
 
   /// `nil`, or who needs the page as it is.
-  private func freeze(_ page: Int, _ moments: [Moment]) -> String? {
+  private func freeze(_ page: Int, _ moments: [SealMoment]) -> String? {
     if moments.contains(where: { !$0.sealed.contains(page) }) {
       return "An open snapshot has, or is owed, its plain bytes: close the snapshot first."
     }
@@ -116,29 +130,36 @@ extension SealedPages {
   // MARK: By time
 
   /// Seals what was not touched for a while. A page is taken out of the page table first: an access then costs a fault and no more, and
-  /// says that it is in use.
+  /// says that it is in use. On the watchdog's thread: it waits for nobody.
   func sealIdle() {
     let unused = used.pages(in: 0..<pageCount)
-    var run = 0
-    while run < pageCount {
-      let start = idle.first(in: run..<pageCount, isSet: true)
-      if start == pageCount { break }
-      let end = idle.first(in: start..<pageCount, isSet: false)
-      run = end
-      for page in start..<end where !isYoung(page) { try? seal(page..<page + 1) }
-    }
-    for pages in unused.runs {
-      shared { domain in
-        for page in pages {
-          if table.tryClaim(page).contains(.claimed) { continue }
-          if !sealed.contains(page) {
-            _ = Memory.adviseResult(pageAddresses(page), .dontNeed)
-            used.remove(page..<page + 1)
-            idle.insert(page..<page + 1)
-          }
-          table.releaseClaim(page)
+    for run in idle.pages(in: 0..<pageCount).runs {
+      for page in run {
+        let isOver = idling.withLock { isOver in
+          if !isOver, !isYoung(page) { trySeal(page) }
+          return isOver
         }
+        if isOver { return }
       }
+    }
+    frames.pool.noteDead()
+    for run in unused.runs { for page in run where !unmap(page) { return } }
+  }
+
+  /// False if the region goes.
+  private func unmap(_ page: Int) -> Bool {
+    idling.withLock { isOver in
+      if isOver { return false }
+      shared { _ in
+        if table.tryClaim(page).contains(.claimed) { return }
+        if !sealed.contains(page) {
+          _ = Memory.adviseResult(pageAddresses(page), .dontNeed)
+          used.remove(page..<page + 1)
+          idle.insert(page..<page + 1)
+        }
+        table.releaseClaim(page)
+      }
+      return true
     }
   }
 
@@ -152,7 +173,7 @@ extension SealedPages {
 
   /// Makes sealed and poisoned pages of `pages` read as zeros, so that nobody finds sealed bytes where none are sealed any more.
   func forget(_ pages: Range<Int>) throws(PinError) {
-    for page in pages where sealed.contains(page) || poisoned.contains(page) {
+    for page in pages where sealed.contains(page) || poisoned.contains(page) || refused.contains(page) {
       let result = shared { domain -> CInt in
         _ = table.claim(page)
         defer { table.releaseClaim(page) }

@@ -41,16 +41,17 @@ internal import Synchronization
   private let generations = Atomic<UInt64>(0)
   let participant = Mutex<UInt64?>(nil)
   let isOver = Atomic<Bool>(false)
-  /// Snapshots of the region, with the pages that were sealed at their moment.
-  let moments = Mutex<[Moment]>([])
+  /// What has copies of pages for snapshots, as long as it is there: each knows what was sealed at its moment.
+  let stores = Mutex<[WeakStore]>([])
+  /// Whether any page ever was: from then on nobody may read the region without being asked.
+  let hasEverSealed = Atomic<Bool>(false)
+  /// Held while the idle timer looks at a page; true once it may not look at any.
+  let idling = Mutex(false)
+  /// The last page that turned out tampered with, plus one, until it is logged.
+  let poisonedNews = Atomic<Int>(0)
   private let forkGeneration = Kernel.forkGeneration
 
-  struct Moment: Sendable {
-    /// The store of the snapshot's copies.
-    let store: UInt
-    let sealed: DirtySet
-    let records: [Int: SealRecord]
-  }
+  struct WeakStore: Sendable { weak var store: CaptureStore? }
 
   init(
     region: Region, sealer: any PageSealer, options: SealingOptions, frames: RegionFrames, protection: RegionProtection,
@@ -120,6 +121,7 @@ internal import Synchronization
     letIn(page, isFault: true, in: domain)
   }
   override func isRefused(_ page: Int) -> Bool { refused.contains(page) }
+  override var mayHaveSealedBytes: Bool { hasEverSealed.load(ordering: .sequentiallyConsistent) }
   override func isSealed(_ page: Int) -> Bool { sealed.contains(page) }
   override func noteUse(_ pages: Range<Int>) {
     used.insert(pages)
@@ -137,9 +139,19 @@ internal import Synchronization
 }
 
 extension SealedPages: RegionAttachment {
+  func bytesWillGo() {
+    guard forkGeneration == Kernel.forkGeneration else { return }
+    idling.withLock { $0 = true }
+  }
+
   func regionWillUnmap() {
     guard forkGeneration == Kernel.forkGeneration else { return }
     isOver.store(true, ordering: .sequentiallyConsistent)
     participant.withLock { $0 = nil }
+  }
+
+  func regionDidUnmap() {
+    // Snapshots keep the domain, and nothing keeps this object.
+    unsafe protection.domain.pointee.seals.store(0, ordering: .sequentiallyConsistent)
   }
 }

@@ -165,6 +165,11 @@ internal import Synchronization
 }
 
 extension FilePages: RegionAttachment {
+  func regionDidUnmap() {
+    // Snapshots keep the domain, and nothing keeps this object.
+    unsafe protection.domain.pointee.source.store(0, ordering: .sequentiallyConsistent)
+  }
+
   func regionWillUnmap() {
     guard forkGeneration == Kernel.forkGeneration else { return }
     // Nobody who lifts a refusal is in the middle of it when the memory goes.

@@ -337,10 +337,16 @@ final class TrackingSession: RegionAttachment {
   /// - Parameters:
   ///   - keepsPages: Whether it will ask which pages were written.
   ///   - armed: See ``TrackingMechanism/start(armed:)``.
+  ///   - isFirst: Whether it is an error if the region is protected already.
   func join(
-    _ region: Region, _ wanted: WriteTracking.Mechanism, keepsPages: Bool, armed: (borrowing FaultDomain) -> Void
+    _ region: Region, _ wanted: WriteTracking.Mechanism, keepsPages: Bool, isFirst: Bool = false,
+    armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) -> UInt64 {
     try state.withLock { state throws(PinError) in
+      if isFirst, state.mechanism != nil {
+        throw PinError(
+          .inUse, operation: "protect a region", range: addresses, advice: "It is tracked, cloned or snapshotted already.")
+      }
       if state.isEnded { throw PinError(.unmapped, operation: "protect a region", range: addresses) }
       try protection.throwIfFailed("protect a region")
       if let active = state.mechanism?.kind, active != .asynchronous, wanted != .automatic, wanted != active {

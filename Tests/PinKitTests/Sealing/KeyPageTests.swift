@@ -47,7 +47,9 @@ import Testing
     #expect(left.allSatisfy { $0 == 0 })
   }
 
-  @Test("It is locked, in no core dump, in no child, read-only, and has nothing beside it", arguments: [true, false])
+  @Test(
+    "It is locked, in no core dump, in no child, read-only, and has nothing beside it",
+    .enabled(if: ct_has_sanitizer() == 0, "a sanitizer locks no memory"), arguments: [true, false])
   func kernelsView(_ isSecretMemory: Bool) async {
     await #expect(processExitsWith: .success) { [isSecretMemory = isSecretMemory as Bool] in
       if !isSecretMemory { Self.refuseSecretMemory() }
@@ -180,7 +182,8 @@ import Testing
 
   @Test(
     "Without leave to lock memory there is no key page, and the error says which limit",
-    .enabled(if: getuid() == 0, "needs root, to stop being it"), arguments: [true, false])
+    .enabled(if: getuid() == 0, "needs root, to stop being it"),
+    .enabled(if: ct_has_sanitizer() == 0, "a sanitizer locks no memory"), arguments: [true, false])
   func lockLimit(_ isSecretMemory: Bool) async {
     await #expect(processExitsWith: .success) { [isSecretMemory = isSecretMemory as Bool] in
       _ = Memory.pageSize
