@@ -24,7 +24,8 @@ extension Snapshot {
     to path: String, since older: Snapshot? = nil, releasing: Bool = false, replacing: Bool = false,
     progress: (ImageProgress) -> ImageProgress.Decision = { _ in .proceed }
   ) throws(PinError) -> SnapshotImage {
-    if let moment = try openStore("write an image").moment.withLock({ $0 }), let page = moment.sealed.runs.first?.lowerBound {
+    if let moment = try openStore("write an image").moment.withLock({ $0 }), let page = moment.sealed.runs.first?.lowerBound
+    {
       throw PinError(
         .sealed, operation: "write an image", range: region.addresses,
         advice:

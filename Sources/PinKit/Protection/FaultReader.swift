@@ -256,7 +256,8 @@ internal import Synchronization
     case .retry, .held:
       if resolution == .held { domain.counters.add(.heldWrites) }
       let fault = ParkedFaults.Fault(
-        slot: slot, region: domain.region, page: page, isWrite: isWrite, generation: domain.generation.load(ordering: .relaxed),
+        slot: slot, region: domain.region, page: page, isWrite: isWrite,
+        generation: domain.generation.load(ordering: .relaxed),
         deadline: resolution == .held ? .max : Kernel.now() + domain.patience)
       // With no room the thread is woken: it faults again and queues a new message.
       if !parked.append(fault) { FaultPath.wake(page..<page + 1, in: domain) }
@@ -333,7 +334,8 @@ struct ParkedFaults {
     var generation: UInt64
     var deadline: UInt64
   }
-  private var ring = InlineArray<256, Fault>(repeating: Fault(slot: 0, region: 0, page: 0, isWrite: true, generation: 0, deadline: 0))
+  private var ring = InlineArray<256, Fault>(
+    repeating: Fault(slot: 0, region: 0, page: 0, isWrite: true, generation: 0, deadline: 0))
   private var first = 0
   private(set) var count = 0
 

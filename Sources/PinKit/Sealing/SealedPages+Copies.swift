@@ -26,7 +26,8 @@ extension SealedPages {
         _ = table.claim(page)
         defer { table.releaseClaim(page) }
         unsafe Memory.copy(
-          UnsafeRawPointer(bitPattern: frames.directAddress(of: page))!, to: target + (page - pages.lowerBound) * Memory.pageSize,
+          UnsafeRawPointer(bitPattern: frames.directAddress(of: page))!,
+          to: target + (page - pages.lowerBound) * Memory.pageSize,
           count: Memory.pageSize)
       }
     }
