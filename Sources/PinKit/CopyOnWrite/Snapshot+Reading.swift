@@ -4,7 +4,8 @@ extension Snapshot {
   /// Copies the bytes of `pages`, as they were at the moment of the snapshot, to `target`.
   ///
   /// Reads never wait for writers, and never disturb them. Works after the region was unmapped, too, if the bytes could be kept.
-  /// Pages that ``Region/protect(_:to:)`` made unreadable are read all the same.
+  /// Pages that ``Region/protect(_:to:)`` made unreadable are read all the same. A page that was sealed at the moment of the snapshot comes with its
+  /// sealed bytes, which ``seal(of:)`` helps to open.
   ///
   /// - Parameters:
   ///   - pages: Page indices.

@@ -13,7 +13,7 @@ public final class AddressSpace: Sendable {
     /// Log the cause and abort the process. The default: nothing is ever taken for clean that was not watched.
     case terminate
     /// Log the cause, let the threads that wait go on without protection, and make every later call on the region's trackers throw
-    /// `.handlerLost`.
+    /// `.handlerLost`. Memory whose bytes would be wrong without protection (of a store, or with sealed pages) becomes inaccessible.
     case failRegion
   }
 

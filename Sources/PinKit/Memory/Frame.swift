@@ -96,7 +96,8 @@ extension Region {
   /// the page still has that frame, and starts again if it does not. While references of the frame are frozen it spins (S3). Takes no
   /// lock.
   ///
-  /// - Throws: ``PinError``: `.unsupported` for memory that is not of a pool, `.outOfBounds`, `.unmapped`, `.limitReached`.
+  /// - Throws: ``PinError``: `.unsupported` for memory that is not of a pool, `.outOfBounds`, `.unmapped`, `.limitReached`; of a page
+  ///   over a store what the store says; of a sealed page `.sealed`, `.tampered` or `.keyGone`.
   public func lookUp(_ page: Int) throws(PinError) -> FrameReference {
     _ = try pageFrames("lookUp", page)
     try enter("lookUp")

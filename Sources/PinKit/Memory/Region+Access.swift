@@ -16,7 +16,9 @@ extension Region {
 
   /// Loads a value of a trivial type at a byte offset, which need not be aligned.
   ///
-  /// - Throws: ``PinError``: `.outOfBounds`, `.unmapped`, `.accessDenied` where ``protect(_:to:)`` took reading away.
+  /// - Throws: ``PinError``: `.outOfBounds`, `.unmapped`, `.accessDenied` where ``protect(_:to:)`` took reading away;
+  ///   of a page over a store what the store says; of a sealed page `.sealed`, `.tampered` or `.keyGone`. A page that is sealed or reclaimed
+  ///   again in the very moment of the access ends in SIGBUS, as through a pointer: pin what must not be.
   public func load<Value: BitwiseCopyable>(
     fromByteOffset offset: Int, as type: Value.Type = Value.self
   ) throws(PinError) -> Value {

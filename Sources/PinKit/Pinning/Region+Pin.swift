@@ -17,7 +17,7 @@ extension Region {
   ///   - options: For reading, if empty.
   /// - Returns: A pin of all of them, or of fewer (``Pin/shortfall`` says why).
   /// - Throws: ``PinError``, if not even the first page could be pinned: `.wouldBlock`; `.limitReached` if it has 2047 pins for writing or 4095
-  ///   for reading already; `.accessDenied` where ``protect(_:to:)`` took the right away; `.timedOut`, `.outOfMemory`. Whatever the pages:
+  ///   for reading already; `.accessDenied` where ``protect(_:to:)`` took the right away; `.sealed`, `.tampered`, `.keyGone` of sealed pages; `.timedOut`, `.outOfMemory`. Whatever the pages:
   ///   `.needsDirtyTracking` (P1), `.invalidArgument`, `.outOfBounds`, `.unmapped`, `.notInherited`, `.handlerLost`, `.wouldDeadlock` from a
   ///   fault callback.
   public func pin(_ pages: Range<Int>, _ options: PinOptions = []) throws(PinError) -> Pin {
