@@ -1,3 +1,4 @@
+import CTestSupport
 import Foundation
 import Glibc
 import PinKit
@@ -5,7 +6,10 @@ import Testing
 
 @testable import pinctl
 
-@Suite("pinctl demo seal", .serialized) struct SealDemoTests {
+@Suite(
+  "pinctl demo seal", .serialized,
+  .enabled(if: ct_has_sanitizer() == 0, "a sanitizer keeps copies, and maps terabytes that would have to be searched"))
+struct SealDemoTests {
   @Test("S1/S2/S4/S5: every claim holds, and the JSON says so")
   func claims() throws {
     let (code, output, error) = try pinctl(["demo", "seal", "--json", "--keys", "12"])
