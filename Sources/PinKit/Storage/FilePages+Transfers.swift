@@ -1,10 +1,37 @@
+internal import SystemPackage
 internal import Synchronization
 
 /// What the store is given.
 extension FilePages {
+  /// Hands pages that are under writeback to the store, where the region has them mapped: who wrote them just now has made the entries. Where
+  /// it may not be read, because rights were taken away or its protection has failed, they are read where the pool maps them.
+  func hand(_ runs: [Range<Int>]) throws(PinError) -> [(transfer: PageTransfer, error: PinError?)] {
+    // For a store that has the kernel read them: an error is all that can become of that, where other code would get a signal.
+    guard store is FileStore, !table.hasDeniedPages, protection.failure == nil else { return try handDirectly(runs) }
+    let transfers = runs.map {
+      PageTransfer(
+        pages: $0,
+        memory: AddressRange(
+          start: addresses.start + UInt($0.lowerBound * Memory.pageSize), count: $0.count * Memory.pageSize))
+    }
+    var results = Array(zip(transfers, store.write(transfers)))
+    for index in results.indices where results[index].1?.errno == .badAddress {
+      // The rights went in between.
+      let again = try handDirectly([results[index].0.pages])
+      results[index].1 = again.first { $0.error != nil }?.error
+    }
+    return results.map { ($0.0, $0.1) }
+  }
+
+  private func handDirectly(_ runs: [Range<Int>]) throws(PinError) -> [(transfer: PageTransfer, error: PinError?)] {
+    var transfers: [PageTransfer] = []
+    for run in runs { try append(run, to: &transfers) }
+    return zip(transfers, store.write(transfers)).map { ($0, $1) }
+  }
+
   /// Adds `pages` as they lie where the pool maps them: whatever rights the region's own mapping has. They are under writeback, so that none
   /// goes to another frame.
-  func append(_ pages: Range<Int>, to transfers: inout [PageTransfer]) throws(PinError) {
+  private func append(_ pages: Range<Int>, to transfers: inout [PageTransfer]) throws(PinError) {
     for page in pages {
       // A page that was written again meanwhile may be in an extent that the pool has not mapped yet.
       let memory = try frames.directAddresses(of: page)

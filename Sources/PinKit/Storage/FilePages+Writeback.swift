@@ -148,8 +148,8 @@ extension FilePages {
   private func write(_ runs: [Range<Int>], _ failure: inout PinError?) {
     if runs.isEmpty { return }
     TestHooks.reach(.writingBack, page: runs[0].lowerBound)
-    var transfers: [PageTransfer] = []
-    do throws(PinError) { for run in runs { try append(run, to: &transfers) } } catch {
+    let results: [(transfer: PageTransfer, error: PinError?)]
+    do throws(PinError) { results = try hand(runs) } catch {
       failure = failure ?? error
       for run in runs {
         dirty.insert(run)
@@ -157,8 +157,7 @@ extension FilePages {
       }
       return
     }
-    let outcomes = store.write(transfers)
-    for (transfer, error) in zip(transfers, outcomes) {
+    for (transfer, error) in results {
       if let error {
         dirty.insert(transfer.pages)
         failure = failure ?? error
