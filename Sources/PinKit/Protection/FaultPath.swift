@@ -30,7 +30,7 @@ enum FaultResolution: Sendable, Hashable {
 ///           ─► tell first-write callbacks     (the page still holds the old bytes, and nobody can write it)
 ///           ─► keep what snapshots are owed   (or hold the writer)
 ///           ─► act: reuse the frame, or copy  (a copy maps other frames in the pages' place)
-///           ─► unprotect, wake
+///           ─► unprotect, wake              (the page first, where a thread copies many neighbours that have time)
 ///           ─► record the pages as open
 ///           ─► release the claims
 ///
@@ -99,6 +99,7 @@ enum FaultPath {
 
     if !isTold { FirstWriteCallbacks.call(domain, page: page, opening: pages) }
 
+    let isFirst = opensFirst(page, of: pages, decision, delivery) && openAlone(page, in: domain, delivery)
     var resolution = FaultResolution.opened
     if domain.withOwedBytes({ $0.keep(alike, in: domain) }) == .held {
       resolution = .held
@@ -110,7 +111,8 @@ enum FaultPath {
       if resolution == .retry || resolution == .held {
         for page in pages where !table[page].contains(.open) { table.insert(.told, at: page) }
       }
-      return resolution
+      // Who faulted has what it needs; the neighbours wait for a fault of their own.
+      return isFirst && resolution != .failed ? .opened : resolution
     }
     if decision == .reuse, domain.sharing.load(ordering: .relaxed) != 0 { domain.counters.add(.reuses, pages.count) }
     if isTold { table.remove(.told, at: page) }
@@ -184,6 +186,24 @@ enum FaultPath {
       return .opened
     }
     return open(page..<page + 1, faulted: page, in: domain, delivery)
+  }
+
+  /// Whether `page` is opened before its neighbours are copied, so that its writer need not wait for them: it wakes up, and maybe faults again
+  /// elsewhere, while this thread copies. Not where the writer goes through memory in order, and would wait for the next page at once.
+  @inline(__always) private static func opensFirst(
+    _ page: Int, of pages: Range<Int>, _ decision: ReuseDecision, _ delivery: FaultDelivery
+  ) -> Bool {
+    delivery == .handlerThread && decision == .reuse && pages.count > 16
+      && page != pages.lowerBound && page != pages.upperBound - 1
+  }
+
+  /// Opens one page out of those that are claimed; false if its time has not come.
+  private static func openAlone(_ page: Int, in domain: borrowing FaultDomain, _ delivery: FaultDelivery) -> Bool {
+    let alone = page..<page + 1
+    if domain.withOwedBytes({ $0.keep(alone, in: domain) }) == .held { return false }
+    guard open(alone, faulted: page, in: domain, delivery) == .opened else { return false }
+    record(alone, faulted: page, in: domain)
+    return true
   }
 
   /// Marks `pages` as open. The claims and the shared lock are held.

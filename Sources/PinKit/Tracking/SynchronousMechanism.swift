@@ -12,9 +12,6 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   private var unmapped: RegionFrames?
   private var isFirst = true
 
-  /// Protecting a run again that is protected already costs little; a system call of its own costs as much as this many pages.
-  private static let mergedGap = 20
-
   init(
     kind: WriteTracking.Mechanism, protection: RegionProtection, pageCount: Int, unmapped: RegionFrames? = nil
   ) {
@@ -149,8 +146,9 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
       return true
     }
     var index = 0
+    var price = CallPrice()
     while index < runs.count {
-      let (last, end) = merged(runs, from: index, mayMerge: mayMerge)
+      let (last, end) = merged(runs, from: index, gap: mayMerge ? price.pages : -1)
       let done: Bool
       do throws(PinError) { done = try protect(last, domain, kind) } catch {
         rest.removeRuns(before: index)
@@ -161,37 +159,35 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
         return false
       }
       TestHooks.reach(.protecting, page: last.lowerBound)
+      price.noteCall()
       index = end
     }
     rest.removeRuns(before: runs.count)
     return true
   }
 
-  /// The run at `index` with those close behind it, and the index of the next.
-  private static func merged(_ runs: [Range<Int>], from index: Int, mayMerge: Bool) -> (run: Range<Int>, end: Int) {
+  /// The run at `index` with those that follow at a distance of at most `gap` pages, and the index of the next.
+  private static func merged(_ runs: [Range<Int>], from index: Int, gap: Int) -> (run: Range<Int>, end: Int) {
     var end = index + 1
     var run = runs[index]
-    while mayMerge, end < runs.count, runs[end].lowerBound - run.upperBound <= mergedGap {
+    while end < runs.count, runs[end].lowerBound - run.upperBound <= gap {
       run = run.lowerBound..<runs[end].upperBound
       end += 1
     }
     return (run, end)
   }
 
-  /// Whether it may take long enough for a second thread.
+  /// Whether a second thread may shorten it. Each call ends with an interrupt to every processor that runs a thread of this process: many
+  /// short calls take one thread, while the others sleep, a third of the time that two threads need for them.
   private static func isMuch(_ runs: [Range<Int>]) -> Bool {
-    runs.count >= 1024 || runs.contains { $0.count >= 16_384 }
+    let pages = runs.reduce(0) { $0 + $1.count }
+    return pages >= 16_384 && pages >= 64 * runs.count
   }
 
   /// Protects all runs, or none that can be vouched for: what was protected all the same is opened again by its next fault.
   private static func protectTogether(_ runs: [Range<Int>], _ domain: borrowing FaultDomain) throws(PinError) -> Bool {
     var ranges: [AddressRange] = []
-    var index = 0
-    while index < runs.count {
-      let (run, end) = merged(runs, from: index, mayMerge: true)
-      ranges.append(domain.addresses(of: run))
-      index = end
-    }
+    for run in runs { ranges.append(domain.addresses(of: run)) }
     let descriptor = domain.descriptor.load(ordering: .acquiring)
     let all = AddressRange(start: ranges[0].start, end: ranges[ranges.count - 1].end)
     return try domain.settle(ParallelProtection.protect(ranges, descriptor: descriptor), "UFFDIO_WRITEPROTECT", all)
@@ -235,5 +231,27 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
 
   private static func change(_ range: AddressRange, _ protection: Mapping.Protection) throws(PinError) {
     try PinError.check(Memory.protect(range, protection), "mprotect", range)
+  }
+}
+
+/// What a system call of its own costs a short run, in pages that could be protected again in its place although they are protected.
+///
+/// A call takes half a microsecond, which is the price of eight such pages; while the process runs on other processors, which all have to be
+/// interrupted, five times that.
+private struct CallPrice {
+  private static let calls = 64
+  /// In nanoseconds a call.
+  private static let dear: UInt64 = 1_500
+
+  private(set) var pages = 6
+  private var count = 0
+  private var since = Kernel.now()
+
+  mutating func noteCall() {
+    count += 1
+    guard count == Self.calls else { return }
+    let now = Kernel.now()
+    pages = (now - since) / UInt64(Self.calls) > Self.dear ? 32 : 6
+    (count, since) = (0, now)
   }
 }

@@ -93,6 +93,39 @@ import Testing
     }
   }
 
+  @Test("W6: a writer goes on while a reader thread keeps its neighbours, and those stay protected until they are kept")
+  func goesOnBeforeNeighbours() throws {
+    let window = Self.page & ~127..<(Self.page | 127) + 1
+    let space = try AddressSpace.forTests()
+    let region = try space.map(.anonymous(hugePages: .never), pages: Self.pageCount)
+    try region.write(version: 1, to: window)
+    let snapshot = try region.snapshot(.init(mechanism: .handlerThread))
+    // Up to here its block is written densely enough for a window of 128 pages.
+    try region.write(version: 2, to: (0..<14).map { Self.page & ~511 + 16 * $0 })
+    let isCapturing = Shared()
+    let mayGoOn = Shared()
+    TestHooks.set(.capturing) { page in
+      guard window.contains(page), page != Self.page else { return }
+      isCapturing.value = 1
+      _ = spin { mayGoOn.value == 1 }
+    }
+    defer {
+      mayGoOn.value = 1
+      TestHooks.set(.capturing, nil)
+    }
+    try TestThread { try region.write(version: 2, to: CollectionOfOne(Self.page)) }.join()
+    try #require(spin { isCapturing.value == 1 })
+    #expect(try snapshot.word(Self.page) == Pattern.word(Self.page, 1, 0))
+    let other = TestThread { try region.write(version: 2, to: CollectionOfOne(Self.page + 1)) }
+    try #require(spin { other.isAsleep })
+    #expect(try region.load(fromByteOffset: (Self.page + 1) * 4096, as: UInt64.self) == Pattern.word(Self.page + 1, 1, 0))
+    mayGoOn.value = 1
+    try other.join()
+    for page in window { #expect(try snapshot.word(page) == Pattern.word(page, 1, 0)) }
+    snapshot.close()
+    try space.close()
+  }
+
   @Test(
     "W6: a removal that was read and is not noted yet is waited for",
     arguments: [
