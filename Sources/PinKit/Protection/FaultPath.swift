@@ -44,10 +44,12 @@ enum FaultResolution: Sendable, Hashable {
 /// Nothing here allocates, blocks on managed memory, or takes a lock that user code can hold (K2). First-write callbacks are
 /// user code; their documentation forbids both.
 enum FaultPath {
-  /// `isWrite` is false only for pages that are protected by not being mapped (minor faults): those may be read at any time.
+  /// - Parameters:
+  ///   - isWrite: False only for pages that are protected by not being mapped (minor faults): those may be read at any time.
+  ///   - othersMayGoOn: Called when the page is open, and its neighbours take a while longer.
   static func resolve(
     page: Int, isWrite: Bool = true, isAdmitted: Bool = false, waits: Bool = true, in domain: borrowing FaultDomain,
-    holding: borrowing WriteProtectLock.SharedHold
+    holding: borrowing WriteProtectLock.SharedHold, othersMayGoOn: () -> Void = {}
   ) -> FaultResolution {
     let table = domain.table
     // Who has the frame locked may not wait for the claim: somebody may wait with the claim for the lock.
@@ -100,6 +102,7 @@ enum FaultPath {
     if !isTold { FirstWriteCallbacks.call(domain, page: page, opening: pages) }
 
     let isFirst = opensFirst(page, of: pages, decision, delivery) && openAlone(page, in: domain, delivery)
+    if isFirst { othersMayGoOn() }
     var resolution = FaultResolution.opened
     if domain.withOwedBytes({ $0.keep(alike, in: domain) }) == .held {
       resolution = .held
@@ -124,8 +127,7 @@ enum FaultPath {
   /// Claims pages around `page` that this fault may open along with it. Returns the run of pages claimed.
   ///
   /// Where a fault copies, pages in between that are open are claimed as well: the others beyond them can be had with one
-  /// system call then. Open they stay, whatever becomes of the fault. What lies below an open page is what a writer that goes through
-  /// memory in strides has left out: it is taken along only where that makes one mapping of several.
+  /// system call then. Open they stay, whatever becomes of the fault.
   @inline(__always) private static func claimAround(_ page: Int, in domain: borrowing FaultDomain) -> Range<Int> {
     let copies = domain.owed.load(ordering: .relaxed) != 0 || domain.sharing.load(ordering: .relaxed) != 0
     guard copies, domain.opensChunks.load(ordering: .relaxed), domain.pageSize == Memory.pageSize else {
@@ -135,8 +137,7 @@ enum FaultPath {
     let window = domain.density.window(at: page)
     let start = page & ~(window - 1)
     var first = page
-    let passesBelow = passesOpen && domain.sharing.load(ordering: .relaxed) != 0
-    while first > start, tryClaim(first - 1, in: domain, passesOpen: passesBelow) { first -= 1 }
+    while first > start, tryClaim(first - 1, in: domain, passesOpen: passesOpen) { first -= 1 }
     return first..<claimNeighbours(from: page + 1, to: start + window, in: domain, passesOpen: passesOpen)
   }
 

@@ -216,7 +216,10 @@ internal import Synchronization
       let page = pages[index] >> 1
       resolving = page
       let isWrite = pages[index] & 1 != 0
-      let resolution = FaultPath.resolve(page: page, isWrite: isWrite, in: domain, holding: hold)
+      // Another reader serves who comes while this one copies neighbours.
+      let resolution = FaultPath.resolve(page: page, isWrite: isWrite, in: domain, holding: hold) {
+        handler.rearm(domain.listening, slot: slot)
+      }
       if !isWrite { domain.counters.add(.minorFaults) }
       settle(resolution, page: page, isWrite: isWrite, domain, slot: slot)
       domain.counters.add(.handlerThreadFaults)

@@ -42,6 +42,12 @@ enum ParallelProtection {
 
     func work() { while step() {} }
 
+    /// Does all of it, and returns what went wrong.
+    func run() -> UffdResult? {
+      work()
+      return failure
+    }
+
     var failure: UffdResult? {
       let error = error.load(ordering: .acquiring)
       return error == 0 ? nil : UffdResult(-error)
@@ -51,21 +57,22 @@ enum ParallelProtection {
   /// Protects all of `ranges`, or as many as the kernel likes; a caller that gets another result than `.done` knows nothing of any of
   /// them. Allocates: not for the fault path.
   static func protect(_ ranges: [AddressRange], descriptor: CInt) -> UffdResult {
-    let pieces = pieces(ranges)
-    guard let first = pieces.first else { return .done }
+    guard let first = ranges.first else { return .done }
     let begun = Kernel.now()
-    let head = Job(descriptor, [first])
-    head.work()
-    if let failure = head.failure { return failure }
-    let left = UInt64(pieces.count - 1)
-    if left == 0 { return .done }
+    let head = AddressRange(start: first.start, count: min(first.count, largestPiece))
+    let failure = Job(descriptor, [[head]]).run()
+    let rest = Self.rest(of: ranges, behind: head.end)
+    if let failure { return failure }
     // Cut into pieces, fast work would be slow.
-    guard (Kernel.now() - begun) * left > worthThread else {
-      let rest = Job(descriptor, [whole(ranges, behind: first.last!.end)[...]])
-      rest.work()
-      return rest.failure ?? .done
+    let left = rest.reduce(0) { $0 + $1.count }
+    guard (Kernel.now() - begun) * UInt64(left) / UInt64(head.count) > worthThread else {
+      return Job(descriptor, [rest[...]]).run() ?? .done
     }
-    let job = Job(descriptor, Array(pieces.dropFirst()))
+    return protectByThreads(pieces(rest), descriptor)
+  }
+
+  private static func protectByThreads(_ pieces: [ArraySlice<AddressRange>], _ descriptor: CInt) -> UffdResult {
+    let job = Job(descriptor, pieces)
     var helpers: [KernelThread] = []
     for _ in 1..<max(2, min(Kernel.processorCount, mostThreads)) {
       if let helper = start(job) { helpers.append(helper) }
@@ -76,7 +83,7 @@ enum ParallelProtection {
   }
 
   /// What of `ranges` lies at or behind an address.
-  private static func whole(_ ranges: [AddressRange], behind address: UInt) -> [AddressRange] {
+  private static func rest(of ranges: [AddressRange], behind address: UInt) -> [AddressRange] {
     ranges.compactMap { range in
       range.end <= address ? nil : AddressRange(start: max(range.start, address), end: range.end)
     }

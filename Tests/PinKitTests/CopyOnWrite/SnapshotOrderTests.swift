@@ -103,11 +103,14 @@ import Testing
     // Up to here its block is written densely enough for a window of 128 pages.
     try region.write(version: 2, to: (0..<14).map { Self.page & ~511 + 16 * $0 })
     let isCapturing = Shared()
+    let isHeld = Shared()
     let mayGoOn = Shared()
     TestHooks.set(.capturing) { page in
       guard window.contains(page), page != Self.page else { return }
+      isHeld.value = 1
       isCapturing.value = 1
       _ = spin { mayGoOn.value == 1 }
+      isHeld.value = 0
     }
     defer {
       mayGoOn.value = 1
@@ -116,6 +119,9 @@ import Testing
     try TestThread { try region.write(version: 2, to: CollectionOfOne(Self.page)) }.join()
     try #require(spin { isCapturing.value == 1 })
     #expect(try snapshot.word(Self.page) == Pattern.word(Self.page, 1, 0))
+    // Who writes elsewhere is served by another reader.
+    try TestThread { try region.write(version: 2, to: CollectionOfOne(17)) }.join()
+    #expect(mayGoOn.value == 0 && isHeld.value == 1)
     let other = TestThread { try region.write(version: 2, to: CollectionOfOne(Self.page + 1)) }
     try #require(spin { other.isAsleep })
     #expect(try region.load(fromByteOffset: (Self.page + 1) * 4096, as: UInt64.self) == Pattern.word(Self.page + 1, 1, 0))
