@@ -6,20 +6,20 @@ internal import Synchronization
 /// looks a little longer for the next one before it sleeps, as waking a sleeping thread costs more than resolving a fault; it
 /// stops looking where that does not pay.
 @safe final class FaultReader: @unchecked Sendable {  // the buffers belong to its own thread alone
-  private unowned let handler: FaultHandler
-  private var batch = FaultBatch()
-  private var ready = InlineArray<16, UInt64>(repeating: 0)
-  private var pages = InlineArray<64, Int>(repeating: 0)
-  private var parked = ParkedFaults()
+  unowned let handler: FaultHandler
+  var batch = FaultBatch()
+  var ready = InlineArray<16, UInt64>(repeating: 0)
+  var pages = InlineArray<64, Int>(repeating: 0)
+  var parked = ParkedFaults()
   /// For the bytes of pages that come from a store; untouched while there is none.
-  private let supplies: Mapping
+  let supplies: Mapping
   private var spinBudget = FaultReader.longestSpin
   private var lastIdle: UInt64 = 0
   /// What ``abandon()`` needs to know: the regions of `ready` that are still to be visited, whether the wrprotect lock of the domain
   /// at hand is held, and the page at hand.
-  private var unvisited = 0..<0
-  private var isHolding = false
-  private var resolving = -1
+  var unvisited = 0..<0
+  var isHolding = false
+  var resolving = -1
 
   /// When the batch at hand was begun, 0 while waiting: for the watchdog.
   let busySince = Atomic<UInt64>(0)
@@ -77,50 +77,6 @@ internal import Synchronization
       }
       if !parked.isEmpty { retryParked() }
     }
-  }
-
-  /// Runs on the thread as it ends, however it does. In the middle of a fault it held the wrprotect lock and the claims of a page, and
-  /// its own stack is gone: the region is failed first, then everything is let go, so that whoever waits for it finds the
-  /// failure. What it had only taken note of goes back to the other readers.
-  private func abandon() {
-    let busy = busySlot.load(ordering: .relaxed) - 1
-    if busy >= 0 {
-      let slot = unsafe handler.slot(busy)
-      if let domain = unsafe slot.pointee.enter() {
-        unsafe abandon(domain.pointee)
-        unsafe slot.pointee.leave()
-      }
-      unsafe slot.pointee.leave()
-    }
-    for index in unvisited where ready[index] < UInt64(FaultHandler.capacity) { giveBack(Int(ready[index])) }
-    while !parked.isEmpty {
-      let fault = parked.removeFirst()
-      giveBack(fault.slot, page: fault.page, of: fault.region)
-    }
-  }
-
-  private func abandon(_ domain: borrowing FaultDomain) {
-    domain.fail(.readerDied, errno: 0)
-    guard isHolding else { return }
-    var page = resolving - 1
-    while page >= 0, domain.table[page].contains(.claimed) {
-      domain.table.releaseClaim(page)
-      page -= 1
-    }
-    page = resolving
-    while page >= 0, page < domain.table.pageCount, domain.table[page].contains(.claimed) {
-      domain.table.releaseClaim(page)
-      page += 1
-    }
-    domain.lock.abandonShared()
-  }
-
-  private func giveBack(_ index: Int, page: Int = 0, of region: UInt64? = nil) {
-    let slot = unsafe handler.slot(index)
-    guard let domain = unsafe slot.pointee.enter() else { return }
-    if unsafe domain.pointee.region == region { unsafe FaultPath.wake(page..<page + 1, in: domain.pointee) }
-    unsafe handler.rearm(domain.pointee.listening, slot: index)
-    unsafe slot.pointee.leave()
   }
 
   private func visit(_ index: Int) {
@@ -183,179 +139,5 @@ internal import Synchronization
     default: domain.fail(.refused, errno: error)
     }
     return false
-  }
-
-  /// A page fault may have been queued before an event that happened earlier: events first.
-  private func handleEvents(_ domain: borrowing FaultDomain, keepsBefore: UInt64) {
-    for index in 0..<batch.count { handleEvent(batch[index], domain, keepsBefore: keepsBefore) }
-  }
-
-  private func handleBatch(
-    _ domain: borrowing FaultDomain, slot: Int, holding hold: borrowing WriteProtectLock.SharedHold, begun: UInt64
-  ) {
-    domain.counters.add(.batches)
-    domain.counters.add(.messages, batch.count)
-    var faults = 0
-    for index in 0..<batch.count {
-      guard case .pageFault(let address, let flags, _) = batch[index] else { continue }
-      guard domain.addresses.contains(address) else {
-        // The number names another region's userfaultfd now, until the watchdog sees it. Let that thread fault again.
-        let page = address / UInt(domain.pageSize) * UInt(domain.pageSize)
-        Uffd.wake(
-          domain.descriptor.load(ordering: .acquiring), AddressRange(start: page, count: domain.pageSize))
-        continue
-      }
-      if domain.hasSource, !flags.contains(.writeProtect), !flags.contains(.minor) {
-        supply(domain.page(at: address), domain, slot: slot)
-        continue
-      }
-      let isWrite = flags.contains(.write) || !flags.contains(.minor)
-      insertSorted(domain.page(at: address) << 1 | (isWrite ? 1 : 0), count: &faults)
-    }
-    for index in 0..<faults {
-      let page = pages[index] >> 1
-      resolving = page
-      let isWrite = pages[index] & 1 != 0
-      // Another reader serves who comes while this one copies neighbours.
-      let resolution = FaultPath.resolve(page: page, isWrite: isWrite, in: domain, holding: hold) {
-        handler.rearm(domain.listening, slot: slot)
-      }
-      if !isWrite { domain.counters.add(.minorFaults) }
-      settle(resolution, page: page, isWrite: isWrite, domain, slot: slot)
-      domain.counters.add(.handlerThreadFaults)
-      domain.counters.addLatency(Kernel.now() - begun)
-    }
-  }
-
-  /// A page that is not there.
-  private func supply(_ page: Int, _ domain: borrowing FaultDomain, slot: Int) {
-    resolving = page
-    let resolution = domain.withSource { $0.supply(page, through: supplies.range, in: domain) } ?? .gone
-    domain.counters.add(.missingFaults)
-    // There is no event to wait for: whoever faulted tries again.
-    settle(resolution == .retry ? .gone : resolution, page: page, domain, slot: slot)
-  }
-
-  /// Keeps the faults of a batch (page << 1 | is a write) in order and each of them once.
-  @inline(__always) private func insertSorted(_ page: Int, count: inout Int) {
-    var at = count
-    while at > 0, pages[at - 1] > page { at -= 1 }
-    if at > 0, pages[at - 1] == page { return }
-    var move = count
-    while move > at {
-      pages[move] = pages[move - 1]
-      move -= 1
-    }
-    pages[at] = page
-    count += 1
-  }
-
-  private func settle(
-    _ resolution: FaultResolution, page: Int, isWrite: Bool = true, _ domain: borrowing FaultDomain, slot: Int
-  ) {
-    switch resolution {
-    case .opened, .alreadyOpen, .elsewhere, .failed: return
-    case .gone, .denied: FaultPath.wake(page..<page + 1, in: domain)
-    case .retry, .held:
-      if resolution == .held { domain.counters.add(.heldWrites) }
-      let fault = ParkedFaults.Fault(
-        slot: slot, region: domain.region, page: page, isWrite: isWrite,
-        generation: domain.generation.load(ordering: .relaxed),
-        deadline: resolution == .held ? .max : Kernel.now() + domain.patience)
-      // With no room the thread is woken: it faults again and queues a new message.
-      if !parked.append(fault) { FaultPath.wake(page..<page + 1, in: domain) }
-    }
-  }
-
-  private func handleEvent(_ message: FaultMessage, _ domain: borrowing FaultDomain, keepsBefore: UInt64) {
-    switch message {
-    case .pageFault: return
-    case .remove(let range):
-      domain.counters.add(.removeEvents)
-      TestHooks.reach(.removing, page: domain.page(at: max(range.start, domain.addresses.start)))
-      domain.recordDiscard(range, keepsBefore: keepsBefore)
-    case .unmap(let range):
-      domain.counters.add(.unmapEvents)
-      if range.overlaps(domain.addresses) { domain.fail(.mappingChanged, errno: 0) }
-    case .remap:
-      domain.counters.add(.remapEvents)
-      domain.fail(.mappingChanged, errno: 0)
-    case .fork(let descriptor): Uffd.close(descriptor)
-    case .unknown: domain.counters.add(.unknownEvents)
-    }
-  }
-
-  /// Tries again what the kernel could not do while an event was in flight.
-  private func retryParked() {
-    let count = parked.count
-    for _ in 0..<count {
-      let fault = parked.removeFirst()
-      let slot = unsafe handler.slot(fault.slot)
-      guard let domain = unsafe slot.pointee.enter() else { continue }
-      busySlot.store(fault.slot + 1, ordering: .relaxed)
-      unsafe retry(fault, domain.pointee)
-      busySlot.store(0, ordering: .relaxed)
-      unsafe slot.pointee.leave()
-    }
-  }
-
-  private func retry(_ fault: ParkedFaults.Fault, _ domain: borrowing FaultDomain) {
-    // The slot may have gone to another region, which need not even have that page; ending the old one woke the thread.
-    guard domain.region == fault.region else { return }
-    guard let hold = domain.lock.trySharedOrDefer() else {
-      _ = parked.append(fault)
-      return
-    }
-    isHolding = true
-    defer { isHolding = false }
-    resolving = fault.page
-    if domain.generation.load(ordering: .relaxed) != fault.generation {
-      // An exclusive operation ran meanwhile: let the thread fault anew rather than resolve a fault it may have got over.
-      FaultPath.wake(fault.page..<fault.page + 1, in: domain)
-      return
-    }
-    if Kernel.now() > fault.deadline {
-      domain.fail(domain.causeOfDelay, errno: UffdResult.again.errno)
-      return
-    }
-    let resolution = FaultPath.resolve(page: fault.page, isWrite: fault.isWrite, in: domain, holding: hold)
-    if resolution == .retry || resolution == .held {
-      _ = parked.append(fault)
-    } else {
-      settle(resolution, page: fault.page, isWrite: fault.isWrite, domain, slot: fault.slot)
-    }
-  }
-}
-
-/// Faults that wait for an event to pass, in a ring of fixed size.
-struct ParkedFaults {
-  struct Fault {
-    var slot: Int
-    var region: UInt64
-    var page: Int
-    var isWrite: Bool
-    var generation: UInt64
-    var deadline: UInt64
-  }
-  private var ring = InlineArray<256, Fault>(
-    repeating: Fault(slot: 0, region: 0, page: 0, isWrite: true, generation: 0, deadline: 0))
-  private var first = 0
-  private(set) var count = 0
-
-  var isEmpty: Bool { count == 0 }
-
-  /// False if there is no room.
-  mutating func append(_ fault: Fault) -> Bool {
-    guard count < 256 else { return false }
-    ring[(first + count) & 255] = fault
-    count += 1
-    return true
-  }
-
-  mutating func removeFirst() -> Fault {
-    let fault = ring[first]
-    first = (first + 1) & 255
-    count -= 1
-    return fault
   }
 }

@@ -1,0 +1,103 @@
+internal import Synchronization
+
+extension FaultReader {
+  /// A page fault may have been queued before an event that happened earlier: events first.
+  func handleEvents(_ domain: borrowing FaultDomain, keepsBefore: UInt64) {
+    for index in 0..<batch.count { handleEvent(batch[index], domain, keepsBefore: keepsBefore) }
+  }
+
+  func handleBatch(
+    _ domain: borrowing FaultDomain, slot: Int, holding hold: borrowing WriteProtectLock.SharedHold, begun: UInt64
+  ) {
+    domain.counters.add(.batches)
+    domain.counters.add(.messages, batch.count)
+    var faults = 0
+    for index in 0..<batch.count {
+      guard case .pageFault(let address, let flags, _) = batch[index] else { continue }
+      guard domain.addresses.contains(address) else {
+        // The number names another region's userfaultfd now, until the watchdog sees it. Let that thread fault again.
+        let page = address / UInt(domain.pageSize) * UInt(domain.pageSize)
+        Uffd.wake(
+          domain.descriptor.load(ordering: .acquiring), AddressRange(start: page, count: domain.pageSize))
+        continue
+      }
+      if domain.hasSource, !flags.contains(.writeProtect), !flags.contains(.minor) {
+        supply(domain.page(at: address), domain, slot: slot)
+        continue
+      }
+      let isWrite = flags.contains(.write) || !flags.contains(.minor)
+      insertSorted(domain.page(at: address) << 1 | (isWrite ? 1 : 0), count: &faults)
+    }
+    for index in 0..<faults {
+      let page = pages[index] >> 1
+      resolving = page
+      let isWrite = pages[index] & 1 != 0
+      // Another reader serves who comes while this one copies neighbours.
+      let resolution = FaultPath.resolve(page: page, isWrite: isWrite, in: domain, holding: hold) {
+        handler.rearm(domain.listening, slot: slot)
+      }
+      if !isWrite { domain.counters.add(.minorFaults) }
+      settle(resolution, page: page, isWrite: isWrite, domain, slot: slot)
+      domain.counters.add(.handlerThreadFaults)
+      domain.counters.addLatency(Kernel.now() - begun)
+    }
+  }
+
+  /// A page that is not there.
+  private func supply(_ page: Int, _ domain: borrowing FaultDomain, slot: Int) {
+    resolving = page
+    let resolution = domain.withSource { $0.supply(page, through: supplies.range, in: domain) } ?? .gone
+    domain.counters.add(.missingFaults)
+    // There is no event to wait for: whoever faulted tries again.
+    settle(resolution == .retry ? .gone : resolution, page: page, domain, slot: slot)
+  }
+
+  /// Keeps the faults of a batch (page << 1 | is a write) in order and each of them once.
+  @inline(__always) private func insertSorted(_ page: Int, count: inout Int) {
+    var at = count
+    while at > 0, pages[at - 1] > page { at -= 1 }
+    if at > 0, pages[at - 1] == page { return }
+    var move = count
+    while move > at {
+      pages[move] = pages[move - 1]
+      move -= 1
+    }
+    pages[at] = page
+    count += 1
+  }
+
+  func settle(
+    _ resolution: FaultResolution, page: Int, isWrite: Bool = true, _ domain: borrowing FaultDomain, slot: Int
+  ) {
+    switch resolution {
+    case .opened, .alreadyOpen, .elsewhere, .failed: return
+    case .gone, .denied: FaultPath.wake(page..<page + 1, in: domain)
+    case .retry, .held:
+      if resolution == .held { domain.counters.add(.heldWrites) }
+      let fault = ParkedFaults.Fault(
+        slot: slot, region: domain.region, page: page, isWrite: isWrite,
+        generation: domain.generation.load(ordering: .relaxed),
+        deadline: resolution == .held ? .max : Kernel.now() + domain.patience)
+      // With no room the thread is woken: it faults again and queues a new message.
+      if !parked.append(fault) { FaultPath.wake(page..<page + 1, in: domain) }
+    }
+  }
+
+  private func handleEvent(_ message: FaultMessage, _ domain: borrowing FaultDomain, keepsBefore: UInt64) {
+    switch message {
+    case .pageFault: return
+    case .remove(let range):
+      domain.counters.add(.removeEvents)
+      TestHooks.reach(.removing, page: domain.page(at: max(range.start, domain.addresses.start)))
+      domain.recordDiscard(range, keepsBefore: keepsBefore)
+    case .unmap(let range):
+      domain.counters.add(.unmapEvents)
+      if range.overlaps(domain.addresses) { domain.fail(.mappingChanged, errno: 0) }
+    case .remap:
+      domain.counters.add(.remapEvents)
+      domain.fail(.mappingChanged, errno: 0)
+    case .fork(let descriptor): Uffd.close(descriptor)
+    case .unknown: domain.counters.add(.unknownEvents)
+    }
+  }
+}

@@ -1,0 +1,54 @@
+internal import Synchronization
+internal import SystemPackage
+
+extension RegionProtection {
+  var failure: PinError? {
+    let value = unsafe domain.pointee.failure.load(ordering: .acquiring)
+    guard value != 0, let kind = FaultDomain.Failure(rawValue: UInt32(value >> 32)) else { return nil }
+    let errno = CInt(truncatingIfNeeded: value & 0xffff_ffff)
+    let code: PinError.Code = kind.code
+    return PinError(
+      code, operation: "serve faults (\(kind))", errno: errno == 0 ? nil : Errno(rawValue: errno), range: addresses,
+      advice: kind.advice)
+  }
+
+  func throwIfFailed(_ operation: String) throws(PinError) {
+    if let failure { throw failure }
+  }
+
+  func fail(_ failure: FaultDomain.Failure) { unsafe domain.pointee.fail(failure, errno: 0) }
+
+  /// The failure, the first time it is asked for.
+  func takeUnreportedFailure() -> PinError? {
+    guard let failure else { return nil }
+    return state.withLock { state in
+      defer { state.isReported = true }
+      return state.isReported ? nil : failure
+    }
+  }
+}
+
+extension FaultDomain.Failure {
+  var code: PinError.Code {
+    switch self {
+    case .mappingChanged: .mappingChanged
+    case .timedOut: .timedOut
+    case .subscriberBlocked: .subscriberFailed
+    default: .handlerLost
+    }
+  }
+
+  var advice: String {
+    switch self {
+    case .descriptorClosed:
+      "Other code in this process closed PinKit's userfaultfd. What was written since cannot be known."
+    case .refused: "The kernel refused to lift the protection of a page."
+    case .timedOut: "The kernel kept asking to retry; the thread that unmaps or discards memory may be stopped."
+    case .readerDied: "A thread that serves faults ended."
+    case .subscriberBlocked:
+      "A subscriber answered every invalidation with .wouldBlock or an error for as long as the patience of a fault: it waits for something that waits for the fault."
+    case .mappingChanged:
+      "Use Region.unmap() and Region.discard(_:), or end the management before munmap(2), mremap(2) or mmap(2) over it."
+    }
+  }
+}

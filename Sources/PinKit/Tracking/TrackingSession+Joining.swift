@@ -1,0 +1,102 @@
+internal import Logging
+internal import Synchronization
+
+extension TrackingSession {
+  /// Adds a participant, and protects every page that is not.
+  ///
+  /// A region that is tracked by `.asynchronous` changes over to a synchronous mechanism. In between nobody watches: its trackers get
+  /// every populated page as one that may have been written (``DirtySet/faultAroundRuns``).
+  ///
+  /// - Parameters:
+  ///   - keepsPages: Whether it will ask which pages were written.
+  ///   - armed: See ``TrackingMechanism/start(armed:)``.
+  ///   - isFirst: Whether it is an error if the region is protected already.
+  func join(
+    _ region: Region, _ wanted: WriteTracking.Mechanism, keepsPages: Bool, isFirst: Bool = false,
+    armed: (borrowing FaultDomain) -> Void
+  ) throws(PinError) -> UInt64 {
+    try state.withLock { state throws(PinError) in
+      if isFirst, state.mechanism != nil {
+        throw PinError(
+          .inUse, operation: "protect a region", range: addresses, advice: "It is tracked, cloned or snapshotted already.")
+      }
+      if state.isEnded { throw PinError(.unmapped, operation: "protect a region", range: addresses) }
+      try protection.throwIfFailed("protect a region")
+      if let active = state.mechanism?.kind, active != .asynchronous, wanted != .automatic, wanted != active {
+        try requireCompatible(active, wanted, needsFaults: true, .init(), state)
+      }
+      let id = state.add(Share(pending: DirtySet(pageCount: pageCount), keepsNothing: !keepsPages))
+      do throws(PinError) {
+        if state.mechanism?.kind == .asynchronous {
+          try changeOver(&state, wanted, region, armed: armed)
+        } else if state.mechanism != nil, !state.isSuspended {
+          try harvest(&state, armed: armed)
+          state.trackers[id]?.pending = DirtySet(pageCount: pageCount)
+        } else if let mechanism = state.mechanism {
+          try protection.withoutDiscards { () throws(PinError) in try mechanism.resume(armed: armed) }
+          state.isSuspended = false
+        } else {
+          // A page that is being dropped has bytes at one moment and none at the next, with nothing in between that could keep them.
+          try protection.withoutDiscards { () throws(PinError) in
+            _ = try running(&state, wanted, .init(), needsFaults: true, of: region, armed: armed)
+          }
+        }
+        updateChunks(state)
+        return id
+      } catch {
+        state.trackers[id] = nil
+        throw error
+      }
+    }
+  }
+
+  /// Protects what was written since the last time, with `armed` at the moment when all is; returns what was written since the participant
+  /// joined or last asked.
+  func arm(
+    _ id: UInt64, event: InvalidationRange.Event = .writeTracking, armed: (borrowing FaultDomain) -> Void
+  ) throws(PinError) -> DirtySet {
+    try state.withLock { state throws(PinError) in
+      try require(id, state, "protect a region")
+      try harvest(&state, event, armed: armed)
+      return takePending(id, &state)
+    }
+  }
+
+  private func changeOver(
+    _ state: inout State, _ wanted: WriteTracking.Mechanism, _ region: Region, armed: (borrowing FaultDomain) -> Void
+  ) throws(PinError) {
+    try harvest(&state)
+    let before = state.mechanism.take()
+    layout.withLock { () in before?.stop() }
+    state.isSuspended = false
+    defer { share(populatedPages(), &state) }
+    do throws(PinError) {
+      state.mechanism = try protection.withoutDiscards { () throws(PinError) in
+        try start(wanted, needsFaults: true, of: region, armed: armed)
+      }
+    } catch {
+      do throws(PinError) { state.mechanism = try start(.asynchronous, of: region) { _ in } } catch { state.loss = error }
+      throw error
+    }
+    logger.info("\(addresses) was tracked by .asynchronous, and changed over to a mechanism that can act at the fault")
+  }
+
+  /// The pages that can have been written at all, as pages that may have been.
+  private func populatedPages() -> DirtySet {
+    var populated = DirtySet(pageCount: pageCount)
+    let base = addresses.start
+    let pageSize = UInt(addresses.count / pageCount)
+    do throws(PinError) {
+      let query = PageMap.Query(anyOf: PageMap.populated, returned: [])
+      try PageMap().scan(addresses, query) { run, _ in
+        populated.append(Int((run.start - base) / pageSize)..<Int((run.end - base + pageSize - 1) / pageSize))
+      }
+    } catch {
+      populated = DirtySet(pageCount: pageCount, runs: CollectionOfOne(0..<pageCount))
+    }
+    // A file's page can be written and gone from the mapping again.
+    if backing.isFileLike { populated = DirtySet(pageCount: pageCount, runs: CollectionOfOne(0..<pageCount)) }
+    populated.setFaultAround(populated.runs)
+    return populated
+  }
+}
