@@ -6,13 +6,19 @@ internal import Synchronization
   private let words: UnsafeMutablePointer<Atomic<UInt64>>
   let pageCount: Int
 
-  /// In bytes.
-  static func size(pageCount: Int) -> Int { (pageCount + 63) / 64 * 8 }
+  /// In bytes, whole cache lines.
+  static func size(pageCount: Int) -> Int { (pageCount + 511) / 512 * 64 }
 
   /// `memory` must be zeroed, hold ``size(pageCount:)`` bytes and outlive the value.
   init(memory: UnsafeMutableRawPointer, pageCount: Int) {
     unsafe words = memory.bindMemory(to: Atomic<UInt64>.self, capacity: (pageCount + 63) / 64)
     self.pageCount = pageCount
+  }
+
+  /// The same for one of several that lie one after the other: `memory` begins behind it then.
+  init(from memory: inout UnsafeMutableRawPointer, pageCount: Int) {
+    unsafe self.init(memory: memory, pageCount: pageCount)
+    unsafe memory += Self.size(pageCount: pageCount)
   }
 
   @inline(__always) func contains(_ page: Int) -> Bool { word(page >> 6) & (1 << UInt64(page & 63)) != 0 }

@@ -58,6 +58,16 @@ internal import SystemPackage
     range = AddressRange(start: start, count: count)
   }
 
+  /// Zeroed memory for what is noted of pages: on small pages, as most of it is never touched, and in no child of fork() and no core
+  /// dump. Where the kernel refuses one of these it costs more, nothing else.
+  static func forNotes(count: Int) throws(PinError) -> Mapping {
+    let mapping = try Mapping(count: count)
+    for advice in [Memory.Advice.noHugePages, .dontFork, .dontDump] { try? Memory.advise(mapping.range, advice) }
+    return mapping
+  }
+
+  var start: UnsafeMutableRawPointer { unsafe UnsafeMutableRawPointer(bitPattern: range.start)! }
+
   /// Gives the range to the caller, who unmaps it.
   consuming func keep() -> AddressRange {
     let range = range

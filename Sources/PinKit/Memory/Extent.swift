@@ -39,9 +39,8 @@ internal import Synchronization
     self.firstFrame = firstFrame
     self.pageCount = pageCount
     let bitmap = PageBitmap.size(pageCount: pageCount)
-    let metadata = try Mapping(count: Self.headerSize + pageCount * 8 + 2 * bitmap)
-    for advice in [Memory.Advice.noHugePages, .dontFork, .dontDump] { try? Memory.advise(metadata.range, advice) }
-    let base = unsafe UnsafeMutableRawPointer(bitPattern: metadata.range.start)!
+    let metadata = try Mapping.forNotes(count: Self.headerSize + pageCount * 8 + 2 * bitmap)
+    let base = unsafe metadata.start
     let tops = unsafe base.bindMemory(to: Atomic<UInt64>.self, capacity: 8)
     unsafe words = (base + Self.headerSize).bindMemory(to: Atomic<UInt64>.self, capacity: pageCount)
     let bitmaps = unsafe base + Self.headerSize + pageCount * 8

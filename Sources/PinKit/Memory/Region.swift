@@ -53,10 +53,8 @@ public final class Region: Sendable {
   ) throws(PinError) {
     let pageCount = addresses.count / pageSize
     let id = Self.lastID.add(1, ordering: .relaxed).newValue
-    metadata = try Mapping(count: PageTable.size(pageCount: pageCount))
-    for advice in [Memory.Advice.noHugePages, .dontFork, .dontDump] { try? Memory.advise(metadata.range, advice) }
-    table = unsafe PageTable(
-      memory: UnsafeMutableRawPointer(bitPattern: metadata.range.start)!, pageCount: pageCount)
+    metadata = try Mapping.forNotes(count: PageTable.size(pageCount: pageCount))
+    table = unsafe PageTable(memory: metadata.start, pageCount: pageCount)
     if let base {
       frames = unsafe try RegionFrames(
         pool: base.pool, base: base.extent, isOwner: base.isOwner, addresses: addresses, table: table, policy: base.policy)

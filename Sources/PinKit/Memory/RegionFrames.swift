@@ -38,9 +38,8 @@ internal import Synchronization
     pool: FramePool, base: Extent.Pointer, isOwner: Bool, addresses: AddressRange, table: PageTable, policy: ReusePolicy
   ) throws(PinError) {
     let pages = table.pageCount
-    let metadata = try Mapping(count: 64 + PageBitmap.size(pageCount: pages))
-    for advice in [Memory.Advice.noHugePages, .dontFork, .dontDump] { try? Memory.advise(metadata.range, advice) }
-    let start = unsafe UnsafeMutableRawPointer(bitPattern: metadata.range.start)!
+    let metadata = try Mapping.forNotes(count: 64 + PageBitmap.size(pageCount: pages))
+    let start = unsafe metadata.start
     broken = unsafe PageBitmap(
       memory: start + 64, top: start.bindMemory(to: Atomic<UInt64>.self, capacity: 8), pageCount: pages)
     self.metadata = metadata

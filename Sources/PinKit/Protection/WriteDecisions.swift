@@ -41,7 +41,7 @@ class FrameSharing: @unchecked Sendable {  // subclasses hold atomics and preall
 }
 
 /// Who may have the bytes of a page at all: the decision that sealing plugs into the fault path. The same rules apply as for ``OwedBytes``.
-class AccessDecision: @unchecked Sendable {  // subclasses hold atomics and preallocated memory only
+class AccessDecision: PooledPages, @unchecked Sendable {  // subclasses hold atomics and preallocated memory only
   /// Lets a fault at `page`, which is claimed: opens the page if need be. `nil`, or why not.
   func admit(_ page: Int, in domain: borrowing FaultDomain) -> AccessRefusal? { nil }
   func isSealed(_ page: Int) -> Bool { false }
@@ -62,7 +62,7 @@ enum AccessRefusal: Sendable, Hashable {
 
 /// Where pages come from that are not there yet, and who must agree before they are written: the decisions that stores plug into the fault
 /// path. The same rules apply as for ``OwedBytes``.
-class PageSource: @unchecked Sendable {  // subclasses hold atomics and preallocated memory only
+class PageSource: PooledPages, @unchecked Sendable {  // subclasses hold atomics and preallocated memory only
   /// Brings a page in that somebody touches, with some of its neighbours, or has another thread do so.
   ///
   /// - Parameter buffer: For the bytes on their way.

@@ -45,7 +45,7 @@ extension Region {
         .unsupported, operation: "setSealer", range: addresses,
         advice: "A child of fork() would read and write the shared frames unseen: set inheritsAcrossFork to false.")
     }
-    guard case .pool(.never) = backing.kind, let frames else {
+    guard case .pool(.never) = backing.kind, frames != nil else {
       throw PinError(
         .unsupported, operation: "setSealer", range: addresses,
         advice: "The backing is \(backing): sealed pages are of .pool memory on small pages.")
@@ -55,13 +55,10 @@ extension Region {
         .invalidArgument, operation: "setSealer", range: addresses,
         advice: "The idle time is above 0 seconds, and a sealer's record has at most 4096 bytes.")
     }
-    let protection = try protection()
-    guard protection.slotIndex == nil, attachments.find(SealedPages.self) == nil else {
+    guard try protection().slotIndex == nil, attachments.find(SealedPages.self) == nil else {
       throw .hasSealer(addresses)
     }
-    let session = try session(protection)
-    let pages = try SealedPages(
-      region: self, sealer: sealer, options: options, frames: frames, protection: protection, session: session)
+    let pages = try SealedPages(region: self, sealer: sealer, options: options)
     guard try attachments.findOrMake(SealedPages.self, { pages }) === pages else { throw .hasSealer(addresses) }
     do throws(PinError) {
       try pages.connect(self)

@@ -39,11 +39,7 @@ extension SealedPages {
 
   /// What a clone has its sealed pages with: the same sealer, and copies of the sealed bytes. Nobody has seen the clone yet.
   func inherited(by child: Region) throws(PinError) -> SealedPages {
-    guard let frames = child.frames else { preconditionFailure("a region of pool frames without frames") }
-    let protection = try child.protection()
-    let pages = try SealedPages(
-      region: child, sealer: sealer, options: options, frames: frames, protection: protection,
-      session: try child.session(protection, isUntouched: true))
+    let pages = try SealedPages(region: child, sealer: sealer, options: options, isUntouched: true)
     _ = try child.attachments.findOrMake(SealedPages.self) { pages }
     try pages.connect(child)
     return pages

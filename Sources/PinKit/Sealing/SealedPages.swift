@@ -18,14 +18,6 @@ internal import Synchronization
   // Unchecked: marks are atomics, and records belong to who has the claim.
   let sealer: any PageSealer
   let options: SealingOptions
-  let region: UInt64
-  let pageCount: Int
-  let addresses: AddressRange
-  let table: PageTable
-  let frames: RegionFrames
-  let counters: FaultCounters
-  let protection: RegionProtection
-  let session: TrackingSession
   private let metadata: Mapping
   let sealed: PageMarks
   /// Their sealed bytes were changed by somebody: they never open.
@@ -39,8 +31,6 @@ internal import Synchronization
   private let entries: UnsafeMutableRawPointer
   private let entrySize: Int
   private let generations = Atomic<UInt64>(0)
-  let participant = Mutex<UInt64?>(nil)
-  let isOver = Atomic<Bool>(false)
   /// What has copies of pages for snapshots, as long as it is there: each knows what was sealed at its moment.
   let stores = Mutex<[WeakStore]>([])
   /// Whether any page ever was: from then on nobody may read the region without being asked.
@@ -49,35 +39,25 @@ internal import Synchronization
   let idling = Mutex(false)
   /// The last page that turned out tampered with, plus one, until it is logged.
   let poisonedNews = Atomic<Int>(0)
-  private let forkGeneration = Kernel.forkGeneration
 
   struct WeakStore: Sendable { weak var store: CaptureStore? }
 
   init(
-    region: Region, sealer: any PageSealer, options: SealingOptions, frames: RegionFrames, protection: RegionProtection,
-    session: TrackingSession
+    region: Region, sealer: any PageSealer, options: SealingOptions, isUntouched: Bool = false
   ) throws(PinError) {
     self.sealer = sealer
     self.options = options
-    self.region = region.id
-    pageCount = region.pageCount
-    addresses = region.addresses
-    table = region.table
-    self.frames = frames
-    counters = region.space.counters
-    self.protection = protection
-    self.session = session
+    let pageCount = region.pageCount
     entrySize = (SealRecord.headerSize + sealer.recordSize + 7) & ~7
-    let marks = (PageMarks.size(pageCount: pageCount) + 63) / 64 * 64
-    metadata = try Mapping(count: 5 * marks + pageCount * entrySize)
-    for advice in [Memory.Advice.noHugePages, .dontFork, .dontDump] { try? Memory.advise(metadata.range, advice) }
-    let start = unsafe UnsafeMutableRawPointer(bitPattern: metadata.range.start)!
-    sealed = unsafe PageMarks(memory: start, pageCount: pageCount)
-    poisoned = unsafe PageMarks(memory: start + marks, pageCount: pageCount)
-    refused = unsafe PageMarks(memory: start + 2 * marks, pageCount: pageCount)
-    used = unsafe PageMarks(memory: start + 3 * marks, pageCount: pageCount)
-    idle = unsafe PageMarks(memory: start + 4 * marks, pageCount: pageCount)
-    unsafe entries = start + 5 * marks
+    metadata = try Mapping.forNotes(count: 5 * PageMarks.size(pageCount: pageCount) + pageCount * entrySize)
+    var memory = unsafe metadata.start
+    sealed = unsafe PageMarks(from: &memory, pageCount: pageCount)
+    poisoned = unsafe PageMarks(from: &memory, pageCount: pageCount)
+    refused = unsafe PageMarks(from: &memory, pageCount: pageCount)
+    used = unsafe PageMarks(from: &memory, pageCount: pageCount)
+    idle = unsafe PageMarks(from: &memory, pageCount: pageCount)
+    unsafe entries = memory
+    try super.init(region, isUntouched: isUntouched)
   }
 
   // MARK: Records
@@ -127,25 +107,16 @@ internal import Synchronization
     used.insert(pages)
     idle.remove(pages)
   }
-
-  /// Runs `body` as a fault does, with the wrprotect lock shared.
-  func shared<Result>(_ body: (borrowing FaultDomain) -> Result) -> Result {
-    unsafe shared(protection.domain.pointee, body)
-  }
-
-  private func shared<Result>(_ domain: borrowing FaultDomain, _ body: (borrowing FaultDomain) -> Result) -> Result {
-    Kernel.withSignalsBlocked { domain.lock.withShared { _ in body(domain) } }
-  }
 }
 
 extension SealedPages: RegionAttachment {
   func bytesWillGo() {
-    guard forkGeneration == Kernel.forkGeneration else { return }
+    guard isOfThisProcess else { return }
     idling.withLock { $0 = true }
   }
 
   func regionWillUnmap() {
-    guard forkGeneration == Kernel.forkGeneration else { return }
+    guard isOfThisProcess else { return }
     isOver.store(true, ordering: .sequentiallyConsistent)
     participant.withLock { $0 = nil }
   }

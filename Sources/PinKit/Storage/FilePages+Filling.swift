@@ -106,7 +106,7 @@ extension FilePages {
     let begun = Kernel.now()
     while true {
       if let failure = protection.failure { return failure }
-      let result = shared { domain, _ in install(pages, from: source, in: domain) }
+      let result = shared { domain in install(pages, from: source, in: domain) }
       if result == .done || isOver.load(ordering: .acquiring) { return nil }
       if unsafe Kernel.now() - begun > protection.domain.pointee.patience {
         return PinError(
@@ -144,7 +144,7 @@ extension FilePages {
 
   /// False if somebody else is at it.
   private func bringIn(firstOf window: Range<Int>, through buffer: UInt) throws(PinError) -> Bool {
-    let mine = shared { _, _ in take(window) }
+    let mine = shared { _ in take(window) }
     if mine.isEmpty { return false }
     defer { giveUp(mine) }
     unsafe try store.read(mine, into: Self.bytes(of: AddressRange(start: buffer, count: FaultReader.supplySize), mine.count))

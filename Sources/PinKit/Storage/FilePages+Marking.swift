@@ -16,7 +16,7 @@ extension FilePages {
     var next = 0
     while next < runs.count {
       // A hold costs two system calls, more than the marks of a short run.
-      shared { _, _ in
+      shared { _ in
         var count = 0
         while next < runs.count, count < Self.markedTogether {
           for page in runs[next] {

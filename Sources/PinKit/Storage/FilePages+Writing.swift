@@ -96,7 +96,7 @@ extension FilePages {
 
   /// False if somebody else is at the page, or it is not there.
   private func grantAlone(_ page: Int) throws(PinError) -> Bool {
-    let isMine = shared { _, _ in
+    let isMine = shared { _ in
       _ = table.claim(page)
       defer { table.releaseClaim(page) }
       if filling.contains(page) || !present.contains(page) { return false }

@@ -14,14 +14,6 @@ internal import Synchronization
 /// All marks of a page change while its claim is held, or by whoever set `filling`, which keeps everybody else off it.
 @safe final class FilePages: PageSource, @unchecked Sendable {  // marks are atomics, the rest constants and mutexes
   let store: any PageStore
-  let region: UInt64
-  let addresses: AddressRange
-  let pageCount: Int
-  let table: PageTable
-  let frames: RegionFrames
-  let counters: FaultCounters
-  let protection: RegionProtection
-  let session: TrackingSession
   let threads: StoreThreads
   private let metadata: Mapping
   /// Their bytes are in memory.
@@ -44,47 +36,31 @@ internal import Synchronization
   /// How many need every page to stay.
   let stays = Atomic<Int>(0)
   let refusals = Mutex<[Int: PinError]>([:])
-  /// With the session, once it has begun.
-  let participant = Mutex<UInt64?>(nil)
   let flushing = Mutex(Flushes())
   let flushesBegun = Atomic<UInt64>(0)
-  let isOver = Atomic<Bool>(false)
-  private let forkGeneration = Kernel.forkGeneration
 
   struct Flushes {
     /// Which flush was the last that went well.
     var lastGood: UInt64 = 0
   }
 
-  init(
-    region: Region, store: any PageStore, frames: RegionFrames, protection: RegionProtection, session: TrackingSession,
-    fillAround: FillAround
-  ) throws(PinError) {
+  init(region: Region, store: any PageStore, fillAround: FillAround) throws(PinError) {
     self.store = store
-    self.region = region.id
-    addresses = region.addresses
-    pageCount = region.pageCount
-    table = region.table
-    self.frames = frames
-    counters = region.space.counters
-    self.protection = protection
-    self.session = session
+    let pageCount = region.pageCount
     threads = try region.space.storeThreads()
     windows = FillWindows(fillAround)
-    let marks = (PageMarks.size(pageCount: pageCount) + 63) / 64 * 64
-    let bitmap = PageBitmap.size(pageCount: pageCount)
-    metadata = try Mapping(count: 64 + 6 * marks + bitmap)
-    for advice in [Memory.Advice.noHugePages, .dontFork, .dontDump] { try? Memory.advise(metadata.range, advice) }
-    let start = unsafe UnsafeMutableRawPointer(bitPattern: metadata.range.start)!
-    let tops = unsafe start.bindMemory(to: Atomic<UInt64>.self, capacity: 8)
-    let first = unsafe start + 64
-    present = unsafe PageMarks(memory: first, pageCount: pageCount)
-    filling = unsafe PageMarks(memory: first + marks, pageCount: pageCount)
-    refused = unsafe PageMarks(memory: first + 2 * marks, pageCount: pageCount)
-    granted = unsafe PageMarks(memory: first + 3 * marks, pageCount: pageCount)
-    writeback = unsafe PageMarks(memory: first + 4 * marks, pageCount: pageCount)
-    unflushed = unsafe PageMarks(memory: first + 5 * marks, pageCount: pageCount)
-    dirty = unsafe PageBitmap(memory: first + 6 * marks, top: tops, pageCount: pageCount)
+    metadata = try Mapping.forNotes(
+      count: 64 + 6 * PageMarks.size(pageCount: pageCount) + PageBitmap.size(pageCount: pageCount))
+    let tops = unsafe metadata.start.bindMemory(to: Atomic<UInt64>.self, capacity: 8)
+    var memory = unsafe metadata.start + 64
+    present = unsafe PageMarks(from: &memory, pageCount: pageCount)
+    filling = unsafe PageMarks(from: &memory, pageCount: pageCount)
+    refused = unsafe PageMarks(from: &memory, pageCount: pageCount)
+    granted = unsafe PageMarks(from: &memory, pageCount: pageCount)
+    writeback = unsafe PageMarks(from: &memory, pageCount: pageCount)
+    unflushed = unsafe PageMarks(from: &memory, pageCount: pageCount)
+    dirty = unsafe PageBitmap(memory: memory, top: tops, pageCount: pageCount)
+    try super.init(region)
   }
 
   /// Connects it to the fault path and begins. Nobody has seen the region yet.
@@ -128,19 +104,6 @@ internal import Synchronization
       unsafe protection.domain.pointee.addresses(of: pages))
   }
 
-  /// Runs `body` as a fault does, with the wrprotect lock shared.
-  func shared<Result>(
-    _ body: (borrowing FaultDomain, borrowing WriteProtectLock.SharedHold) -> Result
-  ) -> Result {
-    unsafe shared(protection.domain.pointee, body)
-  }
-
-  private func shared<Result>(
-    _ domain: borrowing FaultDomain, _ body: (borrowing FaultDomain, borrowing WriteProtectLock.SharedHold) -> Result
-  ) -> Result {
-    Kernel.withSignalsBlocked { domain.lock.withShared { hold in body(domain, hold) } }
-  }
-
   // MARK: What the fault path asks
 
   override func supply(_ page: Int, through buffer: AddressRange, in domain: borrowing FaultDomain) -> FaultResolution {
@@ -171,7 +134,7 @@ extension FilePages: RegionAttachment {
   }
 
   func regionWillUnmap() {
-    guard forkGeneration == Kernel.forkGeneration else { return }
+    guard isOfThisProcess else { return }
     // Nobody who lifts a refusal is in the middle of it when the memory goes.
     refusals.withLock { _ in isOver.store(true, ordering: .sequentiallyConsistent) }
     participant.withLock { $0 = nil }
@@ -190,18 +153,13 @@ final class FileBacking: StoredPages, @unchecked Sendable {
   }
 
   override func attach(to region: Region) throws(PinError) {
-    guard let frames = region.frames else { preconditionFailure("a region of pool frames without frames") }
     guard FillWindows.check(fillAround) else {
       throw PinError(
         .invalidArgument, operation: "map a store",
         advice: "A fault brings in 1 to \(FillWindows.maximum) pages; blocks are powers of two.")
     }
-    let protection = try region.protection()
-    let session = try region.session(protection)
-    let pages = try region.attachments.findOrMake(FilePages.self) { () throws(PinError) in
-      try FilePages(
-        region: region, store: store, frames: frames, protection: protection, session: session, fillAround: fillAround)
-    }
+    let pages = try FilePages(region: region, store: store, fillAround: fillAround)
+    _ = try region.attachments.findOrMake(FilePages.self) { pages }
     try pages.begin(region)
   }
 }

@@ -1,0 +1,43 @@
+internal import Synchronization
+
+/// A region of pool frames, as those know it who decide at the fault about the pages of one region.
+class PooledPages: @unchecked Sendable {  // constants, an atomic and a mutex; subclasses hold atomics and preallocated memory only
+  /// Its id.
+  final let region: UInt64
+  final let addresses: AddressRange
+  final let pageCount: Int
+  final let table: PageTable
+  final let frames: RegionFrames
+  final let counters: FaultCounters
+  final let protection: RegionProtection
+  final let session: TrackingSession
+  /// With the session, once it has begun.
+  final let participant = Mutex<UInt64?>(nil)
+  final let isOver = Atomic<Bool>(false)
+  private let forkGeneration = Kernel.forkGeneration
+
+  /// - Parameter isUntouched: See ``TrackingSession``.
+  init(_ region: Region, isUntouched: Bool = false) throws(PinError) {
+    guard let frames = region.frames else { preconditionFailure("a region of pool frames without frames") }
+    self.region = region.id
+    addresses = region.addresses
+    pageCount = region.pageCount
+    table = region.table
+    self.frames = frames
+    counters = region.space.counters
+    protection = try region.protection()
+    session = try region.session(protection, isUntouched: isUntouched)
+  }
+
+  /// False in a child of fork(), which has none of it.
+  final var isOfThisProcess: Bool { forkGeneration == Kernel.forkGeneration }
+
+  /// Runs `body` as a fault does, with the wrprotect lock shared.
+  final func shared<Result>(_ body: (borrowing FaultDomain) -> Result) -> Result {
+    unsafe shared(protection.domain.pointee, body)
+  }
+
+  private func shared<Result>(_ domain: borrowing FaultDomain, _ body: (borrowing FaultDomain) -> Result) -> Result {
+    Kernel.withSignalsBlocked { domain.lock.withShared { _ in body(domain) } }
+  }
+}
