@@ -18,6 +18,26 @@ struct DemoFindings {
     all.measurements += more.measurements
     all.skipped += more.skipped
   }
+
+  /// Adds what `body` finds, and keeps that whatever comes after: what this machine cannot do is skipped, and any other failure is a
+  /// claim that does not hold.
+  mutating func attempt(_ subject: String, on stage: DemoStage, _ body: (inout DemoFindings) throws -> Void) {
+    do { try body(&self) } catch let error as PinError where error.meansCannot {
+      stage.say("\(subject) is skipped, as this machine cannot do it: \(error)")
+      skipped.append(.init(subject: subject, reason: error.description))
+    } catch {
+      let claim = Claim(contract: "K3", claim: "\(subject): runs to the end", holds: false, evidence: "\(error)")
+      stage.show([claim])
+      claims.append(claim)
+    }
+  }
+
+  /// What a demo of that name came to.
+  func conclude(_ demo: String, on stage: DemoStage) -> DemoResult {
+    let result = DemoResult(demo: demo, claims: claims, measurements: measurements, skipped: skipped)
+    stage.conclude(result)
+    return result
+  }
 }
 
 enum DemoSpace {
@@ -32,24 +52,30 @@ enum DemoSpace {
   }
 }
 
-enum DemoScenes {
-  /// Shows one after the other: one that this machine cannot do is skipped, and one that fails is a claim that does not hold.
-  static func show(_ scenes: [any DemoScene], of demo: String, on stage: DemoStage) -> DemoResult {
+/// A demo that shows one scene after the other.
+protocol SceneDemo: Demo {
+  /// What it is about, before the first scene.
+  var introduction: String { get }
+  var scenes: [any DemoScene] { get }
+  /// Why this machine can show none of them; `nil` if it may.
+  var obstacle: String? { get }
+}
+
+extension SceneDemo {
+  var obstacle: String? { nil }
+
+  func run(on stage: DemoStage) throws -> DemoResult {
+    stage.title("pinctl demo \(name): \(summary)")
+    if let obstacle {
+      stage.say("Skipped, as this machine cannot do it: \(obstacle)")
+      return .skipped(name, scenes.map { .init(subject: $0.title, reason: obstacle) })
+    }
+    stage.say(introduction)
     var found = DemoFindings()
     for scene in scenes {
       stage.title(scene.title)
-      do { found += try scene.run(on: stage) } catch let error as PinError where error.meansCannot {
-        stage.say("Skipped, as this machine cannot do it: \(error)")
-        found.skipped.append(.init(subject: scene.title, reason: error.description))
-      } catch {
-        let claim = Claim(contract: "K3", claim: "\(scene.title): runs to the end", holds: false, evidence: "\(error)")
-        stage.show([claim])
-        found.claims.append(claim)
-      }
+      found.attempt(scene.title, on: stage) { $0 += try scene.run(on: stage) }
     }
-    let result = DemoResult(
-      demo: demo, claims: found.claims, measurements: found.measurements, skipped: found.skipped)
-    stage.conclude(result)
-    return result
+    return found.conclude(name, on: stage)
   }
 }

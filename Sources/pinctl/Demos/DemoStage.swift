@@ -55,6 +55,13 @@ struct DemoStage: Sendable {
     FileHandle.standardOutput.write(Data((line + "\n").utf8))
   }
 
+  /// Prints a picture, between two empty lines.
+  func draw(_ lines: [String], indent: Int = 0) {
+    show()
+    for line in lines { show(String(repeating: " ", count: indent) + line) }
+    show()
+  }
+
   func title(_ text: String) {
     show()
     show(bold("── \(text) " + String(repeating: "─", count: max(0, width - text.count - 4))))

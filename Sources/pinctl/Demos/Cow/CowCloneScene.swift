@@ -20,9 +20,7 @@ struct CowCloneScene: DemoScene {
     let kernel = try CowKernelCounts.compare(farm.regions)
     stage.show()
     for line in farm.lines(written: written, map: map) { stage.show("  " + line) }
-    stage.show()
-    for line in map.picture(stage) { stage.show(line) }
-    stage.show()
+    stage.draw(map.picture(stage))
     for line in map.histogram(stage) { stage.show("  " + line) }
     stage.show()
     let copies = farm.copies

@@ -1,21 +1,18 @@
 internal import PinKit
 
 /// When a write may reuse a frame and when it must copy: what each rule leaks or costs, and what clones make of it.
-struct CowDemo: Demo {
+struct CowDemo: SceneDemo {
   let name = "cow"
   let summary = "shared frames: who may write in place, what each rule leaks or costs, and clones"
 
   /// Of the last scene.
   var clones = 24
 
-  func run(on stage: DemoStage) throws -> DemoResult {
-    stage.title("pinctl demo \(name): \(summary)")
-    stage.say(
-      "A clone of a region shares its frames. When either side writes a page, the frame may be written in place if nobody else has "
-        + "it, and must be copied if somebody has. What \"has\" means is the rule, and there are several.")
-    let scenes: [any DemoScene] = [
-      CowLeakScene(), CowKernelScene(), CowLookupScene(), CowDeviceScene(), CowCloneScene(cloneCount: clones),
-    ]
-    return DemoScenes.show(scenes, of: name, on: stage)
+  let introduction =
+    "A clone of a region shares its frames. When either side writes a page, the frame may be written in place if nobody else has "
+    + "it, and must be copied if somebody has. What \"has\" means is the rule, and there are several."
+
+  var scenes: [any DemoScene] {
+    [CowLeakScene(), CowKernelScene(), CowLookupScene(), CowDeviceScene(), CowCloneScene(cloneCount: clones)]
   }
 }

@@ -28,9 +28,7 @@ struct CowDeviceScene: DemoScene {
       let outcome = try Self.perform(policy)
       stage.show()
       stage.say(stage.bold("\(policy)") + ", the first round:")
-      stage.show()
-      for line in outcome.ledger.lines(stage) { stage.show(line) }
-      stage.show()
+      stage.draw(outcome.ledger.lines(stage))
       let claims = Self.judge(outcome)
       stage.show(claims, about: policy.description)
       found.claims += claims

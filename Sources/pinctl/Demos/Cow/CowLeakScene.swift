@@ -36,9 +36,7 @@ struct CowLeakScene: DemoScene {
       stage.show()
       stage.say(stage.bold(policy.description) + ": " + story)
       let one = try CowLeak.attack(policy)
-      stage.show()
-      for line in one.ledger.lines(stage) { stage.show(line) }
-      stage.show()
+      stage.draw(one.ledger.lines(stage))
       let many = try CowLeak.attackMany(policy)
       let claims = Self.judge(policy, shouldLeak: leaks, one, many)
       stage.show(claims, about: policy.description)

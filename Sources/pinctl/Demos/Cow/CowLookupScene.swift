@@ -35,9 +35,7 @@ struct CowLookupScene: DemoScene {
       let outcome = try Self.perform(policy)
       stage.show()
       stage.say(stage.bold("\(policy)") + ", the first of \(outcome.pages) pages:")
-      stage.show()
-      for line in outcome.ledger.lines(stage) { stage.show(line) }
-      stage.show()
+      stage.draw(outcome.ledger.lines(stage))
       let claims = Self.judge(outcome)
       stage.show(claims, about: policy.description)
       found.claims += claims

@@ -36,9 +36,7 @@ struct FileFailureScene: DemoScene {
         + "flush() must say so, every time, and keep the page.")
     let slow = try Self.performSlow()
     let failing = try Self.performFailing()
-    stage.show()
-    for line in FileHeatMap(rows: failing.rows).lines(stage) { stage.show("  " + line) }
-    stage.show()
+    stage.draw(FileHeatMap(rows: failing.rows).lines(stage), indent: 2)
     let claims = Self.judge(slow) + Self.judge(failing)
     stage.show(claims)
     return DemoFindings(

@@ -42,9 +42,7 @@ struct FileFillScene: DemoScene {
       try Self.touch(.adaptive(), "adaptive", Set(0..<16).union(32..<48), files),
     ]
     let sequence = try Self.readInOrder(files)
-    stage.show()
-    for line in FileHeatMap(rows: outcomes.map(\.row)).lines(stage) { stage.show("  " + line) }
-    stage.show()
+    stage.draw(FileHeatMap(rows: outcomes.map(\.row)).lines(stage), indent: 2)
     stage.say(
       "Who reads \(sequence.pages) pages in order gets more and more at once: "
         + sequence.windows.map { "\($0)" }.joined(separator: ", ") + ".", indent: 2)

@@ -40,9 +40,7 @@ struct FileOrderScene: DemoScene {
     stage.show()
     let timeline = NotifyTimeline(actors: [Self.program, Self.store, Self.subscriber], events: outcome.events)
     for line in timeline.lines(stage) { stage.show("  " + line) }
-    stage.show()
-    for line in FileHeatMap(rows: outcome.row).lines(stage) { stage.show("  " + line) }
-    stage.show()
+    stage.draw(FileHeatMap(rows: outcome.row).lines(stage), indent: 2)
     let claims = Self.judge(outcome)
     stage.show(claims)
     return DemoFindings(claims: claims)

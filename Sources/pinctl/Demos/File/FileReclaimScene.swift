@@ -26,9 +26,7 @@ struct FileReclaimScene: DemoScene {
         + "written, and memory is short: reclaim() drops what the file has. The emulator pins nothing, is asked what it used, and told "
         + "before anything goes.")
     let outcome = try Self.perform()
-    stage.show()
-    for line in FileHeatMap(rows: outcome.rows).lines(stage) { stage.show("  " + line) }
-    stage.show()
+    stage.draw(FileHeatMap(rows: outcome.rows).lines(stage), indent: 2)
     let claims = Self.judge(outcome)
     stage.show(claims)
     return DemoFindings(

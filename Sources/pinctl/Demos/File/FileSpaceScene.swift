@@ -39,9 +39,7 @@ struct FileSpaceScene: DemoScene {
       found.skipped.append(.init(subject: "a real small file system", reason: error.advice))
       outcome = try Self.performAlone(files)
     }
-    stage.show()
-    for line in FileHeatMap(rows: outcome.rows).lines(stage) { stage.show("  " + line) }
-    stage.show()
+    stage.draw(FileHeatMap(rows: outcome.rows).lines(stage), indent: 2)
     found.claims = Self.judge(outcome)
     stage.show(found.claims)
     return found

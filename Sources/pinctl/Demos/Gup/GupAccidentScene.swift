@@ -19,9 +19,7 @@ struct GupAccidentScene: DemoScene {
         + "(userfaultfd, PAGEMAP_SCAN), as good ones do; on the right PinKit. The device is an io_uring with a registered buffer, the "
         + "steps are the same code, and the file is read with another descriptor. The first of 16 pages:")
     let outcome = try Self.perform()
-    stage.show()
-    for line in GupTimeline(runs: [outcome.without, outcome.with]).lines(stage) { stage.show("  " + line) }
-    stage.show()
+    stage.draw(GupTimeline(runs: [outcome.without, outcome.with]).lines(stage), indent: 2)
     stage.say(GupTimeline.legend)
     stage.show()
     for run in [outcome.without, outcome.with] {

@@ -3,7 +3,7 @@ internal import Guest
 internal import PinKit
 
 /// Pages that are made read-only, and discarded, while the guest writes them.
-struct KvmChangeScene: KvmScene {
+struct KvmChangeScene: DemoScene {
   let title = "pages that change under the guest"
   private let turns = 20
 
@@ -20,7 +20,7 @@ struct KvmChangeScene: KvmScene {
     var stores = UInt64(0)
   }
 
-  func run(on stage: DemoStage, _ found: inout KvmFindings) throws {
+  func run(on stage: DemoStage) throws -> DemoFindings {
     stage.say(
       "While the guest writes, pages are made read-only: it comes to a standstill there, and goes on when it may. Others are discarded: they "
         + "read as zeros until it comes by again.")
@@ -28,7 +28,7 @@ struct KvmChangeScene: KvmScene {
     try KvmMemory.with(.pool, pages: 68) { try play($0, &outcome) }
     let claims = Self.judge(outcome)
     stage.show(claims)
-    found.claims += claims
+    return DemoFindings(claims: claims)
   }
 
   private func play(_ region: Region, _ outcome: inout Outcome) throws {

@@ -2,7 +2,7 @@ internal import Guest
 internal import PinKit
 
 /// Two guests, one in a region and one in its clone.
-struct KvmCloneScene: KvmScene {
+struct KvmCloneScene: DemoScene {
   let title = "a guest in a clone"
 
   struct Outcome {
@@ -18,23 +18,22 @@ struct KvmCloneScene: KvmScene {
     var pages = 0
   }
 
-  func run(on stage: DemoStage, _ found: inout KvmFindings) throws {
+  func run(on stage: DemoStage) throws -> DemoFindings {
     stage.say(
       "The clone shares all frames, and the guest of the original has translations to them that allow writing. Both guests then write every page, "
         + "in different orders. The first write of either must find its translation gone, and the frame of the other must stay as it was."
     )
+    var found = DemoFindings()
     for mechanism in KvmMemory.synchronous {
-      do {
+      found.attempt("guest: clone by \(mechanism.rawValue)", on: stage) { found in
         var outcome = Outcome(mechanism: mechanism)
         try KvmMemory.with(.pool, pages: 132) { try play($0, &outcome) }
         let claims = Self.judge(outcome)
         stage.show(claims)
         found.claims += claims
-      } catch let error as PinError where error.meansCannot {
-        stage.say("\(mechanism.rawValue) is skipped, as this machine cannot do it: \(error)")
-        found.skipped.append(.init(subject: "guest: clone by \(mechanism.rawValue)", reason: error.description))
       }
     }
+    return found
   }
 
   private func play(_ region: Region, _ outcome: inout Outcome) throws {

@@ -2,7 +2,7 @@ internal import Guest
 internal import PinKit
 
 /// Snapshots while the guest writes without a pause: each has to be one moment, and to stay it.
-struct KvmSnapshotScene: KvmScene {
+struct KvmSnapshotScene: DemoScene {
   let title = "snapshots of a guest that does not pause"
   private let snapshotCount = 30
 
@@ -20,27 +20,27 @@ struct KvmSnapshotScene: KvmScene {
     var pause = UInt64(0)
   }
 
-  func run(on stage: DemoStage, _ found: inout KvmFindings) throws {
+  func run(on stage: DemoStage) throws -> DemoFindings {
     stage.say(
       "The guest numbers its stores and makes them in an order that is known, over all pages, around and around. So a snapshot can be checked "
         + "to the last word: its largest number says how far the guest had come, and with that what every other word must be."
     )
+    var found = DemoFindings()
     for (backing, name) in [(Backing.anonymous(hugePages: .never), "anonymous"), (.pool, "pool")] {
       for mechanism in KvmMemory.synchronous {
-        do {
-          var outcome = Outcome(subject: "\(name) memory, \(mechanism.rawValue)")
+        let subject = "\(name) memory, \(mechanism.rawValue)"
+        found.attempt("guest: \(subject)", on: stage) { found in
+          var outcome = Outcome(subject: subject)
           try KvmMemory.with(backing, pages: 260) { try play($0, mechanism, &outcome) }
           let claims = Self.judge(outcome)
           stage.show(claims)
           found.claims += claims
           found.measurements.append(
             .init(subject: outcome.subject, name: "longest pause", value: Double(outcome.pause) / 1e3, unit: "µs"))
-        } catch let error as PinError where error.meansCannot {
-          stage.say("\(mechanism.rawValue) is skipped, as this machine cannot do it: \(error)")
-          found.skipped.append(.init(subject: "guest: snapshot by \(mechanism.rawValue)", reason: error.description))
         }
       }
     }
+    return found
   }
 
   private func play(_ region: Region, _ mechanism: WriteTracking.Mechanism, _ outcome: inout Outcome) throws {

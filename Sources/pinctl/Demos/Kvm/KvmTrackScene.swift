@@ -3,7 +3,7 @@ internal import Guest
 internal import PinKit
 
 /// What a guest dirties, by each mechanism: a band that wanders, a comb that opens and closes, and a page now and then.
-struct KvmTrackScene: KvmScene {
+struct KvmTrackScene: DemoScene {
   let title = "which pages the guest writes"
   let rounds: Int
   private let pageCount = 1028
@@ -22,28 +22,25 @@ struct KvmTrackScene: KvmScene {
     var collectTime = 0.0
   }
 
-  func run(on stage: DemoStage, _ found: inout KvmFindings) throws {
+  func run(on stage: DemoStage) throws -> DemoFindings {
     stage.say(
       "\(rounds) times the guest writes a few hundred of \(pageCount.grouped) pages, and the tracker is asked. Under .inPlace and .mprotect the "
         + "kernel may not take the fault for the guest: KVM_RUN fails with EFAULT, and the machine takes it first.")
+    var found = DemoFindings()
     for mechanism in [.handlerThread, .asynchronous] + [WriteTracking.Mechanism.inPlace, .mprotect] {
-      do {
+      found.attempt("guest: \(mechanism.rawValue)", on: stage) { found in
         var outcome = Outcome(mechanism: mechanism)
         try KvmMemory.with(.anonymous(hugePages: .never), pages: pageCount) { try play($0, &outcome) }
         if mechanism == .handlerThread {
-          stage.show()
-          for line in KvmHeatMap(stage: stage, sets: outcome.sets.map(\.collected)).lines { stage.show(line) }
-          stage.show()
+          stage.draw(KvmHeatMap(stage: stage, sets: outcome.sets.map(\.collected)).lines)
         }
         let claims = Self.judge(outcome)
         stage.show(claims)
         found.claims += claims
         found.measurements += Self.measure(outcome)
-      } catch let error as PinError where error.meansCannot {
-        stage.say("\(mechanism.rawValue) is skipped, as this machine cannot do it: \(error)")
-        found.skipped.append(.init(subject: "guest: \(mechanism.rawValue)", reason: error.description))
       }
     }
+    return found
   }
 
   private func play(_ region: Region, _ outcome: inout Outcome) throws {

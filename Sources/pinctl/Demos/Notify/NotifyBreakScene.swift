@@ -14,7 +14,7 @@ struct NotifyBreakScene: DemoScene {
     )
     var found = DemoFindings()
     for mechanism in mechanisms {
-      do {
+      found.attempt("\(mechanism)", on: stage) { found in
         let record = try NotifyBreak.perform(mechanism, breaks: breaks)
         if mechanism == mechanisms.first {
           let actors = [
@@ -30,9 +30,6 @@ struct NotifyBreakScene: DemoScene {
         stage.show(claims, about: "\(mechanism)")
         found.claims += claims
         found.measurements.append(contentsOf: Self.measure(record))
-      } catch let error as PinError where error.meansCannot {
-        stage.say("\(mechanism) was skipped: \(error)")
-        found.skipped.append(.init(subject: "\(mechanism)", reason: error.description))
       }
     }
     return found

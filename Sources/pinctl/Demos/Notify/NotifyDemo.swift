@@ -1,19 +1,16 @@
 internal import PinKit
 
 /// Who is told before a page changes, in which order, and what that lets them do.
-struct NotifyDemo: Demo {
+struct NotifyDemo: SceneDemo {
   let name = "notify"
   let summary = "who is told before pages change, and what a secondary MMU makes of it"
 
   /// By each mechanism, in the first scene.
   var breaks = 40
 
-  func run(on stage: DemoStage) throws -> DemoResult {
-    stage.title("pinctl demo \(name): \(summary)")
-    stage.say(
-      "A device emulator keeps translations from pages to frames of its own. A page that it has translated stays movable, as nothing is "
-        + "pinned: instead the emulator is told before the page changes, and gives its translation up.")
-    return DemoScenes.show(
-      [NotifyBreakScene(breaks: breaks), NotifyWindowScene(), NotifyRemovalScene()], of: name, on: stage)
-  }
+  let introduction =
+    "A device emulator keeps translations from pages to frames of its own. A page that it has translated stays movable, as nothing is "
+    + "pinned: instead the emulator is told before the page changes, and gives its translation up."
+
+  var scenes: [any DemoScene] { [NotifyBreakScene(breaks: breaks), NotifyWindowScene(), NotifyRemovalScene()] }
 }

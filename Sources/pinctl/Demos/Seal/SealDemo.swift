@@ -1,22 +1,21 @@
 internal import PinKit
 
 /// A key store whose keys exist in plain only while they are used.
-struct SealDemo: Demo {
+struct SealDemo: SceneDemo {
   let name = "seal"
   let summary = "keys that are nowhere in memory until one of them is used"
 
   var keys = 24
 
-  func run(on stage: DemoStage) throws -> DemoResult {
-    stage.title("pinctl demo \(name): \(summary)")
-    stage.say(
-      "A store has \(keys) keys, each in a page of its own. Sealed pages hold ciphertext, in the place where they always are; touching one is "
-        + "an error here, and whoever needs a key opens its page by name. The demo looks for keys with masked needles, so as not to find itself."
-    )
-    let scenes: [any DemoScene] = [
+  var introduction: String {
+    "A store has \(keys) keys, each in a page of its own. Sealed pages hold ciphertext, in the place where they always are; touching one is "
+      + "an error here, and whoever needs a key opens its page by name. The demo looks for keys with masked needles, so as not to find itself."
+  }
+
+  var scenes: [any DemoScene] {
+    [
       SealOverreadScene(keys: keys), SealUseScene(keys: keys), SealPendingScene(), SealReaderScene(keys: keys),
       SealTamperScene(),
     ]
-    return DemoScenes.show(scenes, of: name, on: stage)
   }
 }

@@ -22,39 +22,26 @@ struct TrackDemo: Demo {
     let baseline = try TrackBaseline.measure(plan, seconds: seconds / 5)
     stage.say("Untracked, a round of indexing takes \(milliseconds(baseline)).")
 
-    var claims: [Claim] = []
-    var skipped: [DemoResult.Skipped] = []
-    var measurements = [
-      DemoResult.Measurement(subject: "untracked", name: "round", value: baseline / 1e6, unit: "ms")
-    ]
+    var found = DemoFindings(
+      measurements: [.init(subject: "untracked", name: "round", value: baseline / 1e6, unit: "ms")])
     for mechanism in mechanisms {
       stage.title(mechanism.rawValue)
-      do {
-        let session = try TrackSession(plan, mechanism)
-        let found = show(session, plan, baseline: baseline, stage)
-        claims += found.claims
-        measurements += found.measurements
-      } catch let error as PinError where error.meansCannot {
-        stage.say("Skipped, as this machine cannot do it: \(error)")
-        skipped.append(.init(subject: mechanism.rawValue, reason: error.description))
-      } catch {
-        claims.append(failure(mechanism, error))
-        stage.show([claims[claims.count - 1]])
+      found.attempt(mechanism.rawValue, on: stage) {
+        $0 += show(try TrackSession(plan, mechanism), plan, baseline: baseline, stage)
       }
     }
-    if skipped.count == mechanisms.count {
-      claims.append(
+    if found.skipped.count == mechanisms.count {
+      found.claims.append(
         Claim(
-          contract: "W5", claim: "a mechanism works here", holds: false, evidence: "All \(skipped.count) were skipped."))
+          contract: "W5", claim: "a mechanism works here", holds: false,
+          evidence: "All \(found.skipped.count) were skipped."))
     }
-    let result = DemoResult(demo: name, claims: claims, measurements: measurements, skipped: skipped)
-    stage.conclude(result)
-    return result
+    return found.conclude(name, on: stage)
   }
 
   private func show(
     _ session: TrackSession, _ plan: TrackPlan, baseline: Double, _ stage: DemoStage
-  ) -> (claims: [Claim], measurements: [DemoResult.Measurement]) {
+  ) -> DemoFindings {
     stage.say(session.mechanism.story)
     var claims: [Claim] = []
     do { try session.run(seconds: seconds) } catch { claims.append(failure(session.mechanism, error)) }
@@ -71,7 +58,7 @@ struct TrackDemo: Demo {
     stage.show()
     stage.show(claims, about: session.mechanism.rawValue)
     do { try session.close() } catch { claims.append(failure(session.mechanism, error)) }
-    return (claims, measured.all)
+    return DemoFindings(claims: claims, measurements: measured.all)
   }
 
   private func failure(_ mechanism: WriteTracking.Mechanism, _ error: any Error) -> Claim {

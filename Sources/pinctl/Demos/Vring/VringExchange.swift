@@ -50,7 +50,7 @@ final class VringExchange: Sendable {
   }
 
   static func perform(seconds: Double, way: Way = .checked) throws -> Outcome {
-    let space = try VringSpace.make()
+    let space = try DemoSpace.make()
     let region = try space.map(.pool, pages: pages)
     let tracker = try region.trackWrites(.handlerThread)
     let exchange = try VringExchange(region, seconds: seconds)

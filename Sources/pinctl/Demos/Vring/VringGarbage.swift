@@ -46,7 +46,7 @@ internal import Virtqueue
     }
     unsafe start = mapped
     unsafe memset(start, CInt(Self.pattern), bytes)
-    space = try VringSpace.make()
+    space = try DemoSpace.make()
     region = try space.adopt(
       AddressRange(start: UInt(bitPattern: unsafe start) + UInt(Self.guardBytes), count: Self.pages * 4096))
     layout = try VirtqueueLayout(size: Self.size, in: Self.pages * 4096)
