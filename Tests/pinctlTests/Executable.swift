@@ -1,8 +1,12 @@
 import Foundation
 import Testing
 
-/// Runs the executable that was built beside the tests.
-func pinctl(_ arguments: [String]) throws -> (code: Int32, output: Data, error: String) {
+/// Starts the executable that was built beside the tests.
+///
+/// - Parameter temporary: The directory for its temporary files.
+func startPinctl(
+  _ arguments: [String], temporary: String? = nil, error: Any = FileHandle.nullDevice
+) throws -> (process: Process, output: Pipe) {
   let process = Process()
   let own = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
   let beside = URL(fileURLWithPath: CommandLine.arguments[0]).deletingLastPathComponent()
@@ -10,10 +14,20 @@ func pinctl(_ arguments: [String]) throws -> (code: Int32, output: Data, error: 
   let executable: URL = try #require(candidates.first { FileManager.default.isExecutableFile(atPath: $0.path) })
   process.executableURL = executable
   process.arguments = arguments
-  let (output, error) = (Pipe(), Pipe())
+  if let temporary {
+    process.environment = ProcessInfo.processInfo.environment.merging(["TMPDIR": temporary]) { $1 }
+  }
+  let output = Pipe()
   process.standardOutput = output
   process.standardError = error
   try process.run()
+  return (process, output)
+}
+
+/// Runs it to its end.
+func pinctl(_ arguments: [String]) throws -> (code: Int32, output: Data, error: String) {
+  let error = Pipe()
+  let (process, output) = try startPinctl(arguments, error: error)
   let printed = output.fileHandleForReading.readDataToEndOfFile()
   let complained = error.fileHandleForReading.readDataToEndOfFile()
   process.waitUntilExit()

@@ -4,27 +4,8 @@ import Testing
 @testable import pinctl
 
 @Suite("pinctl demo snapshot", .serialized) struct SnapshotDemoTests {
-  /// Starts the executable that was built beside the tests.
-  private func start(_ arguments: [String], temporary: String? = nil) throws -> (process: Process, output: Pipe) {
-    let process = Process()
-    let own = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
-    let beside = URL(fileURLWithPath: CommandLine.arguments[0]).deletingLastPathComponent()
-    let candidates = [own.deletingLastPathComponent(), beside].map { $0.appendingPathComponent("pinctl") }
-    let executable: URL = try #require(candidates.first { FileManager.default.isExecutableFile(atPath: $0.path) })
-    process.executableURL = executable
-    process.arguments = ["demo", "snapshot"] + arguments
-    if let temporary {
-      process.environment = ProcessInfo.processInfo.environment.merging(["TMPDIR": temporary]) { $1 }
-    }
-    let output = Pipe()
-    process.standardOutput = output
-    process.standardError = FileHandle.nullDevice
-    try process.run()
-    return (process, output)
-  }
-
   private func run(_ arguments: [String], temporary: String? = nil) throws -> (code: Int32, output: Data) {
-    let (process, output) = try start(arguments, temporary: temporary)
+    let (process, output) = try startPinctl(["demo", "snapshot"] + arguments, temporary: temporary)
     let printed = output.fileHandleForReading.readDataToEndOfFile()
     process.waitUntilExit()
     return (process.terminationStatus, printed)
@@ -70,22 +51,20 @@ import Testing
 
   @Test("A signal that ends it takes its files along") func cleansUp() throws {
     let files = try Scratch()
-    let (process, _) = try start(["--json", "--size", "4", "--seconds", "30"], temporary: files.path)
-    while try files.names().isEmpty, process.isRunning { usleep(1_000) }
-    // The directory is there a moment before the handlers are.
-    while process.isRunning, !Self.catchesSignals(process) { usleep(1_000) }
+    let (process, output) = try startPinctl(
+      ["demo", "snapshot", "--size", "4", "--seconds", "30"], temporary: files.path)
+    // What it says of the table comes when it has its files.
+    var shown = Data()
+    while !String(decoding: shown, as: UTF8.self).contains("threads book transfers") {
+      let more = output.fileHandleForReading.availableData
+      try #require(!more.isEmpty, "it ended")
+      shown += more
+    }
+    #expect(try files.names().count == 1)
     process.terminate()
     process.waitUntilExit()
     #expect(process.terminationReason == .uncaughtSignal && process.terminationStatus == SIGTERM)
     #expect(try files.names().isEmpty)
-  }
-
-  /// Whether SIGTERM is caught, as it is once it is watched.
-  private static func catchesSignals(_ process: Process) -> Bool {
-    let status = (try? String(contentsOfFile: "/proc/\(process.processIdentifier)/status", encoding: .utf8)) ?? ""
-    let line = status.split(separator: "\n").first { $0.hasPrefix("SigCgt:") }
-    let mask = line.flatMap { UInt64($0.dropFirst(7).filter(\.isHexDigit), radix: 16) } ?? 0
-    return mask & 1 << UInt64(SIGTERM - 1) != 0
   }
 }
 

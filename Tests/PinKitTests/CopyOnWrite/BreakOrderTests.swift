@@ -74,20 +74,14 @@ import Testing
     await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
       ct_deadline(30)
       let (space, parent, child) = try Self.family(mechanism)
-      let isStopped = Shared()
-      let mayGo = Shared()
-      TestHooks.set(.copied) { page in
-        guard page == 4 else { return }
-        isStopped.value = 1
-        while mayGo.value == 0 { Kernel.relax() }
-      }
+      let held = HeldThreads(at: .copied, 4...4)
       let first = TestThread { try child.store(UInt64(1004), toByteOffset: 4 * 4096) }
-      check(spin { isStopped.value == 1 }, "nobody copies")
+      check(held.first(), "nobody copies")
       let others = TestThread {
         for page in [12, 24, 0] { try child.store(UInt64(1000 + page), toByteOffset: page * 4096) }
       }
       check(spin(forAtMost: 5) { others.hasEnded }, "a fault waited for its neighbours'")
-      mayGo.value = 1
+      held.letGo()
       try others.join()
       try first.join()
       TestHooks.set(.copied, nil)

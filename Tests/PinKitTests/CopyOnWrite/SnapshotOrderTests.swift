@@ -76,18 +76,12 @@ import Testing
   @Test("W6: a copy that is not complete is not taken for one", arguments: Mechanisms.synchronous)
   func readDuringCapture(_ mechanism: WriteTracking.Mechanism) throws {
     try with(mechanism) { region, snapshot in
-      let isCapturing = Shared()
-      let mayGoOn = Shared()
-      TestHooks.set(.capturing) { page in
-        guard Self.page - 8...Self.page ~= page else { return }
-        isCapturing.value = 1
-        _ = spin { mayGoOn.value == 1 }
-      }
+      let held = HeldThreads(at: .capturing, Self.page - 8...Self.page)
       let writer = TestThread { try region.write(version: 2, to: CollectionOfOne(Self.page)) }
-      defer { mayGoOn.value = 1 }
-      try #require(spin { isCapturing.value == 1 })
+      defer { held.letGo() }
+      try #require(held.first())
       try expectOld(snapshot)
-      mayGoOn.value = 1
+      held.letGo()
       try writer.join()
       try expectOld(snapshot)
     }
@@ -132,6 +126,17 @@ import Testing
     try space.close()
   }
 
+  /// Drops the page behind PinKit's back; who heard of it has not said so.
+  private func drop(in region: Region) throws -> HeldThreads {
+    let held = HeldThreads(at: .removing, Self.page...Self.page)
+    let dropper = TestThread { try Memory.advise(region.addresses(of: Self.page..<Self.page + 1), .dontNeed) }
+    let hasBegun = held.first()
+    if !hasBegun { held.letGo() }
+    try dropper.join()
+    try #require(hasBegun)
+    return held
+  }
+
   @Test(
     "W6: a removal that was read and is not noted yet is waited for",
     arguments: [
@@ -139,25 +144,15 @@ import Testing
     ])
   func removalBeforeReading(_ mechanism: WriteTracking.Mechanism) throws {
     try with(mechanism) { region, snapshot in
-      let isRemoving = Shared()
-      let mayGoOn = Shared()
-      TestHooks.set(.removing) { page in
-        guard page == Self.page else { return }
-        isRemoving.value = 1
-        _ = spin { mayGoOn.value == 1 }
-      }
-      defer { mayGoOn.value = 1 }
-      let dropper = TestThread { try Memory.advise(region.addresses(of: Self.page..<Self.page + 1), .dontNeed) }
-      // The page is gone, and who heard of it has not said so.
-      try #require(spin { isRemoving.value == 1 })
-      try dropper.join()
+      let held = try drop(in: region)
+      defer { held.letGo() }
       let found = Mutex<PinError.Code?>(nil)
       let reader = TestThread {
         let code = code { _ = try snapshot.read(Self.page) }
         found.withLock { $0 = code }
       }
       _ = spin(forAtMost: 5) { reader.hasEnded || reader.isAsleep }
-      mayGoOn.value = 1
+      held.letGo()
       try reader.join()
       #expect(found.withLock { $0 } == .snapshotLost)
     }
@@ -170,21 +165,12 @@ import Testing
     ])
   func removalBeforeKeeping(_ mechanism: WriteTracking.Mechanism) throws {
     try with(mechanism) { region, snapshot in
-      let isRemoving = Shared()
-      let mayGoOn = Shared()
-      TestHooks.set(.removing) { page in
-        guard page == Self.page else { return }
-        isRemoving.value = 1
-        _ = spin { mayGoOn.value == 1 }
-      }
-      defer { mayGoOn.value = 1 }
-      let dropper = TestThread { try Memory.advise(region.addresses(of: Self.page..<Self.page + 1), .dontNeed) }
-      try #require(spin { isRemoving.value == 1 })
-      try dropper.join()
+      let held = try drop(in: region)
+      defer { held.letGo() }
       // Its page is gone; only now is it kept.
       let set = region.attachments.find(SnapshotSet.self)!
       #expect(set.keepOwed(Self.page..<Self.page + 1) == .kept)
-      mayGoOn.value = 1
+      held.letGo()
       #expect(spin { code { _ = try snapshot.read(Self.page) } == .snapshotLost })
     }
   }
@@ -193,19 +179,13 @@ import Testing
     let space = try AddressSpace.forTests()
     let region = try space.map(.anonymous(hugePages: .never), pages: 2 * Self.page)
     try region.store(UInt64(5), toByteOffset: Self.page * 4096)
-    let isDropping = Shared()
-    let mayGoOn = Shared()
-    TestHooks.set(.dropping) { page in
-      guard page == Self.page else { return }
-      isDropping.value = 1
-      _ = spin { mayGoOn.value == 1 }
-    }
+    let held = HeldThreads(at: .dropping, Self.page...Self.page)
     defer {
-      mayGoOn.value = 1
+      held.letGo()
       TestHooks.set(.dropping, nil)
     }
     let dropper = TestThread { try region.discard(Self.page..<Self.page + 1) }
-    try #require(spin { isDropping.value == 1 })
+    try #require(held.first())
     let first = Mutex<UInt64?>(nil)
     let kept = Mutex<Snapshot?>(nil)
     let taker = TestThread {
@@ -215,7 +195,7 @@ import Testing
       kept.withLock { $0 = snapshot }
     }
     _ = spin(forAtMost: 5) { taker.isAsleep || taker.hasEnded }
-    mayGoOn.value = 1
+    held.letGo()
     try dropper.join()
     try taker.join()
     let snapshot = try #require(kept.withLock { $0 })

@@ -12,7 +12,6 @@ import Testing
   }
 
   private static func deadlocked() throws {
-    ct_deadline(60)
     let reports = LockReports()
     let queue = OrderedMutex(0, name: "queue")
     let (isTaken, finished) = (Shared(), Shared())
@@ -58,8 +57,7 @@ import Testing
   @Test("N4/N8: the same program that tries, and is asked again, runs without a report and ends")
   func wouldBlock() async {
     await #expect(processExitsWith: .success) {
-      ct_deadline(120)
-      let reports = LockReports()
+      let reports = LockReports(deadline: 120)
       let queue = OrderedMutex(0, name: "queue")
       let spinning = OrderedSpinLock(0, name: "device")
       let space = try AddressSpace.forTests()

@@ -150,7 +150,6 @@ import Testing
   }
 
   private static func balanced(by mechanism: WriteTracking.Mechanism) throws {
-    ct_deadline(60)
     let reports = LockReports()
     let tracked = try Tracked(mechanism, backing: .pool)
     let isUneven = Shared()
@@ -185,7 +184,6 @@ import Testing
   }
 
   private static func signals() throws {
-    ct_deadline(60)
     let reports = LockReports()
     let tracked = try Tracked(.mprotect)
     // A profiler that writes managed memory, and so faults at any point of a push or a pop.

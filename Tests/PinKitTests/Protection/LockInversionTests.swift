@@ -17,7 +17,6 @@ import Testing
   }
 
   private static func deadlock(by mechanism: WriteTracking.Mechanism) throws {
-    ct_deadline(60)
     let reports = LockReports()
     let queue = OrderedMutex(0, name: "queue")
     let (isTaken, isCalled, finished) = (Shared(), Shared(), Shared())
@@ -76,8 +75,7 @@ import Testing
   }
 
   private static func wouldBlock(by mechanism: WriteTracking.Mechanism) throws {
-    ct_deadline(120)
-    let reports = LockReports()
+    let reports = LockReports(deadline: 120)
     // What the device has cached of the memory; a callback that cannot have the queue leaves a note for its owner.
     let queue = OrderedMutex(0, name: "queue")
     let flushes = OrderedSpinLock(0, name: "flushes")

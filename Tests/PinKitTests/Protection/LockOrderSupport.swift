@@ -8,7 +8,9 @@ import Testing
 final class LockReports: Sendable {
   private let list = Mutex<[(report: LockOrder.Report, thread: CInt)]>([])
 
-  init() {
+  /// The process ends after `deadline` seconds: what is reported late may be a deadlock.
+  init(deadline: CInt = 60) {
+    ct_deadline(deadline)
     LockOrder.setHandler { [weak self] report in self?.list.withLock { $0.append((report, Kernel.threadID)) } }
   }
 

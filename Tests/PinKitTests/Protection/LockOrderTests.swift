@@ -74,7 +74,6 @@ import Testing
   }
 
   private static func faultUnderPageLock(by mechanism: WriteTracking.Mechanism) throws {
-    ct_deadline(60)
     let reports = LockReports()
     let tracked = try Tracked(mechanism, backing: .pool)
     let reference = try tracked.region.lookUp(2)
@@ -139,7 +138,6 @@ import Testing
   }
 
   private static func mutexInCallback() throws {
-    ct_deadline(60)
     let reports = LockReports()
     let queue = OrderedMutex(0, name: "queue")
     let kinds: [LockOrder.CallbackKind] = [.invalidateRangeStart, .invalidateRange, .invalidateRangeEnd, .firstWrite]

@@ -31,14 +31,8 @@ import Testing
     try with(mechanism) { region, tracker in
       for page in [Self.first, Self.second] { try region.store(1, toByteOffset: page * 4096) }
       // The collection stops between its two runs: the first page is protected again, the second is not yet.
-      let isHalfWay = Shared()
-      let mayGoOn = Shared()
       let decisions = Shared()
-      TestHooks.set(.protecting) { page in
-        guard page == Self.first else { return }
-        isHalfWay.value = 1
-        _ = spin { mayGoOn.value == 1 }
-      }
+      let held = HeldThreads(at: .protecting, Self.first...Self.first)
       TestHooks.set(.deciding) { page in
         if page == Self.first || page == Self.second { decisions.add() }
       }
@@ -46,8 +40,8 @@ import Testing
         let runs = try tracker.collect().runs
         #expect(runs == [Self.first..<Self.first + 1, Self.second..<Self.second + 1])
       }
-      defer { mayGoOn.value = 1 }
-      try #require(spin { isHalfWay.value == 1 })
+      defer { held.letGo() }
+      try #require(held.first())
       let writer = TestThread { try region.store(2, toByteOffset: Self.first * 4096) }
       // The writer sleeps in its fault, or in its own handler. Without the lock it would have decided, or be through, by now.
       let wasHeldUp = spin(forAtMost: 5) { decisions.value > 0 || writer.hasEnded || writer.isAsleep }
@@ -55,7 +49,7 @@ import Testing
       #expect(wasHeldUp)
       #expect(decisions.value == 0, "a fault was decided on while protection was in flight")
       #expect(!writer.hasEnded)
-      mayGoOn.value = 1
+      held.letGo()
       try collector.join()
       try writer.join()
       #expect(decisions.value == 1)
@@ -66,16 +60,10 @@ import Testing
   @Test("W1/W5: a collection waits until a page that was let go is on record", arguments: Mechanisms.synchronous)
   func noCollectionBetweenOpeningAndRecording(_ mechanism: WriteTracking.Mechanism) throws {
     try with(mechanism) { region, tracker in
-      let isOpen = Shared()
-      let mayGoOn = Shared()
-      TestHooks.set(.unprotected) { page in
-        guard page == Self.first else { return }
-        isOpen.value = 1
-        _ = spin { mayGoOn.value == 1 }
-      }
+      let held = HeldThreads(at: .unprotected, Self.first...Self.first)
       let writer = TestThread { try region.store(3, toByteOffset: Self.first * 4096) }
-      defer { mayGoOn.value = 1 }
-      try #require(spin { isOpen.value == 1 })
+      defer { held.letGo() }
+      try #require(held.first())
       // A reader's writer is awake: its write is complete, and nothing but the lock keeps a collection from missing it.
       if mechanism == .handlerThread { try #require(spin { writer.hasEnded }) }
       let collected = Shared(-1)
@@ -83,7 +71,7 @@ import Testing
       _ = spin(forAtMost: 5) { collector.isAsleep || collector.hasEnded }
       yieldForAWhile(milliseconds: 20)
       #expect(!collector.hasEnded, "the collection did not wait for the fault handler")
-      mayGoOn.value = 1
+      held.letGo()
       try collector.join()
       try writer.join()
       #expect(collected.value == 1, "the write is in no set")

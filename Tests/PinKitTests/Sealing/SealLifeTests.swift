@@ -1,6 +1,5 @@
 import CTestSupport
 import Glibc
-import Logging
 import Synchronization
 import Testing
 
@@ -84,12 +83,7 @@ import Testing
   }
 
   private static func poisonedInChild() throws {
-    ct_deadline(20)
-    _ = ct_handle(SIGBUS, CInt(ct_siginfo))
-    _ = ct_handle(SIGSEGV, CInt(ct_siginfo))
-    var configuration = AddressSpace.Configuration()
-    configuration.logger.logLevel = .critical
-    let space = try AddressSpace(configuration: configuration)
+    let space = try AddressSpace.forTriedFaults()
     let region = try space.map(.pool, pages: 8)
     try region.setSealer(RecordingSealer())
     region.poke(4, 3)

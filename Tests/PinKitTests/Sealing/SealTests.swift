@@ -1,6 +1,5 @@
 import CTestSupport
 import Glibc
-import Logging
 import Synchronization
 import SystemPackage
 import Testing
@@ -311,12 +310,7 @@ import Testing
   }
 
   private static func signalsInChild() throws {
-    ct_deadline(20)
-    _ = ct_handle(SIGBUS, CInt(ct_siginfo))
-    _ = ct_handle(SIGSEGV, CInt(ct_siginfo))
-    var configuration = AddressSpace.Configuration()
-    configuration.logger.logLevel = .critical
-    let space = try AddressSpace(configuration: configuration)
+    let space = try AddressSpace.forTriedFaults()
     let region = try space.map(.pool, pages: 8)
     try region.setSealer(RecordingSealer(), SealingOptions(onAccess: .fail))
     for page in 0..<8 { region.poke(UInt8(page + 1), page) }
@@ -326,11 +320,7 @@ import Testing
       check(ct_try_load(address + 3 * 4096), is: -SIGBUS)
       check(ct_try_store(address + 4 * 4096, 1), is: SIGBUS)
     }
-    var pipes: [CInt] = [0, 0]
-    check(unsafe pipe(&pipes), is: 0)
-    let wrote = unsafe write(pipes[1], UnsafeRawPointer(bitPattern: region.addresses.start + 5 * 4096)!, 100)
-    check(CInt(wrote), is: -1)
-    check(errno, is: EFAULT)
+    checkSystemCallFails(at: address + 5 * 4096)
     try region.makeAccessible(3..<6)
     check(ct_try_load(address + 3 * 4096), is: 4)
     check(ct_try_store(address + 4 * 4096, 50), is: 0)

@@ -1,6 +1,5 @@
 import CTestSupport
 import Glibc
-import Logging
 import Synchronization
 import Testing
 
@@ -37,12 +36,7 @@ import Testing
   }
 
   private static func signalsInChild() throws {
-    ct_deadline(20)
-    _ = ct_handle(SIGBUS, CInt(ct_siginfo))
-    _ = ct_handle(SIGSEGV, CInt(ct_siginfo))
-    var configuration = AddressSpace.Configuration()
-    configuration.logger.logLevel = .critical
-    let space = try AddressSpace(configuration: configuration)
+    let space = try AddressSpace.forTriedFaults()
     let store = UnrulyStore(pages: 16)
     let broken = Shared(1)
     store.set {
@@ -57,12 +51,7 @@ import Testing
       check(ct_try_load(address + 7 * 4096), is: 8)
     }
     check(ct_seen_code(), is: 2)  // BUS_ADRERR
-    // A system call gets EFAULT.
-    var pipes: [CInt] = [0, 0]
-    check(unsafe pipe(&pipes), is: 0)
-    let wrote = unsafe write(pipes[1], UnsafeRawPointer(bitPattern: region.addresses.start + 5 * 4096)!, 100)
-    check(CInt(wrote), is: -1)
-    check(errno, is: EFAULT)
+    checkSystemCallFails(at: address + 5 * 4096)
     // All threads that wait are told.
     broken.value = 1
     let told = Shared()

@@ -146,3 +146,21 @@ enum Fork {
     return status
   }
 }
+
+/// Holds whoever comes to a hook at one of a few pages, until all may go on. Whoever sets the hook removes it.
+final class HeldThreads: Sendable {
+  private let arrivals = Shared()
+  private let mayGoOn = Shared()
+
+  init(at point: TestHooks.Point, _ pages: some RangeExpression<Int> & Sendable) {
+    TestHooks.set(point) { [arrivals, mayGoOn] page in
+      guard pages.contains(page) else { return }
+      arrivals.add()
+      _ = spin { mayGoOn.value == 1 }
+    }
+  }
+
+  /// Waits for the first; false if nobody comes.
+  func first() -> Bool { spin { arrivals.value > 0 } }
+  func letGo() { mayGoOn.value = 1 }
+}

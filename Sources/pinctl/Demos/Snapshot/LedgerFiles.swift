@@ -11,8 +11,8 @@ final class LedgerFiles {
   /// `name` is a part of the directory's.
   init(name: String = "snapshot") throws {
     let directory = FileManager.default.temporaryDirectory.appendingPathComponent("pinctl-\(name)-\(UUID().uuidString)")
-    guard unsafe mkdir(directory.path, 0o700) == 0 else { throw LedgerFailure("make \(directory.path)", errno) }
     self.directory = directory.path
+    let watching = DispatchGroup()
     signals = Self.watched.map { number in
       let source = DispatchSource.makeSignalSource(signal: number, queue: .global())
       source.setEventHandler {
@@ -22,9 +22,14 @@ final class LedgerFiles {
         }
         Self.die(of: number)
       }
+      watching.enter()
+      source.setRegistrationHandler { watching.leave() }
       source.resume()
       return source
     }
+    // The directory is never there without them.
+    watching.wait()
+    guard unsafe mkdir(directory.path, 0o700) == 0 else { throw LedgerFailure("make \(directory.path)", errno) }
   }
 
   deinit {
