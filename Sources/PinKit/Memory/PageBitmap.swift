@@ -130,7 +130,7 @@ internal import Synchronization
     // Reading an untouched word costs no memory, exchanging it does.
     if unsafe word(levels - 1, 0).pointee.load(ordering: .relaxed) == 0 { return }
     var run = 0..<0
-    drain(level: levels - 1, index: 0) { found in
+    walk(level: levels - 1, index: 0, clears: true) { found in
       if run.upperBound == found.lowerBound, !run.isEmpty {
         run = run.lowerBound..<found.upperBound
       } else {
@@ -142,31 +142,16 @@ internal import Synchronization
   }
 
   /// Calls `body` with runs of set bits, in order; they need not be maximal.
-  func forEachRun(_ body: (Range<Int>) -> Void) { forEachRun(level: levels - 1, index: 0, body) }
+  func forEachRun(_ body: (Range<Int>) -> Void) { walk(level: levels - 1, index: 0, clears: false, body) }
 
-  private func forEachRun(level: Int, index: Int, _ body: (Range<Int>) -> Void) {
-    var bits = unsafe word(level, index).pointee.load(ordering: .acquiring)
+  private func walk(level: Int, index: Int, clears: Bool, _ body: (Range<Int>) -> Void) {
+    let word = unsafe word(level, index)
+    var bits =
+      unsafe clears ? word.pointee.exchange(0, ordering: .acquiringAndReleasing) : word.pointee.load(ordering: .acquiring)
     while bits != 0 {
       let low = bits.trailingZeroBitCount
       if level > 0 {
-        forEachRun(level: level - 1, index: index << 6 | low, body)
-        bits &= bits - 1
-        continue
-      }
-      let length = (~(bits >> UInt64(low))).trailingZeroBitCount
-      let start = index << 6 | low
-      body(start..<start + length)
-      if low + length >= 64 { break }
-      bits &= ~(((1 << UInt64(length)) - 1) << UInt64(low))
-    }
-  }
-
-  private func drain(level: Int, index: Int, _ body: (Range<Int>) -> Void) {
-    var bits = unsafe word(level, index).pointee.exchange(0, ordering: .acquiringAndReleasing)
-    while bits != 0 {
-      let low = bits.trailingZeroBitCount
-      if level > 0 {
-        drain(level: level - 1, index: index << 6 | low, body)
+        walk(level: level - 1, index: index << 6 | low, clears: clears, body)
         bits &= bits - 1
         continue
       }

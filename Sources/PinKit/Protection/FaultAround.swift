@@ -16,22 +16,12 @@ public enum FaultAroundPolicy: Sendable, Hashable {
 /// How many pages one fault opens.
 ///
 /// A writer that goes through memory in order is recognized by faulting right behind the pages that its last fault opened; its
-/// window doubles each time. Anyone else gets a window of one page. Several such streams are followed at once. All state is advisory:
-/// lost updates cost a smaller window, nothing else.
+/// window doubles each time. Anyone else gets a window of one page. Several such streams are followed at once.
 struct FaultAround: ~Copyable, Sendable {
-  private static let streams = 8
-  private static let windowBits: UInt64 = 16
-
   /// 0: one page always; bit 31: adaptive with the maximum below it; otherwise fixed.
   private let mode = Atomic<UInt32>(0)
-  /// next page << 16 | window
-  private let slots: InlineArray<8, AtomicSlot>
-  private let turn = Atomic<UInt32>(0)
+  private let streams = SequentialStreams()
   private let lastWindow = Atomic<UInt32>(1)
-
-  private struct AtomicSlot: ~Copyable { let value = Atomic<UInt64>(0) }
-
-  init() { slots = InlineArray { _ in AtomicSlot() } }
 
   func set(_ policy: FaultAroundPolicy) {
     if case .fixed(let pages) = policy {
@@ -57,23 +47,14 @@ struct FaultAround: ~Copyable, Sendable {
     let mode = mode.load(ordering: .relaxed)
     if mode <= 1 { return 1 }
     if mode & 1 << 31 == 0 { return Int(mode) }
-    return adapt(page, maximum: UInt64(mode & ~(1 << 31)))
+    return adapt(page, maximum: Int(mode & ~(1 << 31)))
   }
 
-  private func adapt(_ page: Int, maximum: UInt64) -> Int {
-    var window: UInt64 = 1
-    var slot = -1
-    for index in 0..<Self.streams {
-      let value = slots[index].value.load(ordering: .relaxed)
-      guard value >> Self.windowBits == UInt64(page) + 1 else { continue }
-      window = min(maximum, max(1, (value & 0xffff) * 2))
-      slot = index
-      break
-    }
-    if slot < 0 { slot = Int(turn.add(1, ordering: .relaxed).oldValue) & (Self.streams - 1) }
-    // Stored one too high, so that zero never matches.
-    slots[slot].value.store((UInt64(page) + window + 1) << Self.windowBits | window, ordering: .relaxed)
+  private func adapt(_ page: Int, maximum: Int) -> Int {
+    let known = streams.find(expecting: page)
+    let window = known.map { min(maximum, max(1, $0.window * 2)) } ?? 1
+    streams.expect(page + window, in: known?.stream ?? streams.begin(), window: window)
     lastWindow.store(UInt32(window), ordering: .relaxed)
-    return Int(window)
+    return window
   }
 }

@@ -1,5 +1,3 @@
-internal import Synchronization
-
 /// How many pages a fault on a page that is not there brings in.
 public enum FillAround: Sendable, Hashable {
   /// That page only.
@@ -12,21 +10,12 @@ public enum FillAround: Sendable, Hashable {
 }
 
 /// The windows of those who go through a file in order: recognized by faulting right behind the pages that their last fault brought in.
-/// All state is advisory: lost updates cost a smaller window, nothing else.
 struct FillWindows: ~Copyable, Sendable {
-  private static let streams = 8
   static let maximum = FaultReader.supplySize / 4096
   private let policy: FillAround
-  /// Where the next fault is expected << 16 | the window that led there.
-  private let slots: InlineArray<8, Slot>
-  private let turn = Atomic<UInt32>(0)
+  private let streams = SequentialStreams()
 
-  private struct Slot: ~Copyable { let value = Atomic<UInt64>(0) }
-
-  init(_ policy: FillAround) {
-    self.policy = policy
-    slots = InlineArray { _ in Slot() }
-  }
+  init(_ policy: FillAround) { self.policy = policy }
 
   /// The pages to bring in for a fault on `page`, and the stream it belongs to.
   func window(at page: Int) -> (pages: Range<Int>, stream: Int, size: Int) {
@@ -34,14 +23,11 @@ struct FillWindows: ~Copyable, Sendable {
     case .exact: return (page..<page + 1, -1, 1)
     case .block(let count): return (block(page, count), -1, count)
     case .adaptive(let maximum):
-      for stream in 0..<Self.streams {
-        let value = slots[stream].value.load(ordering: .relaxed)
-        guard value >> 16 == UInt64(page), value != 0 else { continue }
-        let size = min(maximum, Self.maximum, Int(value & 0xffff) * 2)
-        return (page..<page + size, stream, size)
+      guard let (stream, window) = streams.find(expecting: page) else {
+        return (block(page, min(16, maximum)), streams.begin(), min(16, maximum))
       }
-      let stream = Int(turn.add(1, ordering: .relaxed).oldValue) & (Self.streams - 1)
-      return (block(page, min(16, maximum)), stream, min(16, maximum))
+      let size = min(maximum, Self.maximum, window * 2)
+      return (page..<page + size, stream, size)
     }
   }
 
@@ -49,7 +35,7 @@ struct FillWindows: ~Copyable, Sendable {
 
   /// Notes that the stream's pages were brought in up to `end`.
   func note(_ stream: Int, end: Int, size: Int) {
-    if stream >= 0 { slots[stream].value.store(UInt64(end) << 16 | UInt64(size), ordering: .relaxed) }
+    if stream >= 0 { streams.expect(end, in: stream, window: size) }
   }
 
   /// Whether the policy makes sense.

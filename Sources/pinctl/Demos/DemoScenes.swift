@@ -40,6 +40,14 @@ struct DemoFindings {
   }
 }
 
+extension DemoFindings {
+  /// Claims, which are shown, and what was measured.
+  init(showing claims: [Claim], _ measurements: [DemoResult.Measurement] = [], on stage: DemoStage) {
+    stage.show(claims)
+    self.init(claims: claims, measurements: measurements)
+  }
+}
+
 enum DemoSpace {
   /// An address space that says nothing, and outlives a failure, which becomes a claim that does not hold.
   ///

@@ -41,9 +41,7 @@ struct FileOrderScene: DemoScene {
     let timeline = NotifyTimeline(actors: [Self.program, Self.store, Self.subscriber], events: outcome.events)
     for line in timeline.lines(stage) { stage.show("  " + line) }
     stage.draw(FileHeatMap(rows: outcome.row).lines(stage), indent: 2)
-    let claims = Self.judge(outcome)
-    stage.show(claims)
-    return DemoFindings(claims: claims)
+    return DemoFindings(showing: Self.judge(outcome), on: stage)
   }
 
   static func judge(_ outcome: Outcome) -> [Claim] {

@@ -27,9 +27,7 @@ struct GupAccidentScene: DemoScene {
         "  the file, \(run.name): ".padded(to: 32) + GupBytes.dump(run.fileBytes) + "  \(GupBytes.text(run.fileBytes))")
     }
     stage.show()
-    let claims = Self.judge(outcome)
-    stage.show(claims)
-    var found = DemoFindings(claims: claims)
+    var found = DemoFindings(showing: Self.judge(outcome), on: stage)
     for run in [outcome.without, outcome.with] {
       found.measurements.append(
         .init(

@@ -26,9 +26,7 @@ struct GupStableScene: DemoScene {
       stage.show("  " + name.padded(to: 12) + list.map { $0.rawValue.padded(to: 10) }.joined())
     }
     stage.show()
-    let claims = Self.judge(outcome)
-    stage.show(claims)
-    return DemoFindings(claims: claims)
+    return DemoFindings(showing: Self.judge(outcome), on: stage)
   }
 
   static func judge(_ outcome: Outcome) -> [Claim] {

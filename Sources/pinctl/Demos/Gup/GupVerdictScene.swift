@@ -40,9 +40,7 @@ struct GupVerdictScene: DemoScene {
     stage.show()
     stage.say(refusal.message, indent: 2)
     stage.show()
-    let claims = Self.judge(trials) + Self.judge(refusal)
-    stage.show(claims)
-    var found = DemoFindings(claims: claims)
+    var found = DemoFindings(showing: Self.judge(trials) + Self.judge(refusal), on: stage)
     if !trials.contains(where: { !$0.verdict.isAllowed }) {
       found.skipped.append(
         .init(

@@ -26,9 +26,7 @@ struct KvmChangeScene: DemoScene {
         + "read as zeros until it comes by again.")
     var outcome = Outcome()
     try KvmMemory.with(.pool, pages: 68) { try play($0, &outcome) }
-    let claims = Self.judge(outcome)
-    stage.show(claims)
-    return DemoFindings(claims: claims)
+    return DemoFindings(showing: Self.judge(outcome), on: stage)
   }
 
   private func play(_ region: Region, _ outcome: inout Outcome) throws {

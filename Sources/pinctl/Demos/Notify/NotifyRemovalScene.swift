@@ -27,10 +27,8 @@ struct NotifyRemovalScene: DemoScene {
       "A subscriber removes itself and another while it is being told of a change. Then a third is removed by one thread while its callback "
         + "runs on another. At last the address space closes, and whoever still subscribes is released.")
     let record = try Self.perform()
-    let claims = Self.judge(record)
     stage.show()
-    stage.show(claims)
-    return DemoFindings(claims: claims)
+    return DemoFindings(showing: Self.judge(record), on: stage)
   }
 
   static func judge(_ record: Record) -> [Claim] {

@@ -32,10 +32,8 @@ struct NotifyWindowScene: DemoScene {
     stage.show()
     let actors = [Self.program, Self.view, Self.recorder, Self.middle]
     for line in NotifyTimeline(actors: actors, events: record.events).lines(stage) { stage.show("  " + line) }
-    let claims = Self.judge(record)
     stage.show()
-    stage.show(claims)
-    return DemoFindings(claims: claims)
+    return DemoFindings(showing: Self.judge(record), on: stage)
   }
 
   static func judge(_ record: Record) -> [Claim] {

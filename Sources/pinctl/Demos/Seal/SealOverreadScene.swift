@@ -34,9 +34,7 @@ struct SealOverreadScene: DemoScene {
     stage.show("  plain   \(counted(outcome.plainBytes, "byte").aligned(to: 16))  \(counted(outcome.plainFound, "key"))")
     stage.show("  sealed  \(counted(outcome.sealedBytes, "byte").aligned(to: 16))  \(counted(outcome.sealedFound, "key"))")
     stage.show()
-    let claims = Self.judge(outcome)
-    stage.show(claims)
-    return DemoFindings(claims: claims)
+    return DemoFindings(showing: Self.judge(outcome), on: stage)
   }
 
   static func judge(_ outcome: Outcome) -> [Claim] {

@@ -22,9 +22,7 @@ struct SealTamperScene: DemoScene {
     outcome.again = victim.ask("tamper")
     outcome.signal = victim.end(by: "touch")
     stage.show()
-    let claims = Self.judge(outcome)
-    stage.show(claims)
-    return DemoFindings(claims: claims)
+    return DemoFindings(showing: Self.judge(outcome), on: stage)
   }
 
   static func judge(_ outcome: Outcome) -> [Claim] {

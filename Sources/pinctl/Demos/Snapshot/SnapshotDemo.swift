@@ -12,27 +12,18 @@ struct SnapshotDemo: Demo {
     let files = try LedgerFiles()
     let session = try SnapshotSession(plan, files)
     introduce(session.ledger, stage)
-    var story = Story()
+    var story = DemoFindings()
     do { try tell(session, files, stage, &story) } catch {
       story.claims.append(
         Claim(contract: "K3", claim: "the demo runs to the end", holds: false, evidence: "\(error)"))
       stage.show(story.claims.suffix(1))
     }
     try session.close()
-    let result = DemoResult(
-      demo: name, claims: story.claims, measurements: story.measurements, skipped: story.skipped)
-    stage.conclude(result)
-    return result
-  }
-
-  private struct Story {
-    var claims: [Claim] = []
-    var measurements: [DemoResult.Measurement] = []
-    var skipped: [DemoResult.Skipped] = []
+    return story.conclude(name, on: stage)
   }
 
   private func tell(
-    _ session: SnapshotSession, _ files: LedgerFiles, _ stage: DemoStage, _ story: inout Story
+    _ session: SnapshotSession, _ files: LedgerFiles, _ stage: DemoStage, _ story: inout DemoFindings
   ) throws {
     let judge = try SnapshotJudge(session.load)
     let claims = SnapshotClaims(judge: judge, ledger: session.ledger, files: files)
@@ -65,7 +56,7 @@ struct SnapshotDemo: Demo {
     story.measurements = measured.all
   }
 
-  private func show(_ claims: [Claim], _ subject: String, _ stage: DemoStage, _ story: inout Story) throws {
+  private func show(_ claims: [Claim], _ subject: String, _ stage: DemoStage, _ story: inout DemoFindings) throws {
     stage.show(claims, about: subject)
     story.claims += claims
   }

@@ -13,32 +13,39 @@ struct VringDemo: SceneDemo {
     + "rings by the checked accessors, and then once more by direct mappings, so the region may be cloned, snapshotted, protected and discarded at any moment."
 
   var scenes: [any DemoScene] {
-    [VringExchangeScene(seconds: seconds), VringDirectScene(seconds: seconds), VringGarbageScene(rounds: rounds)]
+    VringExchange.Way.allCases.map { VringExchangeScene(way: $0, seconds: seconds) } + [VringGarbageScene(rounds: rounds)]
   }
 }
 
 struct VringExchangeScene: DemoScene {
-  let title = "a driver, a device, and two threads that change the region"
+  let way: VringExchange.Way
   let seconds: Double
 
-  func run(on stage: DemoStage) throws -> DemoFindings {
-    stage.say(
+  var title: String {
+    switch way {
+    case .checked: "a driver, a device, and two threads that change the region"
+    case .direct: "the same, with the rings mapped directly"
+    }
+  }
+
+  private var story: String {
+    switch way {
+    case .checked:
       "For \(seconds.rounded(to: 1)) s: every chain carries a number and a checksum, and so does the device's answer. One thread "
         + "clones, snapshots, collects a tracker and discards what no descriptor uses; another takes the rights to pages of the "
-        + "rings and buffers away and gives them back: who is denied tries again.")
-    return try VringExchange.show(.checked, seconds: seconds, on: stage)
+        + "rings and buffers away and gives them back: who is denied tries again."
+    case .direct:
+      "A window onto the rings' pages, at an address of its own. A change takes it down before it happens and waits for whoever is "
+        + "inside; the next batch puts it up again, with write faults for its pages."
+    }
   }
-}
-
-struct VringDirectScene: DemoScene {
-  let title = "the same, with the rings mapped directly"
-  let seconds: Double
 
   func run(on stage: DemoStage) throws -> DemoFindings {
-    stage.say(
-      "A window onto the rings' pages, at an address of its own. A change takes it down before it happens and waits for whoever is "
-        + "inside; the next batch puts it up again, with write faults for its pages.")
-    return try VringExchange.show(.direct, seconds: seconds, on: stage)
+    stage.say(story)
+    let outcome = try VringExchange.perform(seconds: seconds, way: way)
+    stage.draw(VringPicture.lines(outcome, stage))
+    return DemoFindings(
+      showing: VringClaims.judge(outcome, way), VringClaims.measurements(outcome, way), on: stage)
   }
 }
 
@@ -52,18 +59,6 @@ struct VringGarbageScene: DemoScene {
         + "\(rounds.grouped) rings whose every field is random to a degree.")
     let outcome = try VringGarbage.perform(rounds: rounds)
     stage.draw(VringPicture.lines(outcome, stage))
-    let claims = VringClaims.judge(outcome)
-    stage.show(claims)
-    return DemoFindings(claims: claims, measurements: VringClaims.measurements(outcome))
-  }
-}
-
-extension VringExchange {
-  fileprivate static func show(_ way: Way, seconds: Double, on stage: DemoStage) throws -> DemoFindings {
-    let outcome = try perform(seconds: seconds, way: way)
-    stage.draw(VringPicture.lines(outcome, stage))
-    let claims = VringClaims.judge(outcome, way)
-    stage.show(claims)
-    return DemoFindings(claims: claims, measurements: VringClaims.measurements(outcome, way))
+    return DemoFindings(showing: VringClaims.judge(outcome), VringClaims.measurements(outcome), on: stage)
   }
 }
