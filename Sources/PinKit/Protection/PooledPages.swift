@@ -1,7 +1,7 @@
 internal import Synchronization
 
 /// A region of pool frames, as those know it who decide at the fault about the pages of one region.
-class PooledPages: @unchecked Sendable {  // constants, an atomic and a mutex; subclasses hold atomics and preallocated memory only
+class PooledPages: @unchecked Sendable {  // subclasses hold atomics and preallocated memory only
   /// Its id.
   final let region: UInt64
   final let addresses: AddressRange
