@@ -16,10 +16,10 @@ internal import Synchronization
   private var spinBudget = FaultReader.longestSpin
   private var lastIdle: UInt64 = 0
   /// What ``abandon()`` needs to know: the regions of `ready` that are still to be visited, whether the wrprotect lock of the domain
-  /// at hand is held, and the page at hand.
+  /// at hand is held, and the pages of it that this thread may have claimed.
   private var unvisited = 0..<0
   private var isHolding = false
-  private var resolving = -1
+  private var claims = 0..<0
 
   /// When the batch at hand was begun, 0 while waiting: for the watchdog.
   let busySince = Atomic<UInt64>(0)
@@ -102,16 +102,7 @@ internal import Synchronization
   private func abandon(_ domain: borrowing FaultDomain) {
     domain.fail(.readerDied, errno: 0)
     guard isHolding else { return }
-    var page = resolving - 1
-    while page >= 0, domain.table[page].contains(.claimed) {
-      domain.table.releaseClaim(page)
-      page -= 1
-    }
-    page = resolving
-    while page >= 0, page < domain.table.pageCount, domain.table[page].contains(.claimed) {
-      domain.table.releaseClaim(page)
-      page += 1
-    }
+    for page in claims where domain.table[page].contains(.claimed) { domain.table.releaseClaim(page) }
     domain.lock.abandonShared()
   }
 
@@ -214,22 +205,26 @@ internal import Synchronization
     }
     for index in 0..<faults {
       let page = pages[index] >> 1
-      resolving = page
+      claims = page..<page + 1
       let isWrite = pages[index] & 1 != 0
-      // Another reader serves who comes while this one copies neighbours.
-      let resolution = FaultPath.resolve(page: page, isWrite: isWrite, in: domain, holding: hold) {
-        handler.rearm(domain.listening, slot: slot)
-      }
+      var openedAt: UInt64 = 0
+      let resolution = FaultPath.resolve(
+        page: page, isWrite: isWrite, in: domain, holding: hold, noteClaims: { claims = $0 },
+        noteOpen: {
+          openedAt = Kernel.now()
+          // Another reader serves who comes while this one copies neighbours.
+          handler.rearm(domain.listening, slot: slot)
+        })
       if !isWrite { domain.counters.add(.minorFaults) }
       settle(resolution, page: page, isWrite: isWrite, domain, slot: slot)
       domain.counters.add(.handlerThreadFaults)
-      domain.counters.addLatency(Kernel.now() - begun)
+      domain.counters.addLatency((openedAt == 0 ? Kernel.now() : openedAt) - begun)
     }
   }
 
   /// A page that is not there.
   private func supply(_ page: Int, _ domain: borrowing FaultDomain, slot: Int) {
-    resolving = page
+    claims = page..<page + 1
     let resolution = domain.withSource { $0.supply(page, through: supplies.range, in: domain) } ?? .gone
     domain.counters.add(.missingFaults)
     // There is no event to wait for: whoever faulted tries again.
@@ -276,13 +271,19 @@ internal import Synchronization
       domain.recordDiscard(range, keepsBefore: keepsBefore)
     case .unmap(let range):
       domain.counters.add(.unmapEvents)
-      if range.overlaps(domain.addresses) { domain.fail(.mappingChanged, errno: 0) }
+      if range.overlaps(domain.addresses) { failMapping(domain) }
     case .remap:
       domain.counters.add(.remapEvents)
-      domain.fail(.mappingChanged, errno: 0)
+      failMapping(domain)
     case .fork(let descriptor): Uffd.close(descriptor)
     case .unknown: domain.counters.add(.unknownEvents)
     }
+  }
+
+  /// Other code has changed the mappings, and who was keeping a page at that moment may have found the bytes of another.
+  private func failMapping(_ domain: borrowing FaultDomain) {
+    domain.fail(.mappingChanged, errno: 0)
+    domain.withOwedBytes { $0.lose(0..<domain.table.pageCount, isQuiet: false) }
   }
 
   /// Tries again what the kernel could not do while an event was in flight.
@@ -308,7 +309,7 @@ internal import Synchronization
     }
     isHolding = true
     defer { isHolding = false }
-    resolving = fault.page
+    claims = fault.page..<fault.page + 1
     if domain.generation.load(ordering: .relaxed) != fault.generation {
       // An exclusive operation ran meanwhile: let the thread fault anew rather than resolve a fault it may have got over.
       FaultPath.wake(fault.page..<fault.page + 1, in: domain)
@@ -318,7 +319,8 @@ internal import Synchronization
       domain.fail(domain.causeOfDelay, errno: UffdResult.again.errno)
       return
     }
-    let resolution = FaultPath.resolve(page: fault.page, isWrite: fault.isWrite, in: domain, holding: hold)
+    let resolution = FaultPath.resolve(
+      page: fault.page, isWrite: fault.isWrite, in: domain, holding: hold, noteClaims: { claims = $0 })
     if resolution == .retry || resolution == .held {
       _ = parked.append(fault)
     } else {

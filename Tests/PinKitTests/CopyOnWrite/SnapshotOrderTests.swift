@@ -190,6 +190,38 @@ import Testing
     }
   }
 
+  @Test(
+    "W6: nor while the removal was read and is not noted yet",
+    arguments: [
+      WriteTracking.Mechanism.handlerThread, .inPlace,
+    ])
+  func removalBeforeReadingKept(_ mechanism: WriteTracking.Mechanism) throws {
+    try with(mechanism) { region, snapshot in
+      let isRemoving = Shared()
+      let mayGoOn = Shared()
+      TestHooks.set(.removing) { page in
+        guard page == Self.page else { return }
+        isRemoving.value = 1
+        _ = spin { mayGoOn.value == 1 }
+      }
+      defer { mayGoOn.value = 1 }
+      let dropper = TestThread { try Memory.advise(region.addresses(of: Self.page..<Self.page + 1), .dontNeed) }
+      try #require(spin { isRemoving.value == 1 })
+      try dropper.join()
+      let set = region.attachments.find(SnapshotSet.self)!
+      #expect(set.keepOwed(Self.page..<Self.page + 1) == .kept)
+      let found = Mutex<PinError.Code?>(nil)
+      let reader = TestThread {
+        let code = code { _ = try snapshot.read(Self.page) }
+        found.withLock { $0 = code }
+      }
+      _ = spin(forAtMost: 5) { reader.hasEnded || reader.isAsleep }
+      mayGoOn.value = 1
+      try reader.join()
+      #expect(found.withLock { $0 } == .snapshotLost)
+    }
+  }
+
   @Test("W6: a snapshot waits for a discard that began while nothing was protected") func discardBeforeProtection() throws {
     let space = try AddressSpace.forTests()
     let region = try space.map(.anonymous(hugePages: .never), pages: 2 * Self.page)
