@@ -106,7 +106,10 @@ internal import SystemPackage
     keep(pages, in: domain, isAhead: false)
   }
 
-  /// `isAhead`: no writer waits for it, so that the limit ends it without a word.
+  override func keepAhead(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> Verdict {
+    keep(pages, in: domain, isAhead: true)
+  }
+
   func keep(_ pages: Range<Int>, in domain: borrowing FaultDomain, isAhead: Bool) -> Verdict {
     if isLost { return .kept }
     var page = captured.first(in: pages, isSet: false)
@@ -137,6 +140,11 @@ internal import SystemPackage
         return isAhead ? .held : withoutRoom()
       }
       if let errno = copyIn(page..<end, domain) {
+        if isAhead {
+          usedBytes.subtract((end - page) * pageSize, ordering: .relaxed)
+          record(pages.lowerBound..<page, in: domain)
+          return .held
+        }
         lose(.memory, errno: errno)
         return .kept
       }

@@ -186,7 +186,7 @@ internal import Synchronization
       let wide = low.end..<high.end
       let resolution = copyOnce(wide, in: domain)
       for page in wide where !pages.contains(page) {
-        if resolution == .opened { table.insert(.openAround, at: page) } else { table.insert(.told, at: page) }
+        if resolution == .opened { table.insert(.openAround, at: page) } else { table.noteTold(page) }
       }
       if resolution == .opened {
         for part in [low.end..<pages.lowerBound, pages.upperBound..<high.end] where !part.isEmpty {

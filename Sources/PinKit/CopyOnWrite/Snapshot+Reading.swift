@@ -60,6 +60,8 @@ extension Snapshot {
 
   /// Whatever was kept was kept right, unless the snapshot has been given up, closed or released by now.
   private func validate(_ pages: Range<Int>, _ store: CaptureStore) throws(PinError) {
+    // What a page was kept as after other code had dropped it is not to be taken for the old bytes.
+    set.settle()
     atomicMemoryFence(ordering: .acquiring)
     if isClosed.load(ordering: .acquiring) { throw closed("read a snapshot") }
     for store in store.chain { if let failure = store.failure(region.addresses) { throw failure } }

@@ -16,6 +16,8 @@ internal import Synchronization
   let discarded: PageBitmap
   /// The pages that may be pinned, or were for writing since the last collection; see `PageTable+Pins.swift`.
   let pinned: PageBitmap
+  /// The pages whose entry may say ``Entry/told``.
+  private let told: PageBitmap
   private let summary: UnsafeMutablePointer<Atomic<UInt64>>
 
   /// The flags of an entry; zero is a page that is mapped, may be written by the user, and is not open.
@@ -52,7 +54,7 @@ internal import Synchronization
   private static let headerSize = 64
 
   /// In bytes, for so many pages.
-  static func size(pageCount: Int) -> Int { headerSize + pageCount * 8 + 3 * PageBitmap.size(pageCount: pageCount) }
+  static func size(pageCount: Int) -> Int { headerSize + pageCount * 8 + 4 * PageBitmap.size(pageCount: pageCount) }
 
   /// `memory` must be zeroed, hold ``size(pageCount:)`` bytes and outlive the value.
   init(memory: UnsafeMutableRawPointer, pageCount: Int) {
@@ -65,6 +67,8 @@ internal import Synchronization
       memory: bitmaps + PageBitmap.size(pageCount: pageCount), top: summary + 2, pageCount: pageCount)
     pinned = unsafe PageBitmap(
       memory: bitmaps + 2 * PageBitmap.size(pageCount: pageCount), top: summary + 3, pageCount: pageCount)
+    told = unsafe PageBitmap(
+      memory: bitmaps + 3 * PageBitmap.size(pageCount: pageCount), top: summary + 4, pageCount: pageCount)
   }
 
   /// Whether the user took rights away from any page since the region was made.
@@ -87,6 +91,16 @@ internal import Synchronization
   @discardableResult @inline(__always) func remove(_ flags: Entry, at page: Int) -> Entry {
     Entry(rawValue: unsafe entries[page].bitwiseAnd(~flags.rawValue, ordering: .acquiringAndReleasing).oldValue)
   }
+
+  /// Remembers that first-write callbacks were told of a page that could not be opened; under the shared wrprotect lock.
+  func noteTold(_ page: Int) {
+    insert(.told, at: page)
+    told.insert(page..<page + 1)
+  }
+
+  /// Callbacks are told of these pages again: they have not heard, or the pages are written in another epoch than was said. Under the exclusive
+  /// lock.
+  func forgetTold() { told.drain { run in for page in run { remove(.told, at: page) } } }
 
   /// Lets nobody find the frames of `pages`, which are claimed, until ``set(_:)``.
   @inline(__always) func clear(_ pages: Range<Int>) { for page in pages { insert(.cleared, at: page) } }

@@ -46,10 +46,11 @@ enum FaultResolution: Sendable, Hashable {
 enum FaultPath {
   /// - Parameters:
   ///   - isWrite: False only for pages that are protected by not being mapped (minor faults): those may be read at any time.
-  ///   - othersMayGoOn: Called when the page is open, and its neighbours take a while longer.
+  ///   - noteClaims: Told of the pages that are claimed, before anything is done about them.
+  ///   - noteOpen: Told when the page is open, if its neighbours take a while longer.
   static func resolve(
     page: Int, isWrite: Bool = true, isAdmitted: Bool = false, waits: Bool = true, in domain: borrowing FaultDomain,
-    holding: borrowing WriteProtectLock.SharedHold, othersMayGoOn: () -> Void = {}
+    holding: borrowing WriteProtectLock.SharedHold, noteClaims: (Range<Int>) -> Void = { _ in }, noteOpen: () -> Void = {}
   ) -> FaultResolution {
     let table = domain.table
     // Who has the frame locked may not wait for the claim: somebody may wait with the claim for the lock.
@@ -97,25 +98,27 @@ enum FaultPath {
     let (decision, alike) = domain.withSharing { $0.decide(page, among: claimed) } ?? (ReuseDecision.reuse, claimed)
     for other in claimed where !alike.contains(other) { table.releaseClaim(other) }
     pages = alike
+    noteClaims(pages)
     if decision == .retry { return .retry }
 
     if !isTold { FirstWriteCallbacks.call(domain, page: page, opening: pages) }
 
     let isFirst = opensFirst(page, of: pages, decision, delivery) && openAlone(page, in: domain, delivery)
-    if isFirst { othersMayGoOn() }
+    if isFirst { noteOpen() }
     var resolution = FaultResolution.opened
-    if domain.withOwedBytes({ $0.keep(alike, in: domain) }) == .held {
+    if !keep(&pages, for: page, isOpen: isFirst, in: domain) {
       resolution = .held
     } else {
       TestHooks.reach(.kept, page: page)
       resolution = decision == .copy ? copy(pages, in: domain, delivery) : open(pages, faulted: page, in: domain, delivery)
     }
-    guard resolution == .opened else {
+    if resolution != .opened {
       if resolution == .retry || resolution == .held {
-        for page in pages where !table[page].contains(.open) { table.insert(.told, at: page) }
+        if !isFirst { table.noteTold(page) }
+        pages = releaseNeighbours(of: page, pages, in: domain)
       }
       // Who faulted has what it needs; the neighbours wait for a fault of their own.
-      return isFirst && resolution != .failed ? .opened : resolution
+      if !isFirst || resolution == .failed { return resolution }
     }
     if decision == .reuse, domain.sharing.load(ordering: .relaxed) != 0 { domain.counters.add(.reuses, pages.count) }
     if isTold { table.remove(.told, at: page) }
@@ -207,17 +210,42 @@ enum FaultPath {
     return true
   }
 
+  /// Keeps what snapshots are owed of `pages`; false if there is no room for `page` itself. No snapshot is lost and nobody is held for the sake
+  /// of neighbours: where there is no room for them, they are left out.
+  private static func keep(
+    _ pages: inout Range<Int>, for page: Int, isOpen: Bool, in domain: borrowing FaultDomain
+  ) -> Bool {
+    let all = pages
+    if all.count > 1 {
+      if domain.withOwedBytes({ $0.keepAhead(all, in: domain) }) != .held { return true }
+      pages = releaseNeighbours(of: page, all, in: domain)
+    }
+    return isOpen || domain.withOwedBytes({ $0.keep(page..<page + 1, in: domain) }) != .held
+  }
+
+  /// Lets neighbours go that were not opened, and returns what is left.
+  private static func releaseNeighbours(of page: Int, _ pages: Range<Int>, in domain: borrowing FaultDomain) -> Range<Int> {
+    let hasCallbacks = domain.callbacks.load(ordering: .relaxed) != 0
+    for other in pages where other != page {
+      if hasCallbacks, !domain.table[other].contains(.open) { domain.table.noteTold(other) }
+      domain.table.releaseClaim(other)
+    }
+    return page..<page + 1
+  }
+
   /// Marks `pages` as open. The claims and the shared lock are held.
   @inline(__always) static func record(_ pages: Range<Int>, faulted: Int, in domain: borrowing FaultDomain) {
     var opened = 0
+    var around = 0
     // What was open before is known to have been written, or not, as it was.
     for page in pages where !domain.table[page].contains(.open) {
       domain.table.insert(page == faulted ? .open : .openAround, at: page)
       opened += 1
+      if page != faulted { around += 1 }
     }
     domain.table.open.insert(pages)
     domain.counters.add(.openedPages, opened)
-    if opened > 1 { domain.counters.add(.faultAroundPages, opened - 1) }
+    if around > 0 { domain.counters.add(.faultAroundPages, around) }
   }
 
   /// Lets writes to `pages` through, and wakes who waits for them.

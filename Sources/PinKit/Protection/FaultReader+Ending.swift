@@ -24,16 +24,7 @@ extension FaultReader {
   private func abandon(_ domain: borrowing FaultDomain) {
     domain.fail(.readerDied, errno: 0)
     guard isHolding else { return }
-    var page = resolving - 1
-    while page >= 0, domain.table[page].contains(.claimed) {
-      domain.table.releaseClaim(page)
-      page -= 1
-    }
-    page = resolving
-    while page >= 0, page < domain.table.pageCount, domain.table[page].contains(.claimed) {
-      domain.table.releaseClaim(page)
-      page += 1
-    }
+    for page in claims where domain.table[page].contains(.claimed) { domain.table.releaseClaim(page) }
     domain.lock.abandonShared()
   }
 

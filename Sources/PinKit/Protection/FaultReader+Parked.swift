@@ -24,7 +24,7 @@ extension FaultReader {
     }
     isHolding = true
     defer { isHolding = false }
-    resolving = fault.page
+    claims = fault.page..<fault.page + 1
     if domain.generation.load(ordering: .relaxed) != fault.generation {
       // An exclusive operation ran meanwhile: let the thread fault anew rather than resolve a fault it may have got over.
       FaultPath.wake(fault.page..<fault.page + 1, in: domain)
@@ -34,7 +34,8 @@ extension FaultReader {
       domain.fail(domain.causeOfDelay, errno: UffdResult.again.errno)
       return
     }
-    let resolution = FaultPath.resolve(page: fault.page, isWrite: fault.isWrite, in: domain, holding: hold)
+    let resolution = FaultPath.resolve(
+      page: fault.page, isWrite: fault.isWrite, in: domain, holding: hold, noteClaims: { claims = $0 })
     if resolution == .retry || resolution == .held {
       _ = parked.append(fault)
     } else {

@@ -30,22 +30,26 @@ extension FaultReader {
     }
     for index in 0..<faults {
       let page = pages[index] >> 1
-      resolving = page
+      claims = page..<page + 1
       let isWrite = pages[index] & 1 != 0
-      // Another reader serves who comes while this one copies neighbours.
-      let resolution = FaultPath.resolve(page: page, isWrite: isWrite, in: domain, holding: hold) {
-        handler.rearm(domain.listening, slot: slot)
-      }
+      var openedAt: UInt64 = 0
+      let resolution = FaultPath.resolve(
+        page: page, isWrite: isWrite, in: domain, holding: hold, noteClaims: { claims = $0 },
+        noteOpen: {
+          openedAt = Kernel.now()
+          // Another reader serves who comes while this one copies neighbours.
+          handler.rearm(domain.listening, slot: slot)
+        })
       if !isWrite { domain.counters.add(.minorFaults) }
       settle(resolution, page: page, isWrite: isWrite, domain, slot: slot)
       domain.counters.add(.handlerThreadFaults)
-      domain.counters.addLatency(Kernel.now() - begun)
+      domain.counters.addLatency((openedAt == 0 ? Kernel.now() : openedAt) - begun)
     }
   }
 
   /// A page that is not there.
   private func supply(_ page: Int, _ domain: borrowing FaultDomain, slot: Int) {
-    resolving = page
+    claims = page..<page + 1
     let resolution = domain.withSource { $0.supply(page, through: supplies.range, in: domain) } ?? .gone
     domain.counters.add(.missingFaults)
     // There is no event to wait for: whoever faulted tries again.
@@ -92,12 +96,18 @@ extension FaultReader {
       domain.recordDiscard(range, keepsBefore: keepsBefore)
     case .unmap(let range):
       domain.counters.add(.unmapEvents)
-      if range.overlaps(domain.addresses) { domain.fail(.mappingChanged, errno: 0) }
+      if range.overlaps(domain.addresses) { failMapping(domain) }
     case .remap:
       domain.counters.add(.remapEvents)
-      domain.fail(.mappingChanged, errno: 0)
+      failMapping(domain)
     case .fork(let descriptor): Uffd.close(descriptor)
     case .unknown: domain.counters.add(.unknownEvents)
     }
+  }
+
+  /// Other code has changed the mappings, and who was keeping a page at that moment may have found the bytes of another.
+  private func failMapping(_ domain: borrowing FaultDomain) {
+    domain.fail(.mappingChanged, errno: 0)
+    domain.withOwedBytes { $0.lose(0..<domain.table.pageCount, isQuiet: false) }
   }
 }

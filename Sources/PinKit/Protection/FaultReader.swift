@@ -16,10 +16,10 @@ internal import Synchronization
   private var spinBudget = FaultReader.longestSpin
   private var lastIdle: UInt64 = 0
   /// What ``abandon()`` needs to know: the regions of `ready` that are still to be visited, whether the wrprotect lock of the domain
-  /// at hand is held, and the page at hand.
+  /// at hand is held, and the pages of it that this thread may have claimed.
   var unvisited = 0..<0
   var isHolding = false
-  var resolving = -1
+  var claims = 0..<0
 
   /// When the batch at hand was begun, 0 while waiting: for the watchdog.
   let busySince = Atomic<UInt64>(0)

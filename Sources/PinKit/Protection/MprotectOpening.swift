@@ -83,7 +83,7 @@ enum MprotectOpening {
     guard domain.owed.load(ordering: .relaxed) != 0 else { return true }
     if !isTold {
       FirstWriteCallbacks.call(domain, page: page, opening: page..<page + 1)
-      domain.table.insert(.told, at: page)
+      domain.table.noteTold(page)
     }
     return domain.withOwedBytes { $0.keep(page..<page + 1, in: domain) } != .held
   }
@@ -121,7 +121,7 @@ enum MprotectOpening {
         domain.counters.add(.openedPages)
         domain.counters.add(.faultAroundPages)
       } else {
-        table.insert(.told, at: page)
+        table.noteTold(page)
       }
       table.releaseClaim(page)
     }

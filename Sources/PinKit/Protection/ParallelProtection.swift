@@ -11,7 +11,7 @@ enum ParallelProtection {
   /// Short runs are handed out by the dozen.
   private static let runsInPiece = 64
   /// In nanoseconds: a thread is started for work of this length.
-  private static let worthThread: UInt64 = 1_000_000
+  private static let worthThread = 1e6
   private static let mostThreads = 4
 
   /// What the threads share.
@@ -65,7 +65,7 @@ enum ParallelProtection {
     if let failure { return failure }
     // Cut into pieces, fast work would be slow.
     let left = rest.reduce(0) { $0 + $1.count }
-    guard (Kernel.now() - begun) * UInt64(left) / UInt64(head.count) > worthThread else {
+    guard Double(Kernel.now() - begun) * Double(left) / Double(head.count) > worthThread else {
       return Job(descriptor, [rest[...]]).run() ?? .done
     }
     return protectByThreads(pieces(rest), descriptor)

@@ -35,7 +35,11 @@ extension RegionProtection {
   /// Replaces the first-write callbacks. When it returns, no earlier one is running.
   func setCallbacks(_ callbacks: FirstWriteCallbacks?) {
     let new = callbacks.map { UInt(bitPattern: unsafe Unmanaged.passRetained($0).toOpaque()) } ?? 0
-    let old = exclusive { $0.callbacks.exchange(new, ordering: .sequentiallyConsistent) }
+    let old = exclusive { domain in
+      let old = domain.callbacks.exchange(new, ordering: .sequentiallyConsistent)
+      if new != 0 { domain.table.forgetTold() }
+      return old
+    }
     if old != 0 { unsafe Unmanaged<FirstWriteCallbacks>.fromOpaque(UnsafeRawPointer(bitPattern: old)!).release() }
   }
 

@@ -15,6 +15,9 @@ class OwedBytes: @unchecked Sendable {  // subclasses hold atomics and prealloca
   /// Keeps the bytes of `pages`, which this thread has claimed and nobody can write.
   func keep(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> Verdict { .kept }
 
+  /// The same for pages that nobody waits for, or not for all of them: where there is no room, nobody is held and nothing is given up.
+  func keepAhead(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> Verdict { .kept }
+
   /// The kernel drops `pages` behind PinKit's back: their bytes cannot be kept any more. `isQuiet` if nothing was kept since the
   /// drop may have begun, so that what is on record as kept was kept before.
   func lose(_ pages: Range<Int>, isQuiet: Bool) {}

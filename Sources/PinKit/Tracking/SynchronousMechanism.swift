@@ -36,6 +36,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   private func protectAll(_ armed: (borrowing FaultDomain) -> Void) throws(PinError) {
     try protection.untilDone(.writeTracking, .pages(0..<pageCount)) { domain, _ throws(PinError) in
       domain.table.discarded.drain { _ in }
+      domain.table.forgetTold()
       domain.table.open.drain { Self.forget($0, domain.table) }
       let done = try self.protectAll(domain)
       if done { armed(domain) }
@@ -78,6 +79,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     defer { dirty = taken }
     try protection.untilDone(event, .open) { domain, _ throws(PinError) in
       let table = domain.table
+      table.forgetTold()
       var dropped: [Range<Int>] = []
       table.discarded.drain { dropped.append($0) }
       var opened = DirtySet(pageCount: self.pageCount)

@@ -187,10 +187,15 @@ import Testing
   func injected(_ mechanism: WriteTracking.Mechanism) async {
     await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
       ct_deadline(100)
-      let calls: [Injection.Call] = [.mmap, .madvise, .register, .writeProtect, .mprotect, .pwrite, .open]
+      let all: [Injection.Call] = [.mmap, .madvise, .register, .writeProtect, .mprotect, .pwrite, .open]
+      let others: [(Injection.Call, Errno, PinError.Code?)] = [
+        (.pwrite, .noSpace, .outOfSpace), (.pwrite, .interrupted, nil), (.open, .tooManyOpenFiles, .limitReached),
+        (.register, .resourceBusy, .inUse), (.writeProtect, .resourceTemporarilyUnavailable, nil),
+        (.writeProtect, .interrupted, nil), (.mmap, .resourceTemporarilyUnavailable, .system),
+      ]
       var refusals = 0
-      for call in calls {
-        for skip in 0..<8 {
+      for (call, errno, expected) in all.map({ ($0, Errno.noMemory, .outOfMemory) }) + others {
+        for skip in 0..<(errno == .noMemory ? 8 : 3) {
           let space = try AddressSpace.forTests()
           let pool = try space.framePool()
           let parent = try space.map(.pool, pages: 16)
@@ -198,7 +203,7 @@ import Testing
           let first = try parent.clone(mechanism: mechanism)
           try parent.store(UInt8(2), toByteOffset: 5 * 4096)
           let pin = HeldPin(try parent.pin(6..<7, .write))
-          Injection.arm(call, .noMemory, skip: skip)
+          Injection.arm(call, errno, skip: skip)
           let code = errorCode {
             let second = try parent.clone(mechanism: mechanism)
             try second.unmap()
@@ -206,7 +211,7 @@ import Testing
           Injection.disarm()
           if let code {
             refusals += 1
-            check(code == .outOfMemory || code == .limitReached, "\(call), \(skip): \(code)")
+            check(code == expected || (errno == .noMemory && code == .limitReached), "\(call) \(errno), \(skip): \(code)")
           }
           let third = try parent.clone(mechanism: mechanism)
           try parent.fill(with: 3)

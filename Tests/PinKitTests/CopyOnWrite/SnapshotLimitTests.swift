@@ -35,6 +35,43 @@ import Testing
     }
   }
 
+  @Test(
+    "W6: a snapshot is not given up for the sake of pages that nobody wrote, up to the last page of its limit",
+    arguments: Mechanisms.synchronous)
+  func neighboursWithoutRoom(_ mechanism: WriteTracking.Mechanism) throws {
+    try Interplay.with { _, region in
+      try region.write(version: 1, to: 0..<64)
+      let snapshot = try region.snapshot(.init(mechanism: mechanism, captureLimit: 7 * 4096, atLimit: .giveUp))
+      // The sixth and the seventh would take neighbours along.
+      try region.write(version: 2, to: [0, 8, 16, 24, 32, 41, 49])
+      #expect(snapshot.capturedBytes == 7 * 4096)
+      #expect(try snapshot.pages(unlike: { _ in 1 }) == [])
+      try region.write(version: 2, to: [57])
+      #expect(code { _ = try snapshot.read(0) } == .snapshotLost)
+    }
+  }
+
+  @Test(
+    "Pages that callbacks were told of, and that there was no room to open, are told of again when their time comes",
+    arguments: [WriteTracking.Mechanism.handlerThread, .inPlace])
+  func toldAgain(_ mechanism: WriteTracking.Mechanism) throws {
+    try Interplay.with { _, region in
+      try region.write(version: 1, to: 0..<64)
+      let told = Mutex<[FirstWrite]>([])
+      let tracker = try region.trackWrites(mechanism, options: .init(faultAround: .adaptive())) { write in
+        told.withLock { $0.append(write) }
+      }
+      let snapshot = try region.snapshot(.init(mechanism: mechanism, captureLimit: 6 * 4096))
+      try region.write(version: 2, to: [0, 8, 16, 24, 32, 41])
+      #expect(told.withLock { $0.last }?.opened == 40..<44)
+      _ = try tracker.collect()
+      snapshot.close()
+      told.withLock { $0 = [] }
+      try region.write(version: 3, to: [42])
+      #expect(told.withLock { $0.map(\.page) } == [42])
+    }
+  }
+
   @Test("W5: a held writer goes on when pages are released", arguments: Mechanisms.synchronous)
   func releases(_ mechanism: WriteTracking.Mechanism) throws {
     try Interplay.with { space, region in

@@ -100,9 +100,9 @@ import Testing
     let isHeld = Shared()
     let mayGoOn = Shared()
     TestHooks.set(.capturing) { page in
-      guard window.contains(page), page != Self.page else { return }
+      // Who came for one of the neighbours by itself would not be held.
+      guard window.contains(page), page != Self.page, isCapturing.add() == 1 else { return }
       isHeld.value = 1
-      isCapturing.value = 1
       _ = spin { mayGoOn.value == 1 }
       isHeld.value = 0
     }
@@ -111,13 +111,14 @@ import Testing
       TestHooks.set(.capturing, nil)
     }
     try TestThread { try region.write(version: 2, to: CollectionOfOne(Self.page)) }.join()
-    try #require(spin { isCapturing.value == 1 })
+    try #require(spin { isHeld.value == 1 })
     #expect(try snapshot.word(Self.page) == Pattern.word(Self.page, 1, 0))
     // Who writes elsewhere is served by another reader.
     try TestThread { try region.write(version: 2, to: CollectionOfOne(17)) }.join()
     #expect(mayGoOn.value == 0 && isHeld.value == 1)
     let other = TestThread { try region.write(version: 2, to: CollectionOfOne(Self.page + 1)) }
     try #require(spin { other.isAsleep })
+    #expect(isCapturing.value == 1)
     #expect(try region.load(fromByteOffset: (Self.page + 1) * 4096, as: UInt64.self) == Pattern.word(Self.page + 1, 1, 0))
     mayGoOn.value = 1
     try other.join()
@@ -172,6 +173,38 @@ import Testing
       #expect(set.keepOwed(Self.page..<Self.page + 1) == .kept)
       held.letGo()
       #expect(spin { code { _ = try snapshot.read(Self.page) } == .snapshotLost })
+    }
+  }
+
+  @Test(
+    "W6: nor while the removal was read and is not noted yet",
+    arguments: [
+      WriteTracking.Mechanism.handlerThread, .inPlace,
+    ])
+  func removalBeforeReadingKept(_ mechanism: WriteTracking.Mechanism) throws {
+    try with(mechanism) { region, snapshot in
+      let isRemoving = Shared()
+      let mayGoOn = Shared()
+      TestHooks.set(.removing) { page in
+        guard page == Self.page else { return }
+        isRemoving.value = 1
+        _ = spin { mayGoOn.value == 1 }
+      }
+      defer { mayGoOn.value = 1 }
+      let dropper = TestThread { try Memory.advise(region.addresses(of: Self.page..<Self.page + 1), .dontNeed) }
+      try #require(spin { isRemoving.value == 1 })
+      try dropper.join()
+      let set = region.attachments.find(SnapshotSet.self)!
+      #expect(set.keepOwed(Self.page..<Self.page + 1) == .kept)
+      let found = Mutex<PinError.Code?>(nil)
+      let reader = TestThread {
+        let code = code { _ = try snapshot.read(Self.page) }
+        found.withLock { $0 = code }
+      }
+      _ = spin(forAtMost: 5) { reader.hasEnded || reader.isAsleep }
+      mayGoOn.value = 1
+      try reader.join()
+      #expect(found.withLock { $0 } == .snapshotLost)
     }
   }
 
