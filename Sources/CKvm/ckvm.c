@@ -34,7 +34,10 @@ static int set_up(struct ckvm *machine) {
   if (machine->device < 0) return -errno;
   int version = call(machine->device, KVM_GET_API_VERSION, NULL);
   if (version != KVM_API_VERSION) return version < 0 ? version : -EOPNOTSUPP;
-  if ((machine->machine = call(machine->device, KVM_CREATE_VM, NULL)) < 0) return machine->machine;
+  // A signal interrupts it, with nothing done.
+  do machine->machine = call(machine->device, KVM_CREATE_VM, NULL);
+  while (machine->machine == -EINTR);
+  if (machine->machine < 0) return machine->machine;
   if ((machine->processor = call(machine->machine, KVM_CREATE_VCPU, NULL)) < 0) return machine->processor;
   int size = call(machine->device, KVM_GET_VCPU_MMAP_SIZE, NULL);
   if (size < 0) return size;
