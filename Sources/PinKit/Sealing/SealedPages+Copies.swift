@@ -45,7 +45,8 @@ extension SealedPages {
       region: child, sealer: sealer, options: options, frames: frames, protection: protection,
       session: try child.session(protection, isUntouched: true))
     _ = try child.attachments.findOrMake(SealedPages.self) { pages }
-    try pages.connect(child)
+    try pages.connect()
+    child.hasSeals.store(true, ordering: .sequentiallyConsistent)
     return pages
   }
 
