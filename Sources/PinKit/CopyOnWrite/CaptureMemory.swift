@@ -68,8 +68,9 @@ final class CaptureRecycler: Sendable {
   /// Nobody uses the memory any more.
   func put(_ memory: CaptureMemory) {
     // A child of fork() has other memory there.
-    guard forkGeneration == Kernel.forkGeneration, !state.withLock({ $0.keepsNothing }), memory.clearMarks() else { return }
-    let (old, isWatched) = state.withLock { state in
+    guard forkGeneration == Kernel.forkGeneration, memory.clearMarks() else { return }
+    let (old, isWatched) = state.withLock { state -> (CaptureMemory?, Bool) in
+      if state.keepsNothing { return (nil, true) }
       let before = (state.spare, state.isWatched)
       state = State(spare: memory, since: Kernel.now(), isWatched: true)
       return before

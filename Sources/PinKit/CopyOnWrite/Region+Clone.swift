@@ -82,45 +82,59 @@ final class Sharing: RegionAttachment {
   ) throws(PinError) -> Region {
     try participant.withLock { id throws(PinError) in
       try frames.prepareTarget()
-      // Pages that are protected by not being mapped are copied through the pool's own mapping.
-      let seals = region.seals
-      if region.backing.mayHaveHugeFrames || seals != nil { try frames.mapDirectly() }
-      // All that can fail, and all that takes time, before anything is shared.
-      let child = unsafe try region.space.mapPool(
-        region.backing.stored == nil ? region.backing : .pool,
-        PoolExtent(pool: frames.pool, extent: frames.base, isOwner: false, policy: reuse),
-        pages: region.pageCount)
-      do throws(PinError) {
-        guard let childFrames = child.frames else { preconditionFailure("a region of pool frames without frames") }
-        try childFrames.prepareTarget()
-        let childSeals = try seals?.inherited(by: child)
-        var failure: PinError?
-        // The clone has no store to get a page from.
-        let supply = region.attachments.find(FilePages.self)
-        try supply?.keepPresent(0..<region.pageCount)
-        defer { supply?.mayLeave() }
-        try arm(&id, region, mechanism) { domain in
-          do throws(PinError) {
-            frames.renewTarget()
-            try frames.share(with: childFrames)
-            if let childSeals { seals?.handOver(to: childSeals) }
-            frames.policy = reuse
-            let raw = unsafe UInt(bitPattern: Unmanaged.passUnretained(shared).toOpaque())
-            domain.sharing.store(raw, ordering: .sequentiallyConsistent)
-            domain.density.reset()
-          } catch { failure = error }
-        }
-        frames.recycleExtents()
-        if let failure { throw failure }
-        try childFrames.mapPieces()
-        if childSeals != nil { try Memory.advise(child.addresses, .dontDump) }
-        try child.beginSharing(session.activeMechanism ?? mechanism)
-        try childSeals?.begin(child, isFirst: false)
-        return child
-      } catch {
-        try? child.unmap()
-        throw error
+      while true { if let child = try clone(&id, region, reuse, mechanism) { return child } }
+    }
+  }
+
+  /// `nil` if the region got a sealer meanwhile, which the clone has to have, too.
+  private func clone(
+    _ id: inout UInt64?, _ region: Region, _ reuse: ReusePolicy, _ mechanism: WriteTracking.Mechanism
+  ) throws(PinError) -> Region? {
+    // Pages that are protected by not being mapped are copied through the pool's own mapping.
+    let seals = region.seals
+    if region.backing.mayHaveHugeFrames || seals != nil { try frames.mapDirectly() }
+    // All that can fail, and all that takes time, before anything is shared.
+    let child = unsafe try region.space.mapPool(
+      region.backing.stored == nil ? region.backing : .pool,
+      PoolExtent(pool: frames.pool, extent: frames.base, isOwner: false, policy: reuse),
+      pages: region.pageCount)
+    do throws(PinError) {
+      guard let childFrames = child.frames else { preconditionFailure("a region of pool frames without frames") }
+      try childFrames.prepareTarget()
+      let childSeals = try seals?.inherited(by: child)
+      var failure: PinError?
+      var isOutdated = false
+      // The clone has no store to get a page from.
+      let supply = region.attachments.find(FilePages.self)
+      try supply?.keepPresent(0..<region.pageCount)
+      defer { supply?.mayLeave() }
+      try arm(&id, region, mechanism) { domain in
+        isOutdated = domain.seals.load(ordering: .acquiring) != seals?.address ?? 0
+        if isOutdated { return }
+        do throws(PinError) {
+          frames.renewTarget()
+          try frames.share(with: childFrames)
+          if let childSeals { seals?.handOver(to: childSeals) }
+          frames.policy = reuse
+          let raw = unsafe UInt(bitPattern: Unmanaged.passUnretained(shared).toOpaque())
+          domain.sharing.store(raw, ordering: .sequentiallyConsistent)
+          domain.density.reset()
+        } catch { failure = error }
       }
+      frames.recycleExtents()
+      if let failure { throw failure }
+      if isOutdated {
+        try? child.unmap()
+        return nil
+      }
+      try childFrames.mapPieces()
+      if childSeals != nil { try Memory.advise(child.addresses, .dontDump) }
+      try child.beginSharing(session.activeMechanism ?? mechanism)
+      try childSeals?.begin(child, first: nil)
+      return child
+    } catch {
+      try? child.unmap()
+      throw error
     }
   }
 

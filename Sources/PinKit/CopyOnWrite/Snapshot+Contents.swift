@@ -53,7 +53,10 @@ extension Snapshot {
   ) throws {
     precondition(chunk > 0, "a chunk has at least one page")
     let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: chunk * pageSize, alignment: 4096)
-    defer { unsafe buffer.deallocate() }
+    defer {
+      if region.hasSeals.load(ordering: .relaxed) { unsafe Memory.wipe(AddressRange(buffer)) }
+      unsafe buffer.deallocate()
+    }
     for run in try storedRuns() {
       for start in stride(from: run.lowerBound, to: run.upperBound, by: chunk) {
         let pages = start..<min(start + chunk, run.upperBound)

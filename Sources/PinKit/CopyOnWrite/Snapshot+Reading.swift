@@ -52,7 +52,12 @@ extension Snapshot {
       do throws(PinError) {
         unsafe try copy(page..<page + 1, into: UnsafeMutableRawBufferPointer(buffer))
         count = pageSize
-      } catch { failure = error }
+      } catch {
+        failure = error
+        if region.hasSeals.load(ordering: .relaxed) {
+          unsafe Memory.wipe(AddressRange(UnsafeMutableRawBufferPointer(buffer)))
+        }
+      }
     }
     if let failure { throw failure }
     return bytes

@@ -90,7 +90,6 @@ internal import Synchronization
     let previous = state.newest
     var refusal: PinError?
     let memory = region.table.hasDeniedPages ? try? ProcessMemory() : nil
-    let seals = region.seals
     let armed = { (domain: borrowing FaultDomain) in
       refusal = Self.keepPinned(store, memory, domain)
       if refusal != nil { return }
@@ -98,7 +97,8 @@ internal import Synchronization
       domain.owed.store(
         UInt(bitPattern: unsafe Unmanaged.passUnretained(store).toOpaque()), ordering: .sequentiallyConsistent)
       domain.density.reset()
-      seals?.noteMoment(store)
+      // Asked here and not before: sealers are set under the session's lock, too.
+      domain.withSeals { unsafe unsafeDowncast($0, to: SealedPages.self).noteMoment(store) }
       pause = Kernel.now() - domain.exclusiveSince.load(ordering: .relaxed)
     }
     var changes = DirtySet(pageCount: region.pageCount)

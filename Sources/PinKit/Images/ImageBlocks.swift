@@ -1,3 +1,5 @@
+internal import Synchronization
+
 /// Cuts the stored pages of an image, in order, into the blocks that have checksums: each but the last holds ``size`` bytes.
 struct ImageBlocks: Sequence, IteratorProtocol {
   /// In bytes. Every page size that an image can have divides it.
@@ -47,8 +49,24 @@ struct BlockBuffers: ~Copyable {
   /// One is filled and hashed by the CPU while the others are on their way.
   static let count = 4
   private let memory: Mapping
+  private let holdsSecrets: () -> Bool
+  /// The most that was asked for of any.
+  private let used = Atomic<Int>(0)
 
-  init() throws(PinError) { memory = try Mapping(count: Self.count * ImageBlocks.size) }
+  /// - Parameter holdsSecrets: Asked when the buffers are freed: whether they are wiped first.
+  init(holdsSecrets: @escaping () -> Bool) throws(PinError) {
+    memory = try Mapping(count: Self.count * ImageBlocks.size)
+    self.holdsSecrets = holdsSecrets
+    // Without these a child or a core dump has pages that the region keeps out of both.
+    for advice in [Memory.Advice.dontFork, .dontDump] { try? Memory.advise(memory.range, advice) }
+  }
+
+  deinit {
+    if holdsSecrets() {
+      for index in 0..<Self.count { Memory.wipe(range(index, count: used.load(ordering: .relaxed))) }
+    }
+    TestHooks.reach(.freeingBuffers, page: Int(memory.range.start))
+  }
 
   func range(_ index: Int, _ offset: Int = 0, count: Int) -> AddressRange {
     AddressRange(start: memory.range.start + UInt(index * ImageBlocks.size + offset), count: count)
@@ -56,7 +74,8 @@ struct BlockBuffers: ~Copyable {
 
   /// The first `count` bytes of a buffer, good for as long as the buffers are.
   func bytes(_ index: Int, count: Int) -> UnsafeMutableRawBufferPointer {
-    unsafe UnsafeMutableRawBufferPointer(
+    if count > used.load(ordering: .relaxed) { used.store(count, ordering: .relaxed) }
+    return unsafe UnsafeMutableRawBufferPointer(
       start: UnsafeMutableRawPointer(bitPattern: range(index, count: count).start), count: count)
   }
 }

@@ -15,13 +15,13 @@ struct ImageReader: ~Copyable {
   private var hole = 0..<0
   private(set) var bytesRead = 0
 
-  static func open(_ image: SnapshotImage) throws(PinError) -> ImageReader {
+  static func open(_ image: SnapshotImage, holdsSecrets: @escaping () -> Bool) throws(PinError) -> ImageReader {
     let file = try NamedFile.open(image.path)
     let attributes = try file.attributes()
     guard attributes.isRegular, attributes.size == image.byteCount else {
       throw .wrongSize(attributes.size, of: image.path, expected: image.byteCount)
     }
-    return ImageReader(image, file, try BlockBuffers())
+    return ImageReader(image, file, try BlockBuffers(holdsSecrets: holdsSecrets))
   }
 
   private init(_ image: SnapshotImage, _ file: consuming NamedFile, _ buffers: consuming BlockBuffers) {

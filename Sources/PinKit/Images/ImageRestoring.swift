@@ -3,6 +3,12 @@ protocol ImageTarget {
   /// Consecutive pages and their bytes.
   mutating func put(_ pages: Range<Int>, _ bytes: UnsafeRawBufferPointer) throws(PinError)
   mutating func putZeros(_ pages: Range<Int>) throws(PinError)
+  /// Whether the pages may be sealed ones: what they were read into is wiped.
+  var holdsSecrets: () -> Bool { get }
+}
+
+extension ImageTarget {
+  var holdsSecrets: () -> Bool { { false } }
 }
 
 /// Puts a chain of images together.
@@ -20,10 +26,10 @@ enum ImageRestoring {
     var tally = ImageTally(
       operation: operation, pagesTotal: chain.reduce(0) { $0 + $1.storedPages.count } + newest.reduce(0) { $0 + $1.count })
     try tally.begin(progress)
-    for image in chain { try image.verify(&tally, progress) }
+    for image in chain { try image.verify(&tally, holdsSecrets: target.holdsSecrets, progress) }
 
     for (image, wanted) in zip(chain, newest) where !wanted.isEmpty {
-      var reader = try ImageReader.open(image)
+      var reader = try ImageReader.open(image, holdsSecrets: target.holdsSecrets)
       let bytesBefore = tally.state.bytesTransferred
       unsafe try reader.read(wanted) { (block, bytesRead) throws(PinError) in
         let pages = unsafe try apply(block, wanted, pageSize: image.pageSize, &target)

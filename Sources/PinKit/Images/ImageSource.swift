@@ -20,11 +20,14 @@ protocol ImageSource {
   func copy(pages: Range<Int>, into target: UnsafeMutableRawBufferPointer) throws(PinError)
   /// Whether the pages are known to be zeros without looking at them: untouched memory costs a look at its list of pages only.
   func isKnownZero(_ pages: Range<Int>) -> Bool
+  /// Whether its pages may be sealed ones: what they were copied to is wiped.
+  var holdsSecrets: () -> Bool { get }
   /// The pages have been copied, and will not be asked for again.
   func release(_ pages: Range<Int>) throws(PinError)
 }
 
 extension ImageSource {
+  var holdsSecrets: () -> Bool { { false } }
   func isKnownZero(_ pages: Range<Int>) -> Bool { false }
   func release(_ pages: Range<Int>) throws(PinError) {}
 }

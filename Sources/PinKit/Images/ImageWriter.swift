@@ -15,7 +15,8 @@ enum ImageWriter {
   ) throws(PinError) -> SnapshotImage {
     let pages = try check(source)
     var files = try ImageFiles.begin(path, replacing: replacing, size: source.pageSize * source.pageCount)
-    let checksums = try stream(source, to: files.descriptor, path: path, buffers: try BlockBuffers(), progress)
+    let checksums = try stream(
+      source, to: files.descriptor, path: path, buffers: try BlockBuffers(holdsSecrets: source.holdsSecrets), progress)
     let header = ImageHeader(
       identity: source.identity, parent: source.parent, pageSize: source.pageSize, pageCount: source.pageCount,
       backing: source.backing, pages: pages, checksums: checksums)

@@ -1,3 +1,5 @@
+internal import Synchronization
+
 extension Region {
   /// Makes every page of the region what it was when the last of the images was taken. Blocks while it reads them twice.
   ///
@@ -67,6 +69,8 @@ private struct RestoredRegion: ImageTarget {
     zeros = page
   }
 
+  var holdsSecrets: () -> Bool { { [region] in region.hasSeals.load(ordering: .relaxed) } }
+
   mutating func put(_ pages: Range<Int>, _ bytes: UnsafeRawBufferPointer) throws(PinError) {
     hasChanged = true
     try unsafe region.copy(bytes, toByteOffset: pages.lowerBound * region.pageSize)
@@ -91,6 +95,7 @@ private struct RestoredRegion: ImageTarget {
   private mutating func isZero(_ index: Int) throws(PinError) -> Bool {
     let region = region
     let result: Result<Bool, PinError> = unsafe page.withUnsafeMutableBytes { bytes in
+      defer { if region.hasSeals.load(ordering: .relaxed) { unsafe Memory.wipe(AddressRange(bytes)) } }
       do throws(PinError) {
         try unsafe region.copy(fromByteOffset: index * region.pageSize, into: bytes)
         return .success(UnsafeRawBufferPointer(bytes).isZero)

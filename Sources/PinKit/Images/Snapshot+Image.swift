@@ -52,6 +52,7 @@ private struct SnapshotSource: ImageSource {
   var pageSize: Int { snapshot.pageSize }
   var pageCount: Int { snapshot.pageCount }
   var identity: SnapshotIdentity { snapshot.identity }
+  var holdsSecrets: () -> Bool { { [region = snapshot.region] in region.hasSeals.load(ordering: .relaxed) } }
   var backing: String { snapshot.region.backing.description }
 
   func isKnownZero(_ pages: Range<Int>) -> Bool { stored.isDisjoint(with: pages) }

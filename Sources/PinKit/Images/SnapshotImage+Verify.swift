@@ -11,13 +11,13 @@ extension SnapshotImage {
   ) throws(PinError) {
     var tally = ImageTally(operation: "verify \(path)", pagesTotal: storedPages.count)
     try tally.begin(progress)
-    try verify(&tally, progress)
+    try verify(&tally, holdsSecrets: { false }, progress)
   }
 
   func verify(
-    _ tally: inout ImageTally, _ progress: (ImageProgress) -> ImageProgress.Decision
+    _ tally: inout ImageTally, holdsSecrets: @escaping () -> Bool, _ progress: (ImageProgress) -> ImageProgress.Decision
   ) throws(PinError) {
-    var reader = try ImageReader.open(self)
+    var reader = try ImageReader.open(self, holdsSecrets: holdsSecrets)
     let bytesBefore = tally.state.bytesTransferred
     unsafe try reader.read(storedPages) { (block, bytesRead) throws(PinError) in
       unsafe try tally.add(pages: block.runs.pageTotal, bytes: bytesBefore + bytesRead, progress)

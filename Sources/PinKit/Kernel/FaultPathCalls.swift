@@ -11,6 +11,8 @@ enum UffdResult: Sendable, Hashable {
   case refused(errno: CInt)
 
   static let badDescriptor = Errno.badFileDescriptor.rawValue
+  /// Of a page to be mapped that is not there, or not any more.
+  static let noPage = Errno.badAddress.rawValue
 
   @inline(__always) init(_ result: CInt) {
     switch -result {

@@ -61,6 +61,8 @@ enum TestHooks {
     case readerIdle
     /// A file of an image was made, renamed, removed or synced; gets the number of such steps of this image so far.
     case imageStep
+    /// The buffers of an image are about to be unmapped; gets the address of the first.
+    case freeingBuffers
   }
 
   typealias Hook = @Sendable (Int) -> Void

@@ -34,6 +34,9 @@ extension Region {
   /// The region's memory is left out of core dumps. It is protected by handler threads, as a clone's is; where it is protected in another way
   /// already, stop that first.
   ///
+  /// Of a call of another thread at the same moment that protects the region (a snapshot, a clone, a tracker) one comes first. If that is this
+  /// one, the other knows of the sealer; otherwise this one throws `.inUse`, and nothing has changed.
+  ///
   /// - Throws: ``PinError``: `.unsupported` unless the region is of `.pool` memory on small pages, `.inUse` if it has a sealer or is tracked,
   ///   `.invalidArgument` for an idle time that is not above 0 or a record of more than 4 KiB, `.permissionDenied`, `.outOfMemory`, `.unmapped`.
   public func setSealer(_ sealer: any PageSealer, _ options: SealingOptions = .init()) throws(PinError) {
@@ -55,16 +58,27 @@ extension Region {
         .invalidArgument, operation: "setSealer", range: addresses,
         advice: "The idle time is above 0 seconds, and a sealer's record has at most 4096 bytes.")
     }
-    guard try protection().slotIndex == nil, attachments.find(SealedPages.self) == nil else {
+    let protection = try protection()
+    // A discard that found no protection drops bytes that could be sealed by then.
+    _ = unwatchedDiscards.lockExclusive()
+    unwatchedDiscards.unlockExclusive()
+    guard protection.slotIndex == nil, attachments.find(SealedPages.self) == nil else {
       throw .hasSealer(addresses)
     }
     let pages = try SealedPages(region: self, sealer: sealer, options: options)
     guard try attachments.findOrMake(SealedPages.self, { pages }) === pages else { throw .hasSealer(addresses) }
     do throws(PinError) {
-      try pages.connect(self)
-      try pages.begin(self, isFirst: true)
+      let snapshots = try SnapshotSet.of(self)
+      let first = TrackingSession.FirstParticipant(
+        willProtect: { () throws(PinError) in
+          try pages.connect()
+          snapshots.keepNoCopies()
+        },
+        didFail: { pages.disconnect(self) })
+      try pages.begin(self, first: first)
     } catch {
-      pages.disconnect(self)
+      try attachments.findOrMake(RefusedSealers.self) { RefusedSealers() }.keep(pages)
+      attachments.remove(SealedPages.self)
       throw error
     }
   }
@@ -129,27 +143,37 @@ extension PinError {
 }
 
 extension SealedPages {
-  /// Makes itself known to the fault path, before anything is protected.
-  func connect(_ region: Region) throws(PinError) {
+  /// Makes itself known to the fault path, before anything is protected. The region's calls know of it when all is.
+  func connect() throws(PinError) {
     try frames.mapDirectly()
-    region.attachments.find(SnapshotSet.self)?.keepNoCopies()
     try Memory.advise(addresses, .dontDump)
     unsafe protection.domain.pointee.hasMinorFaults.store(true, ordering: .sequentiallyConsistent)
-    let raw = unsafe UInt(bitPattern: Unmanaged.passUnretained(self as AccessDecision).toOpaque())
-    unsafe protection.domain.pointee.seals.store(raw, ordering: .sequentiallyConsistent)
-    region.hasSeals.store(true, ordering: .sequentiallyConsistent)
+    unsafe protection.domain.pointee.seals.store(address, ordering: .sequentiallyConsistent)
   }
 
-  func disconnect(_ region: Region) {
+  /// As the fault path knows it.
+  var address: UInt { unsafe UInt(bitPattern: Unmanaged.passUnretained(self as AccessDecision).toOpaque()) }
+
+  fileprivate func disconnect(_ region: Region) {
     region.hasSeals.store(false, ordering: .sequentiallyConsistent)
-    unsafe protection.domain.pointee.seals.store(0, ordering: .sequentiallyConsistent)
-    unsafe protection.domain.pointee.hasMinorFaults.store(false, ordering: .sequentiallyConsistent)
-    region.attachments.remove(SealedPages.self)
+    // A reader that died may have taken the lock with it.
+    if protection.failure == nil {
+      protection.exclusive { Self.forget($0) }
+    } else {
+      unsafe Self.forget(protection.domain.pointee)
+    }
   }
 
-  /// - Parameter isFirst: Whether nothing may protect the region yet, as for a clone that somebody else has begun to protect.
-  func begin(_ region: Region, isFirst: Bool) throws(PinError) {
-    let id = try session.join(region, .handlerThread, keepsPages: false, isFirst: isFirst) { _ in }
+  private static func forget(_ domain: borrowing FaultDomain) {
+    domain.seals.store(0, ordering: .sequentiallyConsistent)
+    domain.hasMinorFaults.store(false, ordering: .sequentiallyConsistent)
+  }
+
+  /// - Parameter first: Given where nothing may protect the region yet, unlike a clone that somebody else has begun to protect.
+  func begin(_ region: Region, first: TrackingSession.FirstParticipant?) throws(PinError) {
+    let id = try session.join(region, .handlerThread, keepsPages: false, first: first) { _ in
+      region.hasSeals.store(true, ordering: .sequentiallyConsistent)
+    }
     participant.withLock { $0 = id }
     let period = options.idleSeconds.map(Kernel.nanoseconds)
     let last = Shared(Kernel.now())
@@ -176,4 +200,10 @@ extension SealedPages {
     var time: UInt64
     init(_ time: UInt64) { self.time = time }
   }
+}
+
+/// Sealers that could not be set. A signal handler may still look at one: they stay as long as the region.
+private final class RefusedSealers: Sendable {
+  private let list = Mutex<[SealedPages]>([])
+  func keep(_ pages: SealedPages) { list.withLock { $0.append(pages) } }
 }

@@ -41,7 +41,8 @@ extension SealedPages {
   func inherited(by child: Region) throws(PinError) -> SealedPages {
     let pages = try SealedPages(region: child, sealer: sealer, options: options, isUntouched: true)
     _ = try child.attachments.findOrMake(SealedPages.self) { pages }
-    try pages.connect(child)
+    try pages.connect()
+    child.hasSeals.store(true, ordering: .sequentiallyConsistent)
     return pages
   }
 

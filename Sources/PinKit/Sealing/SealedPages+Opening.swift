@@ -5,6 +5,7 @@ internal import Synchronization
 extension SealedPages {
   /// Lets the caller, who has claimed the page, at its bytes: opens it if it is sealed. `nil`, or why not.
   func letIn(_ page: Int, isFault: Bool, in domain: borrowing FaultDomain) -> AccessRefusal? {
+    if isLost(domain) { return .lost }
     if poisoned.contains(page) { return refuse(page, isFault, .poisoned) }
     guard sealed.contains(page) else {
       if options.idleSeconds != nil { noteUse(page..<page + 1) }
@@ -78,6 +79,7 @@ extension SealedPages {
       let refusal = shared { domain -> AccessRefusal? in
         for page in part { _ = table.claim(page) }
         defer { for page in part { table.releaseClaim(page) } }
+        if isLost(domain) { return .lost }
         var first = next
         defer { if insists { map(first..<next, in: domain) } }
         while next < part.upperBound {
@@ -119,10 +121,12 @@ extension SealedPages {
   }
 
   func error(_ refusal: AccessRefusal, _ page: Int) -> PinError {
+    if refusal == .lost, let failure = protection.failure { return failure }
     let (code, advice): (PinError.Code, String) =
       switch refusal {
       case .poisoned: (.tampered, "Its sealed bytes were changed: discard the page, it never opens again.")
       case .sealed: (.sealed, "Call makeAccessible(_:) first: the region was told not to open pages by itself.")
+      case .lost: (.handlerLost, "The region can no longer be watched: unmap it.")
       case .keyGone: (.keyGone, "The sealer has lost its key, or was closed.")
       case .held: (.timedOut, "A snapshot has no room for the page's sealed bytes: close it.")
       }

@@ -58,6 +58,7 @@ extension SealedPages {
   private func sealClaimed(
     _ pages: Range<Int>, _ invalidation: inout Invalidation?, _ domain: borrowing FaultDomain
   ) -> PinError? {
+    if let failure = protection.failure { return failure }
     // A snapshot that comes in between needs the lock alone.
     let moments = openMoments()
     var frozen: [Int] = []
@@ -73,6 +74,9 @@ extension SealedPages {
     defer { for page in frozen { thaw(page) } }
     guard let first = frozen.first, let last = frozen.last else { return nil }
     let span = first..<last + 1
+    // A region that fails is closed if this was true by then, and left as it is otherwise: one of the two sees the other.
+    hasEverSealed.store(true, ordering: .sequentiallyConsistent)
+    if let failure = protection.failure { return failure }
     table.clear(span)
     defer { table.set(span) }
     // The kernel waits until no processor has the old entries any more.
@@ -80,7 +84,6 @@ extension SealedPages {
     if result != 0 { return .kernel(Int(result), "madvise", domain.addresses(of: span)) }
     invalidation?.invalidateRange(span)
     TestHooks.reach(.sealing, page: first)
-    hasEverSealed.store(true, ordering: .sequentiallyConsistent)
     for page in frozen {
       do throws(PinError) { try transform(page) } catch { return error }
     }

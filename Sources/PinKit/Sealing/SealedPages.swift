@@ -100,8 +100,18 @@ internal import Synchronization
   override func admit(_ page: Int, in domain: borrowing FaultDomain) -> AccessRefusal? {
     letIn(page, isFault: true, in: domain)
   }
-  override func isRefused(_ page: Int) -> Bool { refused.contains(page) }
+  override func isRefused(_ page: Int) -> Bool { unsafe refused.contains(page) || isClosed(protection.domain.pointee) }
   override var mayHaveSealedBytes: Bool { hasEverSealed.load(ordering: .sequentiallyConsistent) }
+
+  /// Whether the region failed, and there may be pages that are sealed, or half of whose bytes are: none of them opens any more.
+  func isLost(_ domain: borrowing FaultDomain) -> Bool {
+    mayHaveSealedBytes && domain.failure.load(ordering: .sequentiallyConsistent) != 0
+  }
+  /// Whether it has been made inaccessible for that.
+  private func isClosed(_ domain: borrowing FaultDomain) -> Bool {
+    isLost(domain) && domain.delivery.load(ordering: .acquiring) == .none
+  }
+
   override func isSealed(_ page: Int) -> Bool { sealed.contains(page) }
   override func noteUse(_ pages: Range<Int>) {
     used.insert(pages)

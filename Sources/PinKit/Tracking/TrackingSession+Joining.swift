@@ -2,6 +2,12 @@ internal import Logging
 internal import Synchronization
 
 extension TrackingSession {
+  /// What somebody who changes how a region is protected does before anything is, and if that fails. Nobody else joins or arms meanwhile.
+  struct FirstParticipant {
+    var willProtect: () throws(PinError) -> Void
+    var didFail: () -> Void
+  }
+
   /// Adds a participant, and protects every page that is not.
   ///
   /// A region that is tracked by `.asynchronous` changes over to a synchronous mechanism. In between nobody watches: its trackers get
@@ -10,13 +16,13 @@ extension TrackingSession {
   /// - Parameters:
   ///   - keepsPages: Whether it will ask which pages were written.
   ///   - armed: See ``TrackingMechanism/start(armed:)``.
-  ///   - isFirst: Whether it is an error if the region is protected already.
+  ///   - first: Of a participant for which it is an error if the region is protected already.
   func join(
-    _ region: Region, _ wanted: WriteTracking.Mechanism, keepsPages: Bool, isFirst: Bool = false,
+    _ region: Region, _ wanted: WriteTracking.Mechanism, keepsPages: Bool, first: FirstParticipant? = nil,
     armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) -> UInt64 {
     try state.withLock { state throws(PinError) in
-      if isFirst, state.mechanism != nil {
+      if first != nil, state.mechanism != nil || protection.slotIndex != nil {
         throw PinError(
           .inUse, operation: "protect a region", range: addresses, advice: "It is tracked, cloned or snapshotted already.")
       }
@@ -27,6 +33,7 @@ extension TrackingSession {
       }
       let id = state.add(Share(pending: DirtySet(pageCount: pageCount), keepsNothing: !keepsPages))
       do throws(PinError) {
+        try first?.willProtect()
         if state.mechanism?.kind == .asynchronous {
           try changeOver(&state, wanted, region, armed: armed)
         } else if state.mechanism != nil, !state.isSuspended {
@@ -45,6 +52,7 @@ extension TrackingSession {
         return id
       } catch {
         state.trackers[id] = nil
+        first?.didFail()
         throw error
       }
     }

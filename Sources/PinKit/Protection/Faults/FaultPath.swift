@@ -288,7 +288,8 @@ enum FaultPath {
   /// How many pages are mapped for one that is read, where pages are protected by not being mapped.
   private static let readAround = 16
 
-  /// Maps pages that are there but not mapped, protected, for whoever reads them. `page` is claimed.
+  /// Maps pages that are there but not mapped, protected, for whoever reads them. `page` is claimed. Its neighbours are mapped if that is
+  /// possible; if it cannot be mapped itself although it is there, its reader would fault for ever.
   private static func mapForReading(_ page: Int, in domain: borrowing FaultDomain) -> FaultResolution {
     let limit = min((page & ~(readAround - 1)) + readAround, domain.table.pageCount)
     var end = page + 1
@@ -304,21 +305,27 @@ enum FaultPath {
     defer { for other in page + 1..<end { domain.table.releaseClaim(other) } }
     var rest = domain.addresses(of: page..<end)
     let all = rest
-    let descriptor = domain.descriptor.load(ordering: .acquiring)
     var step = rest.count
     while !rest.isEmpty {
       let next = AddressRange(start: rest.start, count: min(step, rest.count))
-      let (result, bytes) = Uffd.mapExisting(descriptor, next, protected: true)
+      let (result, bytes) = Uffd.mapExisting(domain.descriptor.load(ordering: .acquiring), next, protected: true)
       switch result {
       case .done: rest = AddressRange(start: rest.start + UInt(bytes), end: rest.end)
       case .again: return .retry
+      case .refused(UffdResult.badDescriptor):
+        if domain.useSpareDescriptor() { continue }
+        domain.fail(.descriptorClosed, errno: result.errno)
+        return .failed
       // One call maps within one mapping, and pages that went to other frames have mappings of their own.
-      case .gone where step > Memory.pageSize: step = Memory.pageSize
+      case .gone where step > Memory.pageSize, .refused where step > Memory.pageSize: step = Memory.pageSize
+      case .refused(let errno) where next.start == all.start && errno != UffdResult.noPage:
+        domain.fail(.refused, errno: errno)
+        return .failed
       default: rest = AddressRange(start: next.end, end: rest.end)
       }
     }
     domain.withSeals { $0.noteUse(page..<end) }
-    Uffd.wake(descriptor, all)
+    wake(page..<end, in: domain)
     return .opened
   }
 

@@ -61,6 +61,8 @@ enum AccessRefusal: Sendable, Hashable {
   case sealed, poisoned, keyGone
   /// A snapshot has no room for them as they are.
   case held
+  /// The region has failed, maybe in the middle of opening or sealing a page.
+  case lost
 }
 
 /// Where pages come from that are not there yet, and who must agree before they are written: the decisions that stores plug into the fault
