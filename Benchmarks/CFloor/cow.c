@@ -15,18 +15,20 @@ struct cfloor_cow {
   int huge;
 };
 
-pid_t floor_fork(void) {
+FLOOR_IN_CHILD pid_t floor_fork(void) {
   pid_t child = (pid_t)syscall(SYS_clone, 0, 0, 0, 0, 0);
   return child < 0 ? -errno : child;
 }
 
-void floor_keep_only(int fd) {
+FLOOR_IN_CHILD void floor_keep_only(int fd) {
   if (fd > 0) syscall(SYS_close_range, 0, fd - 1, 0);
   syscall(SYS_close_range, fd + 1, ~0u, 0);
 }
 
 // Not through the C library: a sanitizer has a say there, and waits for threads that the child does not have.
-void floor_exit(int status) { syscall(SYS_exit_group, status); }
+FLOOR_IN_CHILD _Noreturn void floor_exit(int status) {
+  for (;;) syscall(SYS_exit_group, status);
+}
 
 int floor_reap(pid_t child, int *status) {
   while (waitpid(child, status, __WALL) < 0)
@@ -62,7 +64,7 @@ void cfloor_cow_close(struct cfloor_cow *cow) {
   free(cow);
 }
 
-int64_t cfloor_cow_pause(struct cfloor_cow *cow) {
+FLOOR_IN_CHILD int64_t cfloor_cow_pause(struct cfloor_cow *cow) {
   int error = restore(cow), status;
   if (error < 0) return error;
   uint64_t start = cfloor_now();
@@ -80,7 +82,7 @@ struct sharer {
   int gate;  // the child reads its other end; nothing is ever written
 };
 
-static int share(struct sharer *out) {
+FLOOR_IN_CHILD static int share(struct sharer *out) {
   int ends[2];
   if (pipe2(ends, O_CLOEXEC)) return -errno;
   pid_t child = floor_fork();

@@ -9,6 +9,13 @@
 
 #define FLOOR_PAGE ((uint64_t)4096)
 
+// What runs in a child of floor_fork: a sanitizer's locks may have been held by threads that the child does not have.
+#ifdef __clang__
+#define FLOOR_IN_CHILD __attribute__((disable_sanitizer_instrumentation))
+#else
+#define FLOOR_IN_CHILD
+#endif
+
 static inline uint64_t floor_load(const _Atomic uint64_t *word) {
   return atomic_load_explicit(word, memory_order_relaxed);
 }
@@ -52,6 +59,6 @@ pid_t floor_fork(void);
 void floor_keep_only(int fd);
 // Waits for such a child. 0 or -errno; *status as waitpid(2) gives it.
 int floor_reap(pid_t child, int *status);
-void floor_exit(int status);
+_Noreturn void floor_exit(int status);
 
 #endif

@@ -21,7 +21,7 @@ static int write_all(uint64_t at, uint64_t end, int fd) {
   return 0;
 }
 
-int64_t cfloor_fork_snapshot(uint64_t base, size_t pages, int fd, int32_t *child) {
+FLOOR_IN_CHILD int64_t cfloor_fork_snapshot(uint64_t base, size_t pages, int fd, int32_t *child) {
   uint64_t start = cfloor_now();
   pid_t forked = floor_fork();
   if (forked == 0) {

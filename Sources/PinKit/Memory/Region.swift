@@ -78,7 +78,6 @@ public final class Region: Sendable {
   deinit {
     // Nobody is inside: accesses hold the region.
     if gate.close() {
-      // A child of fork() has neither the memory nor the threads that wait for the locks it may find taken.
       do throws(PinError) { if isOfThisProcess { try supply?.finish() } } catch {
         space.configuration.logger.critical(
           "a region over a store was dropped, and what had changed in it could not be written: \(error)")
@@ -173,7 +172,8 @@ public final class Region: Sendable {
   }
 
   private func tearDown() {
-    let attached = attachments.all(as: (any RegionAttachment).self)
+    // A child of fork() has neither the threads of these nor their locks, which may have been held at that moment.
+    let attached = isOfThisProcess ? attachments.all(as: (any RegionAttachment).self) : []
     for attachment in attached { attachment.regionWillGo() }
     for attachment in attached { attachment.bytesWillGo() }
     for attachment in attached { attachment.regionWillUnmap() }

@@ -165,7 +165,7 @@ import Testing
         }
         if index == 2 {
           let clone = try tracked.region.clone()
-          _ = try tracked.region.pin(round..<round + 1, .write)
+          _ = try tracked.region.pin(8 + round..<9 + round, .write)
           try clone.unmap()
         }
         if LockRecord.count != 0 { isUneven.value = 1 }
