@@ -115,7 +115,7 @@ extension RegionProtection {
     let isOurs = { (number: CInt) in number >= 0 && Uffd.identity(number) == identity && Uffd.isUserfaultfd(number) }
     if isOurs(descriptor), isOurs(spare) { return false }
     if !isOurs(descriptor) {
-      guard isOurs(spare), domain.useSpareDescriptor() else {
+      guard isOurs(spare), domain.useSpareDescriptor(insteadOf: descriptor) else {
         domain.fail(.descriptorClosed, errno: UffdResult.badDescriptor)
         return false
       }

@@ -63,7 +63,7 @@ extension FilePages {
       case .again:
         counters.add(.retries)
         return .again
-      case .refused(UffdResult.badDescriptor) where domain.useSpareDescriptor(): return .again
+      case .refused(UffdResult.badDescriptor) where domain.useSpareDescriptor(insteadOf: descriptor): return .again
       case .gone where step > Memory.pageSize:
         // The kernel fills one mapping at a time, and pages that went to other frames have mappings of their own.
         step = Memory.pageSize

@@ -157,6 +157,31 @@ import Testing
 
   // MARK: Closed descriptors
 
+  @Test("K3: of several that find the same number closed, one takes the spare and the others go on with it")
+  func spareForSeveral() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(60)
+      for _ in 0..<20 {
+        let tracked = try Tracked(.handlerThread, configure: { $0.logger = LogCapture().logger })
+        let protection = try tracked.region.protection()
+        let closed = unsafe protection.domain.pointee.descriptor.load(ordering: .acquiring)
+        let ready = Shared()
+        let finders = (0..<3).map { _ in
+          HostThread {
+            _ = ready.add()
+            while ready.value < 3 {}
+            unsafe check(protection.domain.pointee.useSpareDescriptor(insteadOf: closed), "no spare")
+          }
+        }
+        for finder in finders { finder.join() }
+        unsafe check(protection.domain.pointee.descriptor.load(ordering: .acquiring) != closed, "the closed one is used")
+        Uffd.close(closed)
+        try tracked.expectExact()
+        try tracked.close()
+      }
+    }
+  }
+
   @Test(
     "One userfaultfd number closed behind PinKit's back: the spare takes over", arguments: Mechanisms.onUserfaultfd,
     [false, true])

@@ -207,11 +207,15 @@ struct FaultDomain: ~Copyable, Sendable {
     return start <= pages.lowerBound && pages.upperBound <= end
   }
 
-  /// Takes the spare in the place of a descriptor that turned out closed; false if there is none. Async-signal-safe.
-  func useSpareDescriptor() -> Bool {
-    let spare = spareDescriptor.exchange(-1, ordering: .sequentiallyConsistent)
-    guard spare >= 0 else { return false }
-    descriptor.store(spare, ordering: .sequentiallyConsistent)
+  /// Takes the spare in the place of `closed`, a descriptor that turned out closed, unless somebody was faster; false if there is none.
+  /// Async-signal-safe.
+  func useSpareDescriptor(insteadOf closed: CInt) -> Bool {
+    let spare = spareDescriptor.load(ordering: .sequentiallyConsistent)
+    if descriptor.load(ordering: .sequentiallyConsistent) != closed { return true }
+    guard spare >= 0, spare != closed else { return false }
+    let isMine = descriptor.compareExchange(expected: closed, desired: spare, ordering: .sequentiallyConsistent).exchanged
+    // In this order, or another thread would find neither.
+    if isMine { _ = spareDescriptor.compareExchange(expected: spare, desired: -1, ordering: .sequentiallyConsistent) }
     Alarm.ring(alarm)
     return true
   }
@@ -229,7 +233,7 @@ struct FaultDomain: ~Copyable, Sendable {
       return false
     case .gone: fail(.mappingChanged, errno: result.errno)
     case .refused(UffdResult.badDescriptor):
-      if useSpareDescriptor() { return false }
+      if useSpareDescriptor(insteadOf: descriptor.load(ordering: .acquiring)) { return false }
       fail(.descriptorClosed, errno: result.errno)
     case .refused: break
     }

@@ -256,8 +256,8 @@ enum FaultPath {
     if delivery == .mprotect { return MprotectOpening.open(pages, in: domain) }
     if domain.hasSource { domain.withSource { $0.willOpen(pages) } }
     if domain.hasMinorFaults.load(ordering: .relaxed), let refusal = mapForWriting(faulted, in: domain) { return refusal }
-    let result = Uffd.unprotect(
-      domain.descriptor.load(ordering: .acquiring), range, wake: delivery == .handlerThread)
+    let descriptor = domain.descriptor.load(ordering: .acquiring)
+    let result = Uffd.unprotect(descriptor, range, wake: delivery == .handlerThread)
     switch result {
     case .done: return .opened
     case .again:
@@ -267,7 +267,7 @@ enum FaultPath {
       // Lifting all protection ends here too; it wakes the waiters itself.
       if domain.delivery.load(ordering: .acquiring) == .none { return .gone }
       domain.fail(.mappingChanged, errno: result.errno)
-    case .refused(UffdResult.badDescriptor) where domain.useSpareDescriptor():
+    case .refused(UffdResult.badDescriptor) where domain.useSpareDescriptor(insteadOf: descriptor):
       return open(pages, faulted: faulted, in: domain, delivery)
     case .refused(let errno):
       domain.fail(errno == UffdResult.badDescriptor ? .descriptorClosed : .refused, errno: errno)
@@ -308,12 +308,13 @@ enum FaultPath {
     var step = rest.count
     while !rest.isEmpty {
       let next = AddressRange(start: rest.start, count: min(step, rest.count))
-      let (result, bytes) = Uffd.mapExisting(domain.descriptor.load(ordering: .acquiring), next, protected: true)
+      let descriptor = domain.descriptor.load(ordering: .acquiring)
+      let (result, bytes) = Uffd.mapExisting(descriptor, next, protected: true)
       switch result {
       case .done: rest = AddressRange(start: rest.start + UInt(bytes), end: rest.end)
       case .again: return .retry
       case .refused(UffdResult.badDescriptor):
-        if domain.useSpareDescriptor() { continue }
+        if domain.useSpareDescriptor(insteadOf: descriptor) { continue }
         domain.fail(.descriptorClosed, errno: result.errno)
         return .failed
       // One call maps within one mapping, and pages that went to other frames have mappings of their own.
@@ -333,7 +334,10 @@ enum FaultPath {
   static func wake(_ pages: Range<Int>, in domain: borrowing FaultDomain) {
     guard domain.delivery.load(ordering: .relaxed) == .handlerThread else { return }
     domain.counters.add(.wakes)
-    let result = Uffd.wake(domain.descriptor.load(ordering: .acquiring), domain.addresses(of: pages))
-    if result == .refused(errno: UffdResult.badDescriptor), domain.useSpareDescriptor() { wake(pages, in: domain) }
+    let descriptor = domain.descriptor.load(ordering: .acquiring)
+    let result = Uffd.wake(descriptor, domain.addresses(of: pages))
+    if result == .refused(errno: UffdResult.badDescriptor), domain.useSpareDescriptor(insteadOf: descriptor) {
+      wake(pages, in: domain)
+    }
   }
 }

@@ -100,7 +100,8 @@ internal import Synchronization
       let begun = Kernel.now()
       let keepsBefore = domain.keepsEnded.load(ordering: .acquiring)
       domain.unsettled.add(1, ordering: .sequentiallyConsistent)
-      let error = batch.read(from: domain.descriptor.load(ordering: .acquiring))
+      let descriptor = domain.descriptor.load(ordering: .acquiring)
+      let error = batch.read(from: descriptor)
       if batch.count > 0 { handleEvents(domain, keepsBefore: keepsBefore) }
       domain.unsettled.subtract(1, ordering: .sequentiallyConsistent)
       if batch.count > 0 {
@@ -114,7 +115,7 @@ internal import Synchronization
         continue
       }
       guard error == UffdResult.again.errno else {
-        if handleReadError(error, domain) { continue }
+        if handleReadError(error, domain, descriptor) { continue }
         return domain.failure.load(ordering: .relaxed) == 0
       }
       if idleSince == 0 { idleSince = begun }
@@ -128,13 +129,13 @@ internal import Synchronization
   }
 
   /// True if reading can go on.
-  private func handleReadError(_ error: CInt, _ domain: borrowing FaultDomain) -> Bool {
+  private func handleReadError(_ error: CInt, _ domain: borrowing FaultDomain, _ descriptor: CInt) -> Bool {
     domain.counters.add(.readerErrors)
     switch error {
     case 0: return false
     case 4: return true  // EINTR
     case UffdResult.badDescriptor:
-      if domain.useSpareDescriptor() { return true }
+      if domain.useSpareDescriptor(insteadOf: descriptor) { return true }
       domain.fail(.descriptorClosed, errno: error)
     default: domain.fail(.refused, errno: error)
     }
