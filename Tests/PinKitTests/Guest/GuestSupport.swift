@@ -43,7 +43,11 @@ extension Region {
 
 extension GuestThread {
   /// Waits until it has come by every page once more.
-  func goRound() -> Bool { advance(horizon - progress + UInt64(walk.wordCount)) }
+  func goRound() -> Bool {
+    // It may have come past its horizon since that was read.
+    let (ahead, behind) = (horizon, progress)
+    return advance((ahead > behind ? ahead - behind : 0) + UInt64(walk.wordCount))
+  }
 
   /// Waits until it has made `count` more stores than it had at the call.
   func advance(_ count: UInt64) -> Bool {
