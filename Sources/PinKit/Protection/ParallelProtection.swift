@@ -60,12 +60,12 @@ enum ParallelProtection {
     guard let first = ranges.first else { return .done }
     let begun = Kernel.now()
     let head = AddressRange(start: first.start, count: min(first.count, largestPiece))
-    let failure = Job(descriptor, [[head]]).run()
+    if let failure = Job(descriptor, [[head]]).run() { return failure }
+    let time = Double(Kernel.now() - begun)
     let rest = Self.rest(of: ranges, behind: head.end)
-    if let failure { return failure }
     // Cut into pieces, fast work would be slow.
     let left = rest.reduce(0) { $0 + $1.count }
-    guard Double(Kernel.now() - begun) * Double(left) / Double(head.count) > worthThread else {
+    guard time * Double(left) / Double(head.count) > worthThread else {
       return Job(descriptor, [rest[...]]).run() ?? .done
     }
     return protectByThreads(pieces(rest), descriptor)

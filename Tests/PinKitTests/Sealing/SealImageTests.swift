@@ -9,6 +9,15 @@ import Testing
   "Buffers of images of sealed regions",
   .enabled(if: ct_has_sanitizer() == 0, "a sanitizer keeps copies, and maps terabytes"))
 struct SealImageTests {
+  /// A region with a sealer, of which one page will hold the secret, and a place for its images.
+  private static func prepare() throws -> (MemoryScan, ImageDirectory, AddressSpace, Region) {
+    ct_deadline(100)
+    let space = try AddressSpace()
+    let region = try space.map(.pool, pages: 64)
+    try region.setSealer(AESGCMSealer())
+    return (MemoryScan(count: 4096), try ImageDirectory(), space, region)
+  }
+
   private static func place(_ secret: MemoryScan, _ page: Int, of region: Region) throws {
     try unsafe region.withUnsafeMutableBytes { bytes in
       unsafe secret.place(in: UnsafeMutableRawBufferPointer(rebasing: bytes[page * 4096..<(page + 1) * 4096]))
@@ -19,12 +28,7 @@ struct SealImageTests {
   func buffers() async { await #expect(processExitsWith: .success) { try Self.buffersInChild() } }
 
   private static func buffersInChild() throws {
-    ct_deadline(100)
-    let secret = MemoryScan(count: 4096)
-    let directory = try ImageDirectory()
-    let space = try AddressSpace()
-    let region = try space.map(.pool, pages: 64)
-    try region.setSealer(AESGCMSealer())
+    let (secret, directory, space, region) = try prepare()
     try place(secret, 9, of: region)
     let freed = Shared()
     let found = Findings()
@@ -67,12 +71,7 @@ struct SealImageTests {
   func copies() async { await #expect(processExitsWith: .success) { try Self.copiesInChild() } }
 
   private static func copiesInChild() throws {
-    ct_deadline(100)
-    let secret = MemoryScan(count: 4096)
-    let directory = try ImageDirectory()
-    let space = try AddressSpace()
-    let region = try space.map(.pool, pages: 64)
-    try region.setSealer(AESGCMSealer())
+    let (secret, directory, space, region) = try prepare()
     for page in 0..<64 where page != 9 { try region.setByte(1, page) }
     let empty = try region.snapshot()
     let image = try empty.write(to: directory("image"))

@@ -46,7 +46,7 @@ enum FaultResolution: Sendable, Hashable {
 enum FaultPath {
   /// - Parameters:
   ///   - isWrite: False only for pages that are protected by not being mapped (minor faults): those may be read at any time.
-  ///   - noteClaims: Told of the pages that are claimed, before anything is done about them.
+  ///   - noteClaims: Told of the pages that are claimed, before anything is done about them, and when there are fewer.
   ///   - noteOpen: Told when the page is open, if its neighbours take a while longer.
   static func resolve(
     page: Int, isWrite: Bool = true, isAdmitted: Bool = false, waits: Bool = true, in domain: borrowing FaultDomain,
@@ -106,17 +106,17 @@ enum FaultPath {
     let isFirst = opensFirst(page, of: pages, decision, delivery) && openAlone(page, in: domain, delivery)
     if isFirst { noteOpen() }
     var resolution = FaultResolution.opened
-    if !keep(&pages, for: page, isOpen: isFirst, in: domain) {
+    let isKept = keep(&pages, for: page, isOpen: isFirst, in: domain)
+    noteClaims(pages)
+    if !isKept {
       resolution = .held
     } else {
       TestHooks.reach(.kept, page: page)
       resolution = decision == .copy ? copy(pages, in: domain, delivery) : open(pages, faulted: page, in: domain, delivery)
     }
     if resolution != .opened {
-      if resolution == .retry || resolution == .held {
-        if !isFirst { table.noteTold(page) }
-        pages = releaseNeighbours(of: page, pages, in: domain)
-      }
+      if !isFirst, resolution == .retry || resolution == .held { table.noteTold(page) }
+      pages = releaseNeighbours(of: page, pages, in: domain)
       // Who faulted has what it needs; the neighbours wait for a fault of their own.
       if !isFirst || resolution == .failed { return resolution }
     }
