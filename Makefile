@@ -14,8 +14,11 @@ SANITIZED := SWIFT_BACKTRACE=enable=no \
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-demo: build ## Show every feature on this machine
-	.build/release/pinctl demo
+demo: dependencies ## Show every feature on this machine
+	@mkdir -p .build
+	@echo "Building PinKit, a few minutes the first time; .build/demo.log has the details ..."
+	@swift build -c release --product pinctl > .build/demo.log 2>&1 || { cat .build/demo.log; exit 1; }
+	@.build/release/pinctl demo
 
 test: dependencies ## Run all tests
 	swift build --build-tests
