@@ -98,11 +98,7 @@ internal import Synchronization
     outstanding.subtract(1, ordering: .sequentiallyConsistent)
   }
 
-  func wake(_ pages: Range<Int>) {
-    Uffd.wake(
-      unsafe protection.domain.pointee.descriptor.load(ordering: .acquiring),
-      unsafe protection.domain.pointee.addresses(of: pages))
-  }
+  func wake(_ pages: Range<Int>) { unsafe FaultPath.wake(pages, in: protection.domain.pointee) }
 
   // MARK: What the fault path asks
 

@@ -81,6 +81,26 @@ import Testing
     }
   }
 
+  @Test("K3: who waits for a page that is refused is told, also if other code has closed the number it is woken by")
+  func wokenBySpare() async {
+    await #expect(processExitsWith: .success) {
+      Self.catchSignals()
+      let space = try Self.space()
+      let store = UnrulyStore(pages: 16)
+      store.set {
+        $0.isQuick = false
+        $0.reading = { pages throws(PinError) in if pages.contains(5) { throw .broken } }
+      }
+      let region = try space.map(.file(store, fillAround: .exact), pages: 16)
+      let address = UInt64(region.addresses.start)
+      Injection.arm(.wake, .badFileDescriptor)
+      check(ct_try_load(address + 5 * 4096), is: -SIGBUS)
+      check(Injection.count, is: 1)
+      check(ct_try_load(address + 6 * 4096), is: 7)
+      try space.close()
+    }
+  }
+
   @Test("A page that is refused while others are let go of is let go of later")
   func refusedForEver() async {
     await #expect(processExitsWith: .success) {
