@@ -17,6 +17,7 @@ enum Demos {
   static var all: [any Demo] {
     [
       TrackDemo(), CowDemo(), SnapshotDemo(), NotifyDemo(), GupDemo(), FileDemo(), VringDemo(), KvmDemo(), SealDemo(),
+      BesideDemo(),
     ]
   }
 }

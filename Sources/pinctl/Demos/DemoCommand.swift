@@ -17,7 +17,7 @@ struct DemoCommand: ParsableCommand {
     subcommands: [
       DemoAllCommand.self, TrackCommand.self, CowCommand.self, SnapshotCommand.self, NotifyCommand.self, GupCommand.self,
       FileCommand.self, FileWriterCommand.self, VringCommand.self, KvmCommand.self,
-      SealCommand.self,
+      SealCommand.self, BesideCommand.self,
     ],
     defaultSubcommand: DemoAllCommand.self)
 

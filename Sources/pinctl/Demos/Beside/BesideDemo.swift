@@ -1,0 +1,17 @@
+/// Managed memory beside code that has never heard of it.
+struct BesideDemo: SceneDemo {
+  let name = "beside"
+  let summary = "nothing lost beside code that has never heard of PinKit"
+
+  let introduction =
+    "A daemon is more than PinKit: it links libraries that close descriptors, it jails and locks itself, an operator stops it, the kernel "
+    + "moves its pages, drivers take them. Each scene is a process of its own that does one of these to itself. A process that dies, "
+    + "or has not ended after two minutes, is a claim that does not hold."
+
+  static let all: [any BesideScene] = [
+    BesideCompactionScene(), BesideDescriptorScene(), BesideStopScene(), BesideJailScene(), BesideLockScene(),
+    BesideGuardScene(),
+  ]
+
+  var scenes: [any DemoScene] { Self.all }
+}
