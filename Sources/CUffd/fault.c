@@ -18,6 +18,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "cuffd_chain.h"
 #include "cuffd_section.h"
 #include "cuffd_sys.h"
 
@@ -166,7 +167,8 @@ static void restore_default(int signal_number) {
   sigaction(signal_number, &action, NULL);
 }
 
-static void chain(int signal_number, siginfo_t *info, void *raw) {
+// `is_direct`: the kernel has entered our handler, which has nothing left to do but to restore errno.
+static void chain(int signal_number, siginfo_t *info, void *raw, int is_direct, int saved) {
   struct sigaction *previous = signal_number == SIGSEGV ? &previous_segv : &previous_bus;
   struct sigaction action = *previous;
   int from_kernel = info->si_code > 0;
@@ -183,13 +185,16 @@ static void chain(int signal_number, siginfo_t *info, void *raw) {
   sigorset(&mask, &mask, &action.sa_mask);
   if (!(action.sa_flags & SA_NODEFER)) sigaddset(&mask, signal_number);
   pthread_sigmask(SIG_SETMASK, &mask, &old);
+  void *handler = action.sa_flags & SA_SIGINFO ? (void *)action.sa_sigaction : (void *)action.sa_handler;
+  errno = saved;
+  if (is_direct && !(action.sa_flags & SA_ONSTACK)) cuffd_chain_enter(handler, signal_number, info, raw);
   if (action.sa_flags & SA_SIGINFO) action.sa_sigaction(signal_number, info, raw);
   else action.sa_handler(signal_number);
   pthread_sigmask(SIG_SETMASK, &old, NULL);
 }
 
 // What the kernel does where it cannot read a page of a mapped file.
-static void chain_as_bus_error(const siginfo_t *info, void *raw) {
+static void chain_as_bus_error(const siginfo_t *info, void *raw, int is_direct, int saved) {
   siginfo_t error = *info;
   error.si_signo = SIGBUS;
   error.si_code = BUS_ADRERR;
@@ -199,7 +204,7 @@ static void chain_as_bus_error(const siginfo_t *info, void *raw) {
     syscall(SYS_tgkill, getpid(), (int)syscall(SYS_gettid), SIGBUS);
     return;
   }
-  chain(SIGBUS, &error, raw);
+  chain(SIGBUS, &error, raw, is_direct, saved);
 }
 
 // Whether the kernel entered the handler whose frame begins at `frame`: it puts the context right behind the return address.
@@ -216,6 +221,7 @@ static int is_called_by_kernel(const void *frame, const void *context) {
 static void on_fault(int signal_number, siginfo_t *info, void *raw) {
   int saved = errno;
   int resolved = 0;
+  int is_masked = is_called_by_kernel(__builtin_dwarf_cfa(), raw);
   if (info->si_code > 0 && fault_depth == 0) {
     uint64_t address = (uint64_t)(uintptr_t)info->si_addr;
     struct entry *entry = find_and_hold(address);
@@ -223,7 +229,6 @@ static void on_fault(int signal_number, siginfo_t *info, void *raw) {
       // A handler that was installed over this one calls it with its own mask only. A profiler's handler that touched managed
       // memory would fault while this thread holds the wrprotect lock.
       sigset_t everything, old;
-      int is_masked = is_called_by_kernel(__builtin_dwarf_cfa(), raw);
       if (!is_masked) {
         sigfillset(&everything);
         pthread_sigmask(SIG_SETMASK, &everything, &old);
@@ -235,8 +240,8 @@ static void on_fault(int signal_number, siginfo_t *info, void *raw) {
       atomic_fetch_sub(&entry->references, 1);
     }
   }
-  if (!resolved) chain(signal_number, info, raw);
-  if (resolved == cuffd_fault_bus_error) chain_as_bus_error(info, raw);
+  if (!resolved) chain(signal_number, info, raw, is_masked, saved);
+  if (resolved == cuffd_fault_bus_error) chain_as_bus_error(info, raw, is_masked, saved);
   errno = saved;
 }
 

@@ -1,6 +1,7 @@
 // Threads and processes.
 #include "CTestSupport.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -192,4 +193,36 @@ int ct_has_backtracer(void) {
   }
   free(maps);
   return result;
+}
+
+pid_t ct_stop_again_and_again(int times, int stopped_ms, int running_ms) {
+  pid_t parent = getpid(), child = fork();
+  if (child) return child;
+  struct timespec stopped = {stopped_ms / 1000, (long)(stopped_ms % 1000) * 1000000};
+  struct timespec running = {running_ms / 1000, (long)(running_ms % 1000) * 1000000};
+  for (int i = 0; i < times; i++) {
+    kill(parent, SIGSTOP);
+    nanosleep(&stopped, NULL);
+    kill(parent, SIGCONT);
+    nanosleep(&running, NULL);
+  }
+  syscall(SYS_exit_group, 0);
+  return 0;
+}
+
+int ct_threads_named(const char *name) {
+  DIR *tasks = opendir("/proc/self/task");
+  if (!tasks) return -1;
+  int count = 0;
+  for (struct dirent *task; (task = readdir(tasks));) {
+    char path[300], text[32] = {0};
+    snprintf(path, sizeof path, "/proc/self/task/%s/comm", task->d_name);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) continue;
+    ssize_t bytes = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (bytes > 0 && strncmp(text, name, strlen(name)) == 0) count++;
+  }
+  closedir(tasks);
+  return count;
 }

@@ -19,6 +19,7 @@
 static atomic_int seen_count, seen_signal, seen_code;
 static _Atomic uint64_t seen_address;
 static sigset_t seen_mask;
+static atomic_int seen_on_alternate_stack;
 static struct { int flags; struct sigaction previous; } hosts[65];
 static uint64_t guard;
 static int truncated_file = -1;
@@ -31,6 +32,8 @@ static void record(int signal_number, siginfo_t *info) {
   atomic_store(&seen_code, info ? info->si_code : 0);
   atomic_store(&seen_address, info ? (uint64_t)(uintptr_t)info->si_addr : 0);
   pthread_sigmask(SIG_BLOCK, NULL, &seen_mask);
+  stack_t stack;
+  atomic_store(&seen_on_alternate_stack, sigaltstack(NULL, &stack) == 0 && (stack.ss_flags & SS_ONSTACK));
   atomic_fetch_add(&seen_count, 1);
   if (is_trying) siglongjmp(landing, signal_number);
   if (guard) mprotect((void *)(uintptr_t)guard, 4096, PROT_READ | PROT_WRITE);
@@ -97,6 +100,14 @@ int ct_seen_count(void) { return atomic_load(&seen_count); }
 int ct_seen_signal(void) { return atomic_load(&seen_signal); }
 int ct_seen_code(void) { return atomic_load(&seen_code); }
 uint64_t ct_seen_address(void) { return atomic_load(&seen_address); }
+int ct_seen_on_alternate_stack(void) { return atomic_load(&seen_on_alternate_stack); }
+
+int ct_use_alternate_stack(void) {
+  stack_t stack = {.ss_size = 64 << 10};
+  stack.ss_sp = mmap(NULL, stack.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return stack.ss_sp == MAP_FAILED || sigaltstack(&stack, NULL) ? -errno : 0;
+}
+
 int ct_seen_blocked(int signal_number) { return sigismember(&seen_mask, signal_number); }
 
 int ct_is_blocked(int signal_number) {

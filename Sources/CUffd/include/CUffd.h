@@ -1,5 +1,6 @@
 #ifndef CUFFD_H
 #define CUFFD_H
+#include "cuffd_chain.h"
 #include "cuffd_checksum.h"
 #include "cuffd_fault.h"
 #include "cuffd_file.h"
@@ -11,5 +12,6 @@
 #include "cuffd_section.h"
 #include "cuffd_store.h"
 #include "cuffd_sys.h"
+#include "cuffd_threads.h"
 #include "cuffd_uapi.h"
 #endif

@@ -194,7 +194,7 @@ extension RegionFrames {
     let wasOwn = unsafe !base.pointee.isShared.exchange(true, ordering: .sequentiallyConsistent)
     child.beginMapping()
     var pinned: [Int] = []
-    let deadline = Kernel.now() + 1_000_000_000
+    var deadline = Deadline(seconds: 1)
     var frozen: Int?
     // The child counts as a mapper of all of the base: what it does not map there is taken off again, last, so that no frame ever looks
     // as if nobody had it.
@@ -204,7 +204,7 @@ extension RegionFrames {
         if id == 0 || frozen != nil { continue }
         let extent = unsafe pool.extent(id)
         unsafe share(page, in: extent, wasOwn: false, &pinned)
-        guard unsafe extent.pointee.addMapping(page, isExclusive: pinned.last == page, until: deadline) else {
+        guard unsafe extent.pointee.addMapping(page, isExclusive: pinned.last == page, until: &deadline) else {
           frozen = page
           continue
         }
@@ -217,7 +217,7 @@ extension RegionFrames {
     unsafe base.pointee.tracked.forEachRun { run in
       for page in run where table.extent(page) == 0 { unsafe share(page, in: base, wasOwn: wasOwn, &pinned) }
     }
-    if frozen == nil { frozen = unsafe base.pointee.firstFrozen(at: deadline) }
+    if frozen == nil { frozen = unsafe base.pointee.firstFrozen(at: &deadline) }
     if let frozen {
       pool.noteDead()
       let range = AddressRange(start: addresses.start + UInt(frozen * Memory.pageSize), count: Memory.pageSize)

@@ -11,7 +11,9 @@ public struct SnapshotOptions: Sendable, Hashable {
   /// How writes are noticed. It must be synchronous, and agree with the one that is active in the region, if there is one.
   /// `.automatic`: handler threads, or mprotect where userfaultfd cannot be used.
   public var mechanism: WriteTracking.Mechanism
-  /// How many bytes may be kept while this is the region's newest snapshot; `nil`: as many as there is memory for.
+  /// How many bytes may be kept while this is the region's newest snapshot; `nil`: as many as there is memory for. Where a memory cgroup limits
+  /// the process, that is half of what its limit leaves when the snapshot is taken (K7): beyond, the snapshot is given up, whatever
+  /// ``atLimit`` says, because the kernel would kill the process.
   public var captureLimit: Int?
   public var atLimit: LimitPolicy
   /// Whether a background thread keeps pages ahead of their writers, so that fewer writers have to. Off unless asked for, as it
@@ -26,5 +28,12 @@ public struct SnapshotOptions: Sendable, Hashable {
     self.captureLimit = captureLimit
     self.atLimit = atLimit
     self.sweep = sweep
+  }
+
+  /// The limit in bytes, and whether the snapshot is given up there.
+  var effectiveLimit: (bytes: Int, givesUp: Bool) {
+    if let captureLimit { return (captureLimit, atLimit == .giveUp) }
+    guard let room = MemoryControlGroup().room() else { return (Int.max, false) }
+    return (room / 2, true)
   }
 }

@@ -60,8 +60,8 @@ internal import Synchronization
 
   func begin(_ region: Region, _ options: SnapshotOptions) throws(PinError) -> Start {
     // Whatever costs comes before the first page is protected.
-    let store = try CaptureStore(
-      region: region, recycler: recycler, limit: options.captureLimit, givesUp: options.atLimit == .giveUp)
+    let limit = options.effectiveLimit
+    let store = try CaptureStore(region: region, recycler: recycler, limit: limit.bytes, givesUp: limit.givesUp)
     // A discard that began before there was a protection knows nothing of what it would have to keep.
     _ = region.unwatchedDiscards.lockExclusive()
     region.unwatchedDiscards.unlockExclusive()
@@ -147,9 +147,11 @@ internal import Synchronization
 
   /// The newest store stays for the sake of older snapshots: from now on with what is left of the latest one's limit.
   private func handOver(_ store: CaptureStore, to heir: Member) {
-    guard let limit = heir.options.captureLimit else { return store.setLimit(Int.max, givesUp: false) }
-    let rest = max(0, limit - heir.store.bytes)
-    store.setLimit(store.bytes + rest, givesUp: heir.options.atLimit == .giveUp)
+    let (limit, givesUp) = heir.options.effectiveLimit
+    // What a cgroup leaves now is all for what is still to be kept.
+    let rest = heir.options.captureLimit == nil ? limit : max(0, limit - heir.store.bytes)
+    let (sum, isHuge) = store.bytes.addingReportingOverflow(rest)
+    store.setLimit(isHuge ? Int.max : sum, givesUp: givesUp)
   }
 
   private func removeTarget(_ state: inout State) {

@@ -74,6 +74,12 @@ public enum ProcessMaps {
     return Int(text.prefix { $0.isNumber }) ?? 65_530
   }
 
+  /// How many mappings the process has; `nil` where that cannot be read.
+  static func count() -> Int? {
+    guard let text = try? readFile("/proc/self/maps") else { return nil }
+    return text.utf8.reduce(0) { $1 == 10 ? $0 + 1 : $0 }
+  }
+
   /// Whether `path` lies on tmpfs.
   static func isTmpfs(_ path: String) -> Bool { unsafe path.withCString { unsafe cuffd_filesystem($0) } == 0x0102_1994 }
 

@@ -24,7 +24,8 @@ public final class AddressSpace: Sendable {
     /// Whether a child of `fork()` gets the memory, unprotected and untracked: a copy of its own where the memory is private, the
     /// very same frames where it is shared (`.pool`, `.hugetlb`).
     public var inheritsAcrossFork = false
-    /// How long the kernel may keep asking to retry, or a reader may work on one batch, before it counts as lost, in seconds.
+    /// How long the kernel may keep asking to retry, a reader may work on one batch, or a store may take to answer before that is reported or
+    /// counts as lost, in seconds of time in which the process could run (K5).
     public var patience = 10.0
     public var logger = Logger(label: "pinkit")
     /// How often the statistics are handed to swift-metrics, in seconds; 0: never. Costs nothing in the fault path.

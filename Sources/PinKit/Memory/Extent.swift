@@ -145,8 +145,8 @@ internal import Synchronization
     }
   }
 
-  /// Adds a mapping while nobody has frozen the references; false if somebody still has at `deadline`.
-  func addMapping(_ frame: Int, isExclusive: Bool, until deadline: UInt64) -> Bool {
+  /// Adds a mapping while nobody has frozen the references; false if somebody still has when `deadline` is over.
+  func addMapping(_ frame: Int, isExclusive: Bool, until deadline: inout Deadline) -> Bool {
     while true {
       let added = update(frame) { word in
         guard !word.flags.contains(.frozen) else { return nil }
@@ -156,7 +156,7 @@ internal import Synchronization
         return word
       }
       if added != nil { return true }
-      if Kernel.now() > deadline { return false }
+      if deadline.isOver() { return false }
       Kernel.relax()
     }
   }
@@ -278,13 +278,13 @@ internal import Synchronization
     }
   }
 
-  /// Waits until no frame is frozen, or returns one that is at `deadline`; called after ``mappers`` has grown.
-  func firstFrozen(at deadline: UInt64) -> Int? {
+  /// Waits until no frame is frozen, or returns one that is when `deadline` is over; called after ``mappers`` has grown.
+  func firstFrozen(at deadline: inout Deadline) -> Int? {
     var found: Int?
     tracked.forEachRun { run in
       for frame in run where found == nil {
         while word(frame).flags.contains(.frozen) {
-          if Kernel.now() > deadline {
+          if deadline.isOver() {
             found = frame
             break
           }
@@ -313,7 +313,7 @@ internal import Synchronization
   }
 
   private func lockUnchecked(_ frame: Int, patience: UInt64) -> Bool {
-    let begun = Kernel.now()
+    var deadline = Deadline(patience)
     defer { LockOrder.didWait() }
     while true {
       let isLocked = update(frame) { word in
@@ -323,7 +323,7 @@ internal import Synchronization
         return word
       }
       if isLocked != nil { return true }
-      if Kernel.now() - begun > patience { return false }
+      if deadline.isOver() { return false }
       LockOrder.willWait(for: "page lock of a frame", place: LockPlace())
       Kernel.pause(nanoseconds: 5_000)
     }

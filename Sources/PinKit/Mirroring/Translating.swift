@@ -75,7 +75,7 @@ extension Region {
   func translate(
     _ page: Int, forWriting: Bool, by protection: RegionProtection
   ) throws(PinError) -> (address: UInt, isWritable: Bool) {
-    let begun = Kernel.now()
+    var deadline = Deadline(seconds: space.configuration.patience)
     var waits = false
     defer { if waits { LockOrder.didWait() } }
     while true {
@@ -95,7 +95,7 @@ extension Region {
           advice: "protect(_:to:) took that right away from page \(page).")
       case .notNow: break
       }
-      if Kernel.now() - begun > Kernel.nanoseconds(space.configuration.patience) {
+      if deadline.isOver() {
         throw PinError(
           .timedOut, operation: "translate", range: addressesUnchecked(of: page..<page + 1),
           advice: "Memory is short, a snapshot is at its limit, or a subscriber keeps refusing.")

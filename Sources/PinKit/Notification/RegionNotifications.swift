@@ -217,12 +217,12 @@ internal import Synchronization
     let space = unsafe region.takeUnretainedValue().space
     // A thread that a child of fork() does not have may hold what a callback wants.
     if isIdle || !space.isOfThisProcess { return }
-    let deadline = Kernel.now() + Kernel.nanoseconds(space.configuration.patience)
+    var deadline = Deadline(seconds: space.configuration.patience)
     let begun = start(.unmap, 0..<table.pageCount, isBlockable: true) { [logger = space.configuration.logger] error in
       // The region goes all the same, and everybody else has to hear of it.
       if let error {
         logger.critical("a subscriber failed as its region was unmapped: \(error)")
-      } else if Kernel.now() < deadline {
+      } else if !deadline.isOver() {
         Kernel.pause(nanoseconds: 50_000)
         return true
       } else {

@@ -44,14 +44,12 @@ internal import SystemPackage
   private static func register(
     _ ring: inout SubmissionRing, _ memory: [AddressRange], _ region: Region, _ ranges: [Range<Int>]
   ) throws(PinError) {
-    let begun = Kernel.now()
+    var deadline = Deadline(seconds: region.space.configuration.patience)
     while true {
       let result = ring.registerBuffers(memory)
       if result >= 0 { return }
       let errno = Errno(rawValue: CInt(-result))
-      if errno == .badAddress, region.frames == nil,
-        Kernel.now() - begun < Kernel.nanoseconds(region.space.configuration.patience)
-      {
+      if errno == .badAddress, region.frames == nil, !deadline.isOver() {
         for range in ranges { for page in range { try region.touch(page) } }
         continue
       }

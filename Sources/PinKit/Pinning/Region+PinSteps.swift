@@ -8,7 +8,7 @@ extension Region {
   ) throws(PinError) {
     let attempt = PinAttempt(region: self, protection: protection, options: options)
     var page = pages.lowerBound
-    var begun = Kernel.now()
+    var deadline = Deadline(seconds: space.configuration.patience)
     while page < pages.upperBound {
       try protection.throwIfFailed("pin")
       let slice = page..<min(pages.upperBound, page + 64)
@@ -17,7 +17,7 @@ extension Region {
         try supply.prepare(slice.lowerBound..<slice.lowerBound + 1, toWrite: options.isForWriting)
       }
       let (end, obstacle) = try attempt.pin(slice, &pieces)
-      if end > page { begun = Kernel.now() }
+      if end > page { deadline = Deadline(seconds: space.configuration.patience) }
       page = end
       guard let obstacle else { continue }
       switch obstacle {
@@ -30,7 +30,7 @@ extension Region {
       }
       if !options.mayWait { throw refusal(.wouldBlock, page, "It would have to be faulted in, or waited for.") }
       if gate.isClosed { throw refusal(.unmapped, page, "") }
-      if Kernel.now() - begun > Kernel.nanoseconds(space.configuration.patience) {
+      if deadline.isOver() {
         throw refusal(
           .timedOut, page,
           "The page could not get a frame of its own: memory is short, a snapshot is at its limit, or its frame is frozen.")

@@ -93,12 +93,10 @@ extension Region {
   /// Memory that has no other mapping than the region's may have been protected again since it was pinned: then the system call is refused
   /// where faults are the thread's own to take. It takes them, and tries again.
   private func move(_ memory: AddressRange, _ file: CInt, _ offset: Int, isRead: Bool) -> Int {
-    let begun = Kernel.now()
+    var deadline = Deadline(seconds: space.configuration.patience)
     while true {
       let moved = Memory.transfer(memory, file: file, offset: offset, isRead: isRead)
-      guard moved == -14, isRead, frames == nil,
-        Kernel.now() - begun < Kernel.nanoseconds(space.configuration.patience)
-      else { return moved }
+      guard moved == -14, isRead, frames == nil, !deadline.isOver() else { return moved }
       for page in pages(touching: memory) {
         do throws(PinError) { try touch(page) } catch { return moved }
       }

@@ -95,7 +95,7 @@ extension RegionProtection {
   /// Tells everybody who subscribes to any of `pages`; waits for those who would block.
   func start(_ event: InvalidationRange.Event, _ pages: Range<Int>) throws(PinError) -> Invalidation? {
     if pages.isEmpty { return nil }
-    let begun = Kernel.now()
+    var deadline = unsafe Deadline(domain.pointee.patience)
     while true {
       let start = unsafe domain.pointee.withNotifications { $0.start(event, pages, isBlockable: true) } ?? .unwatched
       switch start {
@@ -106,7 +106,7 @@ extension RegionProtection {
           .subscriberFailed, operation: "invalidate pages \(pages) (\(event))", range: addresses,
           advice: "A subscriber threw, and nothing has changed: \(error)")
       case .wouldBlock:
-        if unsafe Kernel.now() - begun > domain.pointee.patience {
+        if deadline.isOver() {
           throw PinError(
             .timedOut, operation: "invalidate pages \(pages) (\(event))", range: addresses,
             advice: "A subscriber kept answering .wouldBlock; whoever has the lock that it wants may wait for this thread.")

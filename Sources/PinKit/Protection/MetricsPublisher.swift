@@ -40,12 +40,23 @@ struct MetricsPublisher {
     (.unexplained, "pinkit_unexplained_faults", []),
   ]
 
-  init(counters: FaultCounters) {
+  init(counters: FaultCounters, factory: any MetricsFactory = MetricsSystem.factory) {
     self.counters = counters
     meters = Dictionary(
-      uniqueKeysWithValues: Self.labels.map { ($0.0, Metrics.Counter(label: $0.1, dimensions: $0.2)) })
+      uniqueKeysWithValues: Self.labels.map {
+        ($0.0, Metrics.Counter(label: $0.1, dimensions: $0.2, factory: factory))
+      })
     quantiles = [0.5, 0.99, 0.999].map {
-      ($0, Gauge(label: "pinkit_fault_latency_nanoseconds", dimensions: [("quantile", "\($0)")]))
+      ($0, Gauge(label: "pinkit_fault_latency_nanoseconds", dimensions: [("quantile", "\($0)")], factory: factory))
+    }
+  }
+
+  /// Makes what swift-metrics and the runtime make when it is first used, while nobody can fork; calls no code of the program's.
+  static func prepare(_ counters: FaultCounters) {
+    Uffd.withoutForks {
+      _ = MetricsSystem.factory
+      var rehearsal = MetricsPublisher(counters: counters, factory: NOOPMetricsHandler.instance)
+      rehearsal.publish()
     }
   }
 

@@ -36,7 +36,7 @@ extension RegionProtection {
 
   /// Drops pages whose frames others may have too, and may get at any time; false if the region shares none.
   func leaveFrames(_ pages: Range<Int>, _ invalidation: inout Invalidation?) throws(PinError) -> Bool {
-    let begun = Kernel.now()
+    var deadline = unsafe Deadline(domain.pointee.patience)
     var start = pages.lowerBound
     while start < pages.upperBound {
       let end = min(start + 512, pages.upperBound)
@@ -44,7 +44,7 @@ extension RegionProtection {
       guard let result = Kernel.withSignalsBlocked({ unsafe leave(part, domain.pointee, &invalidation) }) else {
         return false
       }
-      if UffdResult(result) == .again, unsafe Kernel.now() - begun < domain.pointee.patience {
+      if UffdResult(result) == .again, !deadline.isOver() {
         // The frame that a page would go to is being given back, or somebody looks it up at this moment.
         Kernel.pause(nanoseconds: 20_000)
         continue

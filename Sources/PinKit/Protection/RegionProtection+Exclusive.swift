@@ -48,7 +48,7 @@ extension RegionProtection {
   ///
   /// - Throws: What `body` throws; `.timedOut`.
   func untilDone(_ body: (borrowing FaultDomain) throws(PinError) -> Bool) throws(PinError) {
-    let begun = Kernel.now()
+    var deadline = unsafe Deadline(domain.pointee.patience)
     while true {
       try throwIfFailed("protect pages")
       let isDone: Bool
@@ -64,7 +64,7 @@ extension RegionProtection {
         throw error
       }
       if isDone { return }
-      if unsafe Kernel.now() - begun > domain.pointee.patience {
+      if deadline.isOver() {
         throw PinError(
           .timedOut, operation: "protect pages", range: addresses,
           advice: "A thread that unmaps or discards this memory has stopped half-way; nothing was lost, try again.")

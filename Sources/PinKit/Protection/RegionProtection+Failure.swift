@@ -32,7 +32,7 @@ extension FaultDomain.Failure {
   var code: PinError.Code {
     switch self {
     case .mappingChanged: .mappingChanged
-    case .timedOut: .timedOut
+    case .timedOut, .storeSilent: .timedOut
     case .subscriberBlocked: .subscriberFailed
     default: .handlerLost
     }
@@ -45,6 +45,9 @@ extension FaultDomain.Failure {
     case .refused: "The kernel refused to lift the protection of a page."
     case .timedOut: "The kernel kept asking to retry; the thread that unmaps or discards memory may be stopped."
     case .readerDied: "A thread that serves faults ended."
+    case .storeEnded: "A thread that waits for the region's store ended in the middle of it."
+    case .storeSilent:
+      "The region's store has not answered for six times the patience of the address space, and threads wait for its pages."
     case .subscriberBlocked:
       "A subscriber answered every invalidation with .wouldBlock or an error for as long as the patience of a fault: it waits for something that waits for the fault."
     case .mappingChanged:

@@ -17,6 +17,7 @@ extension RegionProtection {
     case .handlerThread, .inPlace, .asynchronous: unregister(domain)
     }
     domain.delivery.store(.none, ordering: .sequentiallyConsistent)
+    domain.forgetCuts()
     let table = domain.table
     table.open.drain { pages in for page in pages { table.remove(.openAround, at: page) } }
   }

@@ -69,7 +69,18 @@ internal import SystemPackage
       state.withLock { $0.slot = nil }
       throw error
     }
+    if delivery == .mprotect {
+      MappingBudget.look()
+      handler.everyTick { [weak self] in self?.watchMappings() ?? false }
+    }
     unsafe domain.pointee.delivery.store(delivery, ordering: .sequentiallyConsistent)
+  }
+
+  /// True while it is to be called again.
+  private func watchMappings() -> Bool {
+    guard unsafe domain.pointee.delivery.load(ordering: .relaxed) == .mprotect else { return false }
+    MappingBudget.lookNowAndThen()
+    return true
   }
 
   private func installSignalPath(_ delivery: FaultDelivery) throws(PinError) {
@@ -78,6 +89,7 @@ internal import SystemPackage
       handler.logger.warning(
         "another SIGSEGV or SIGBUS handler was installed over PinKit's; it must pass on the faults that are not its own")
     }
+    warnOfBlockedSignals(delivery)
     guard state.withLock({ $0.signalToken == nil }) else { return }
     let token = try unsafe SignalFaults.add(
       addresses, context: UnsafeMutableRawPointer(domain), unprotectInChild: inheritsAcrossFork,

@@ -57,8 +57,12 @@ enum TestHooks {
     case sealing
     /// Pages are under writeback, and about to be written to their store.
     case writingBack
+    /// The watchdog is about to look at the threads that serve faults.
+    case watching
     /// A reader thread is about to wait.
     case readerIdle
+    /// A thread for stores is about to wait for work.
+    case storeIdle
     /// A file of an image was made, renamed, removed or synced; gets the number of such steps of this image so far.
     case imageStep
     /// The buffers of an image are about to be unmapped; gets the address of the first.
@@ -77,6 +81,12 @@ enum TestHooks {
       let bits = hooks.keys.reduce(UInt(0)) { $0 | 1 << UInt($1) }
       armed.store(bits, ordering: .sequentiallyConsistent)
     }
+  }
+
+  /// Has what is made when it is first used made now.
+  static func prepare() {
+    _ = armed.load(ordering: .relaxed)
+    hooks.withLock { _ in }
   }
 
   @inline(__always) static func reach(_ point: Point, page: Int = 0) {

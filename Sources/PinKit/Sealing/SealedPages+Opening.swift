@@ -72,7 +72,7 @@ extension SealedPages {
   ///
   /// - Parameter insists: Also where an access is configured to fail: it was asked for by name.
   func makeAccessible(_ pages: Range<Int>, insists: Bool) throws(PinError) {
-    let begun = Kernel.now()
+    var deadline = unsafe Deadline(protection.domain.pointee.patience)
     var next = pages.lowerBound
     while next < pages.upperBound {
       let part = next..<min(pages.upperBound, (next & ~(Self.openChunk - 1)) + Self.openChunk)
@@ -97,7 +97,7 @@ extension SealedPages {
         }
         return nil
       }
-      if refusal == .held, unsafe Kernel.now() - begun < protection.domain.pointee.patience {
+      if refusal == .held, !deadline.isOver() {
         Kernel.pause(nanoseconds: 200_000)
         continue
       }

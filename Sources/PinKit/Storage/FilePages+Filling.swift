@@ -103,12 +103,12 @@ extension FilePages {
 
   /// Installs pages that are marked as `filling`; `nil`, or why some are not there.
   func installPatiently(_ pages: Range<Int>, from source: UInt) -> PinError? {
-    let begun = Kernel.now()
+    var deadline = unsafe Deadline(protection.domain.pointee.patience)
     while true {
       if let failure = protection.failure { return failure }
       let result = shared { domain in install(pages, from: source, in: domain) }
       if result == .done || isOver.load(ordering: .acquiring) { return nil }
-      if unsafe Kernel.now() - begun > protection.domain.pointee.patience {
+      if deadline.isOver() {
         return PinError(
           result == .again ? .timedOut : .outOfMemory, operation: "bring in pages \(pages)", range: addresses,
           advice: "There is no memory for them, or the kernel kept asking to retry; nothing was lost.")

@@ -101,6 +101,7 @@ extension FilePages {
 
   /// Flushes, before the region goes. Where faults cannot be served any more, what is known to have changed is written all the same.
   func finish() throws(PinError) {
+    try awaitThreads()
     if protection.failure == nil {
       do throws(PinError) { return try flush() } catch { if protection.failure == nil { throw error } }
     }
@@ -110,9 +111,9 @@ extension FilePages {
   /// Writes what is known to have changed in a region that failed: its frames have it, and nobody can write them through the region's
   /// addresses any more. With ``flushing`` locked.
   func salvage() throws(PinError) {
-    let begun = Kernel.now()
+    var deadline = unsafe Deadline(protection.domain.pointee.patience)
     while unsafe protection.domain.pointee.delivery.load(ordering: .acquiring) != .none {
-      if let loss = protection.failure, unsafe Kernel.now() - begun > protection.domain.pointee.patience { throw loss }
+      if let loss = protection.failure, deadline.isOver() { throw loss }
       Kernel.pause(nanoseconds: 1_000_000)
     }
     // What mirrors have written they say now, and they have nothing to write through from here on.

@@ -30,11 +30,11 @@ extension FilePages {
   }
 
   /// Asks the store, and makes the page writable if it agrees; the page is marked as `filling`.
-  func makeWritable(_ page: Int) {
+  func makeWritable(_ page: Int, by worker: StoreWorker) {
     do throws(PinError) {
-      try withGrant(page) {
+      try withGrant(page, by: worker) {
         // What cannot be opened now, because a snapshot has no room or a collection runs, faults again and finds the grant.
-        openGranted(page)
+        openGranted(page, by: worker)
       }
       giveUp(page..<page + 1)
     } catch {
@@ -43,17 +43,20 @@ extension FilePages {
   }
 
   /// Opens a page that is locked. The wrprotect lock is the outer one of the two, so that it may only be tried.
-  private func openGranted(_ page: Int) {
-    Kernel.withSignalsBlocked { unsafe openGranted(page, protection.domain.pointee) }
+  private func openGranted(_ page: Int, by worker: StoreWorker) {
+    Kernel.withSignalsBlocked { unsafe openGranted(page, by: worker, protection.domain.pointee) }
   }
 
-  private func openGranted(_ page: Int, _ domain: borrowing FaultDomain) {
+  private func openGranted(_ page: Int, by worker: StoreWorker, _ domain: borrowing FaultDomain) {
     let begun = Kernel.now()
     repeat {
-      if let hold = domain.lock.tryShared(),
-        FaultPath.resolve(page: page, isAdmitted: true, in: domain, holding: hold) != .retry
-      {
-        return
+      if let hold = domain.lock.tryShared() {
+        worker.claims = page..<page + 1
+        worker.isHolding = true
+        defer { worker.isHolding = false }
+        let resolution = FaultPath.resolve(
+          page: page, isAdmitted: true, in: domain, holding: hold, noteClaims: { worker.claims = $0 })
+        if resolution != .retry { return }
       }
       Kernel.pause(nanoseconds: 20_000)
     } while Kernel.now() - begun < Self.shortWhile
@@ -63,7 +66,7 @@ extension FilePages {
   private static let shortWhile: UInt64 = 1_000_000
 
   /// Runs `body` with the page locked and the store's agreement.
-  private func withGrant(_ page: Int, _ body: () -> Void) throws(PinError) {
+  private func withGrant(_ page: Int, by worker: StoreWorker? = nil, _ body: () -> Void) throws(PinError) {
     let extent = unsafe frames.extent(of: page)
     let patience = unsafe protection.domain.pointee.patience
     guard unsafe extent.pointee.lock(page, patience: patience) else {
@@ -71,7 +74,11 @@ extension FilePages {
         .timedOut, operation: "make page \(page) writable", range: pageAddresses(page),
         advice: "Somebody keeps its frame locked.")
     }
-    defer { unsafe extent.pointee.unlock(page) }
+    worker?.hasLocked = true
+    defer {
+      worker?.hasLocked = false
+      unsafe extent.pointee.unlock(page)
+    }
     while !granted.contains(page) {
       // Whoever cleans the page while the store is asked takes the mark away: then it was asked for the last time's sake.
       granted.insert(page..<page + 1)

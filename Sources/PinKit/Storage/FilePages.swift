@@ -32,7 +32,7 @@ internal import Synchronization
   let unflushed: PageMarks
   let windows: FillWindows
   /// Requests that ``StoreThreads`` have of it.
-  private let outstanding = Atomic<Int>(0)
+  let outstanding = Atomic<Int>(0)
   /// How many need every page to stay.
   let stays = Atomic<Int>(0)
   let refusals = Mutex<[Int: PinError]>([:])
@@ -90,12 +90,11 @@ internal import Synchronization
   }
 
   /// On a thread that may wait for the store.
-  func perform(_ request: StoreThreads.Request, through buffer: AddressRange) {
+  func perform(_ request: StoreThreads.Request, by worker: StoreWorker) {
     switch request.kind {
-    case .fill: fill(request.pages, for: request.page, through: buffer)
-    case .makeWritable: makeWritable(request.page)
+    case .fill: fill(request.pages, for: request.page, through: worker.buffer.range)
+    case .makeWritable: makeWritable(request.page, by: worker)
     }
-    outstanding.subtract(1, ordering: .sequentiallyConsistent)
   }
 
   func wake(_ pages: Range<Int>) { unsafe FaultPath.wake(pages, in: protection.domain.pointee) }

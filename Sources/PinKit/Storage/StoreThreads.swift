@@ -1,9 +1,11 @@
+internal import Logging
 internal import Synchronization
 
 /// The threads that wait for stores, so that fault readers need not: shared by all regions of an address space over a store.
 ///
 /// There are as many as there are stores at work, up to a limit: one that is slow keeps its own thread, and others are started for the faults
-/// that come meanwhile. Asking for work allocates nothing and may be done in the fault path.
+/// that come meanwhile. Asking for work allocates nothing and may be done in the fault path. The watchdog looks after them (K3): one that ends
+/// fails the region it was at and is replaced, and one that its store keeps for too long is reported.
 @safe final class StoreThreads: AddressSpaceService, @unchecked Sendable {  // the ring is the lock's
   struct Request {
     enum Kind: UInt8 {
@@ -17,6 +19,10 @@ internal import Synchronization
     var pages: Range<Int>
     /// Unretained: it waits for its requests before it goes.
     var target: UInt
+
+    func withTarget(_ body: (FilePages) -> Void) {
+      unsafe Unmanaged<FilePages>.fromOpaque(UnsafeRawPointer(bitPattern: target)!)._withUnsafeGuaranteedRef { body($0) }
+    }
   }
 
   private static let capacity = 4096
@@ -29,13 +35,16 @@ internal import Synchronization
   private let started = Atomic<Int>(0)
   private let isStopping = Atomic<Bool>(false)
   private let bell: EventDescriptor
-  private let threads = Mutex<[KernelThread]>([])
+  private let threads = Mutex<[(thread: KernelThread, worker: StoreWorker)]>([])
   private let forkGeneration = Kernel.forkGeneration
+  let handler: FaultHandler
 
-  init() throws(PinError) {
+  init(_ handler: FaultHandler) throws(PinError) {
+    self.handler = handler
     unsafe ring = .allocate(capacity: Self.capacity)
     bell = try EventDescriptor()
     try startThread()
+    handler.everyTick { [weak self] in self?.look() ?? false }
   }
 
   deinit {
@@ -51,7 +60,7 @@ internal import Synchronization
       defer { list = [] }
       return list
     }
-    for thread in all { thread.join() }
+    for (thread, _) in all { thread.join() }
   }
 
   /// False if there is no room; nothing will happen then.
@@ -67,7 +76,14 @@ internal import Synchronization
     return hasRoom
   }
 
-  private func take() -> Request? {
+  /// A request, if there is one; whatever else there is goes to another thread.
+  func take() -> Request? {
+    guard let request = pop() else { return nil }
+    leaveAnother()
+    return request
+  }
+
+  private func pop() -> Request? {
     _ = lock.lockExclusive()
     defer { lock.unlockExclusive() }
     guard count > 0 else { return nil }
@@ -77,44 +93,22 @@ internal import Synchronization
     return request
   }
 
+  /// False if there will be none.
+  func waitForWork() -> Bool {
+    idle.add(1, ordering: .sequentiallyConsistent)
+    TestHooks.reach(.storeIdle)
+    _ = bell.wait(milliseconds: -1)
+    if isStopping.load(ordering: .sequentiallyConsistent) { return false }
+    idle.subtract(1, ordering: .sequentiallyConsistent)
+    bell.drain()
+    return true
+  }
+
   private func startThread() throws(PinError) {
-    let context = unsafe Unmanaged.passRetained(self).toOpaque()
-    do throws(PinError) {
-      let thread = try unsafe KernelThread(
-        name: "pinkit-store", context: context,
-        body: { unsafe Unmanaged<StoreThreads>.fromOpaque($0!).takeUnretainedValue().run() },
-        onExit: { unsafe Unmanaged<StoreThreads>.fromOpaque($0!).release() })
-      started.add(1, ordering: .relaxed)
-      threads.withLock { $0.append(thread) }
-    } catch {
-      unsafe Unmanaged<StoreThreads>.fromOpaque(context).release()
-      throw error
-    }
-  }
-
-  private func run() {
-    let buffer = makeBuffer()
-    for advice in [Memory.Advice.dontFork, .dontDump] { try? Memory.advise(buffer.range, advice) }
-    while true {
-      idle.add(1, ordering: .sequentiallyConsistent)
-      _ = bell.wait(milliseconds: -1)
-      if isStopping.load(ordering: .sequentiallyConsistent) { return }
-      idle.subtract(1, ordering: .sequentiallyConsistent)
-      bell.drain()
-      while let request = take() {
-        leaveAnother()
-        unsafe Unmanaged<FilePages>.fromOpaque(UnsafeRawPointer(bitPattern: request.target)!)
-          ._withUnsafeGuaranteedRef { $0.perform(request, through: buffer.range) }
-      }
-    }
-  }
-
-  private func makeBuffer() -> Mapping {
-    while true {
-      if let buffer = try? Mapping(count: FaultReader.supplySize) { return buffer }
-      // Others may give memory back.
-      Kernel.pause(nanoseconds: 10_000_000)
-    }
+    let worker = try StoreWorker(self)
+    let thread = try worker.start()
+    started.add(1, ordering: .relaxed)
+    threads.withLock { $0.append((thread, worker)) }
   }
 
   /// Whatever comes while this thread waits for a store must not wait for it, too.
@@ -126,6 +120,35 @@ internal import Synchronization
     if !isEmpty { bell.signal() }
   }
 
+  // MARK: The watchdog
+
+  /// A thread has ended that nobody had asked to.
+  func noteEnd(wasIdle: Bool) {
+    started.subtract(1, ordering: .relaxed)
+    if wasIdle { idle.subtract(1, ordering: .sequentiallyConsistent) }
+  }
+
+  /// Looks after the threads; true if it is to be called again.
+  private func look() -> Bool {
+    if isStopping.load(ordering: .sequentiallyConsistent) { return false }
+    let (dead, alive) = threads.withLock { list in
+      let dead = list.filter { $0.worker.isDead.load(ordering: .acquiring) }
+      if !dead.isEmpty { list.removeAll { $0.worker.isDead.load(ordering: .acquiring) } }
+      return (dead, list)
+    }
+    for (thread, _) in dead {
+      thread.join()
+      handler.logger.critical("a thread that waits for stores ended unexpectedly; its region has failed if it was at one")
+    }
+    let patience = Kernel.nanoseconds(handler.patience)
+    for (_, worker) in alive { worker.look(patience: patience, handler.logger) }
+    // What waits for the threads that ended must not wait for ever.
+    if started.load(ordering: .relaxed) == 0 || (idle.load(ordering: .sequentiallyConsistent) == 0 && !isEmpty) {
+      leaveAnother()
+    }
+    return true
+  }
+
   private var isEmpty: Bool {
     _ = lock.lockExclusive()
     defer { lock.unlockExclusive() }
@@ -135,6 +158,7 @@ internal import Synchronization
 
 extension AddressSpace {
   func storeThreads() throws(PinError) -> StoreThreads {
-    try services.findOrMake(StoreThreads.self) { () throws(PinError) in try StoreThreads() }
+    let handler = try faultHandler()
+    return try services.findOrMake(StoreThreads.self) { () throws(PinError) in try StoreThreads(handler) }
   }
 }

@@ -68,6 +68,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
         if !done { return false }
         rest = DirtySet(pageCount: self.pageCount)
       }
+      domain.forgetCuts()
       return true
     }
   }
@@ -165,6 +166,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
       index = end
     }
     rest.removeRuns(before: runs.count)
+    if kind == .mprotect { domain.forgetCuts() }
     return true
   }
 

@@ -56,6 +56,9 @@ int ct_seen_count(void);
 int ct_seen_signal(void);
 int ct_seen_code(void);
 uint64_t ct_seen_address(void);
+int ct_seen_on_alternate_stack(void);
+// Gives the calling thread an alternate stack for signals.
+int ct_use_alternate_stack(void);
 // Whether the signal was blocked while the handler ran.
 int ct_seen_blocked(int signal_number);
 // Whether the calling thread blocks it now.
@@ -92,6 +95,10 @@ void ct_exit(int status);
 // The exit status, or 1000 + the signal that ended it.
 int ct_wait(pid_t child);
 void ct_alarm(int seconds);
+// Forks a process that stops this one, and has it go on, so many times; for ct_wait.
+pid_t ct_stop_again_and_again(int times, int stopped_ms, int running_ms);
+// How many threads of this process have a name that begins with `name`.
+int ct_threads_named(const char *_Nonnull name);
 // Runs a program with arguments separated by `separator`; its standard output (at most `capacity` - 1 bytes) goes to `output`.
 // Returns as ct_wait does, or -errno.
 int ct_spawn(const char *_Nonnull path, const char *_Nonnull arguments, char separator, char *_Nonnull output, int capacity);

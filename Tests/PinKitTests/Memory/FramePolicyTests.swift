@@ -107,7 +107,9 @@ import Testing
     #expect(unsafe extent.pointee.counts(0).isFrozen)
     #expect(unsafe ReusePolicy.exclusive.decide(extent.pointee.counts(0)) == .retry)
     #expect(unsafe !extent.pointee.claimFree(0))
-    #expect(unsafe !extent.pointee.addMapping(0, isExclusive: false, until: 0), "a mapping of a frozen frame")
+    var now = Deadline(0)
+    let isMapped = unsafe extent.pointee.addMapping(0, isExclusive: false, until: &now)
+    #expect(!isMapped, "a mapping of a frozen frame")
     unsafe extent.pointee.unfreeze(0)
     unsafe extent.pointee.put(0)
     #expect(unsafe extent.pointee.word(0).rawValue == 0)
@@ -137,9 +139,10 @@ import Testing
     }
     let cloner = TestThread {
       let extent = unsafe Extent.Pointer(bitPattern: raw)!
+      var never = Deadline(.max)
       while isOver.value == 0 {
         unsafe extent.pointee.addMapper(1)
-        if unsafe extent.pointee.firstFrozen(at: .max) != nil { findings.note("still frozen") }
+        if unsafe extent.pointee.firstFrozen(at: &never) != nil { findings.note("still frozen") }
         if frozen.value != 0, unsafe extent.pointee.mappers.load(ordering: .sequentiallyConsistent) != 2 {
           findings.note("P5: frozen with other mappings than expected")
         }

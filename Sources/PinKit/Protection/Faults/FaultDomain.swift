@@ -78,6 +78,8 @@ struct FaultDomain: ~Copyable, Sendable {
   let hasMinorFaults = Atomic<Bool>(false)
   /// Huge mappings were dropped to protect their pages, and should be put back.
   let lostHugeMappings = Atomic<Bool>(false)
+  /// How many mappings more the region has for its pages that are open under mprotect.
+  let cuts = Atomic<Int>(0)
   let mayHaveHugeFrames: Bool
   /// Of a pool region, which outlives whoever is in here.
   private let frames: UInt
@@ -89,6 +91,8 @@ struct FaultDomain: ~Copyable, Sendable {
     case readerDied
     case mappingChanged
     case subscriberBlocked
+    case storeEnded
+    case storeSilent
   }
 
   init(region: Region, counters: FaultCounters, patience: Double, alarm: CInt) {
@@ -239,6 +243,9 @@ struct FaultDomain: ~Copyable, Sendable {
     }
     throw .kernel(Int(-result.errno), operation, range)
   }
+
+  /// All pages have the same rights again.
+  func forgetCuts() { MappingBudget.add(-cuts.exchange(0, ordering: .relaxed)) }
 
   /// Records the first failure and calls the watchdog. Async-signal-safe.
   func fail(_ failure: Failure, errno: CInt) {

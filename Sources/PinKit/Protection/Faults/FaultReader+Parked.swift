@@ -5,17 +5,17 @@ extension FaultReader {
   func retryParked() {
     let count = parked.count
     for _ in 0..<count {
-      let fault = parked.removeFirst()
+      var fault = parked.removeFirst()
       let slot = unsafe handler.slot(fault.slot)
       guard let domain = unsafe slot.pointee.enter() else { continue }
       busySlot.store(fault.slot + 1, ordering: .relaxed)
-      unsafe retry(fault, domain.pointee)
+      unsafe retry(&fault, domain.pointee)
       busySlot.store(0, ordering: .relaxed)
       unsafe slot.pointee.leave()
     }
   }
 
-  private func retry(_ fault: ParkedFaults.Fault, _ domain: borrowing FaultDomain) {
+  private func retry(_ fault: inout ParkedFaults.Fault, _ domain: borrowing FaultDomain) {
     // The slot may have gone to another region, which need not even have that page; ending the old one woke the thread.
     guard domain.region == fault.region else { return }
     guard let hold = domain.lock.trySharedOrDefer() else {
@@ -30,13 +30,18 @@ extension FaultReader {
       FaultPath.wake(fault.page..<fault.page + 1, in: domain)
       return
     }
-    if Kernel.now() > fault.deadline {
+    if fault.deadline.isOver() {
       domain.fail(domain.causeOfDelay, errno: UffdResult.again.errno)
       return
     }
     let resolution = FaultPath.resolve(
       page: fault.page, isWrite: fault.isWrite, in: domain, holding: hold, noteClaims: { claims = $0 })
     if resolution == .retry || resolution == .held {
+      // A snapshot may hold a writer for as long as it likes; what has to be tried again afterwards is another wait.
+      if fault.isHeld != (resolution == .held) {
+        fault.isHeld.toggle()
+        fault.deadline = Deadline(fault.isHeld ? .max : domain.patience)
+      }
       _ = parked.append(fault)
     } else {
       settle(resolution, page: fault.page, isWrite: fault.isWrite, domain, slot: fault.slot)
@@ -52,10 +57,11 @@ struct ParkedFaults {
     var page: Int
     var isWrite: Bool
     var generation: UInt64
-    var deadline: UInt64
+    var isHeld: Bool
+    var deadline: Deadline
   }
   private var ring = InlineArray<256, Fault>(
-    repeating: Fault(slot: 0, region: 0, page: 0, isWrite: true, generation: 0, deadline: 0))
+    repeating: Fault(slot: 0, region: 0, page: 0, isWrite: true, generation: 0, isHeld: false, deadline: Deadline(.max)))
   private var first = 0
   private(set) var count = 0
 

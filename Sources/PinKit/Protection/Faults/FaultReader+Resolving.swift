@@ -80,8 +80,8 @@ extension FaultReader {
       if resolution == .held { domain.counters.add(.heldWrites) }
       let fault = ParkedFaults.Fault(
         slot: slot, region: domain.region, page: page, isWrite: isWrite,
-        generation: domain.generation.load(ordering: .relaxed),
-        deadline: resolution == .held ? .max : Kernel.now() + domain.patience)
+        generation: domain.generation.load(ordering: .relaxed), isHeld: resolution == .held,
+        deadline: Deadline(resolution == .held ? .max : domain.patience))
       // With no room the thread is woken: it faults again and queues a new message.
       if !parked.append(fault) { FaultPath.wake(page..<page + 1, in: domain) }
     }

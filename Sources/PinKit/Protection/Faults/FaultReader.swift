@@ -25,7 +25,10 @@ internal import Synchronization
   let busySince = Atomic<UInt64>(0)
   /// The domain at hand, plus one.
   let busySlot = Atomic<Int>(0)
+  /// It has ended, and nobody had asked it to.
   let hasEnded = Atomic<Bool>(false)
+  /// It was asked to end, and has nothing left to do.
+  private var isDone = false
 
   /// In nanoseconds.
   private static let longestSpin: UInt64 = 25_000
@@ -59,7 +62,8 @@ internal import Synchronization
       onExit: {
         let reader = unsafe Unmanaged<FaultReader>.fromOpaque($0!).takeRetainedValue()
         reader.abandon()
-        reader.hasEnded.store(true, ordering: .sequentiallyConsistent)
+        // The watchdog may be anywhere in its round as the readers of a space that closes go.
+        if !reader.isDone { reader.hasEnded.store(true, ordering: .sequentiallyConsistent) }
         reader.handler.alarm.signal()
       })
   }
@@ -77,6 +81,7 @@ internal import Synchronization
       }
       if !parked.isEmpty { retryParked() }
     }
+    isDone = true
   }
 
   private func visit(_ index: Int) {

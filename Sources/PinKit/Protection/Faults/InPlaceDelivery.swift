@@ -26,6 +26,7 @@ enum InPlaceDelivery {
       return denied ? 0 : tryAgain(domain, address, generation: domain.generation.load(ordering: .relaxed))
     }
     var isHeld = false
+    var deadline: Deadline?
     while true {
       let hold = domain.lock.lockShared()
       let generation = domain.generation.load(ordering: .relaxed)
@@ -43,13 +44,14 @@ enum InPlaceDelivery {
         return delivery == .inPlace && SignalFaults.repeated(address, generation: generation) == 1 ? 1 : 0
       case .alreadyOpen, .gone: return tryAgain(domain, address, generation: generation)
       case .retry, .elsewhere:
-        if Kernel.now() - begun > domain.patience {
-          domain.fail(domain.causeOfDelay, errno: UffdResult.again.errno)
-        }
+        if deadline == nil { deadline = Deadline(domain.patience) }
+        if deadline?.isOver() == true { domain.fail(domain.causeOfDelay, errno: UffdResult.again.errno) }
         Kernel.pause(nanoseconds: retryPause)
       case .held:
         if !isHeld { domain.counters.add(.heldWrites) }
         isHeld = true
+        // A snapshot may hold a writer for as long as it likes.
+        deadline = nil
         Kernel.pause(nanoseconds: 4 * retryPause)
       case .failed:
         // The watchdog ends the process or lifts the protection; until then the access is tried again.

@@ -3,14 +3,19 @@ internal import Synchronization
 /// Opening pages by mprotect(2).
 ///
 /// Every page that differs from its neighbours splits a VMA, and a process may have `vm.max_map_count` of them. At the limit
-/// the kernel answers ENOMEM; then the page is opened together with more and more of its neighbours, which lets VMAs merge again.
-/// Neighbours opened that way are recorded as fault-around pages: the dirty set gets wider, it never gets wrong.
+/// the kernel answers ENOMEM; then the page is opened together with more and more of its neighbours, which lets VMAs merge again. So it is
+/// before, where ``MappingBudget`` is spent: as far as the next open page, if that can be had. Neighbours opened that way are recorded as fault-around pages: the dirty set gets wider, it never gets wrong.
 enum MprotectOpening {
   private static let noMemory: CInt = 12
 
   static func open(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> FaultResolution {
+    let cuts = cuts(by: pages, domain.table)
+    if cuts > 0, MappingBudget.isSpent, merge(pages, in: domain) { return .opened }
     let result = Memory.protect(domain.addresses(of: pages), .readWrite)
-    if result == 0 { return .opened }
+    if result == 0 {
+      note(cuts, domain)
+      return .opened
+    }
     if result == -noMemory { return widen(pages, in: domain) }
     domain.fail(.refused, errno: -result)
     return .failed
@@ -21,25 +26,13 @@ enum MprotectOpening {
     let table = domain.table
     var reach = 64
     while true {
-      let low = claim(from: pages.lowerBound, to: max(0, pages.lowerBound - reach), by: -1, domain)
-      let high = claim(from: pages.upperBound, to: min(table.pageCount, pages.upperBound + reach), by: 1, domain)
-      tell(low.end..<pages.lowerBound, domain)
-      tell(pages.upperBound..<high.end, domain)
-      let isKept = keep(low.end..<pages.lowerBound, domain) && keep(pages.upperBound..<high.end, domain)
-      guard isKept else {
-        settle(low.end..<pages.lowerBound, isOpen: false, domain)
-        settle(pages.upperBound..<high.end, isOpen: false, domain)
-        return .held
-      }
-      let isOpen = Memory.protect(domain.addresses(of: low.end..<high.end), .readWrite) == 0
-      settle(low.end..<pages.lowerBound, isOpen: isOpen, domain)
-      settle(pages.upperBound..<high.end, isOpen: isOpen, domain)
-      if isOpen {
-        domain.counters.add(.widenedOpenings)
-        return .opened
-      }
+      switch tryOpen(pages, reach: reach, in: domain) {
+      case .opened: return .opened
+      case .held: return .held
       // Whoever has the page that stopped this thread will let go of it.
-      if low.isBlocked || high.isBlocked { return .retry }
+      case .refused(isBlocked: true): return .retry
+      case .refused(isBlocked: false): break
+      }
       if reach >= table.pageCount {
         // Between pages that others have, a copy can join what has broken away before.
         let resolution = domain.withSharing { $0.copyInstead(pages, in: domain) }
@@ -49,6 +42,70 @@ enum MprotectOpening {
       }
       reach *= 8
     }
+  }
+
+  private enum Attempt {
+    case opened, held
+    case refused(isBlocked: Bool)
+  }
+
+  /// Opens `pages`, which are claimed, with their neighbours up to `reach` pages away.
+  private static func tryOpen(_ pages: Range<Int>, reach: Int, in domain: borrowing FaultDomain) -> Attempt {
+    let low = claim(from: pages.lowerBound, to: max(0, pages.lowerBound - reach), by: -1, domain)
+    let high = claim(from: pages.upperBound, to: min(domain.table.pageCount, pages.upperBound + reach), by: 1, domain)
+    tell(low.end..<pages.lowerBound, domain)
+    tell(pages.upperBound..<high.end, domain)
+    let isKept = keep(low.end..<pages.lowerBound, domain) && keep(pages.upperBound..<high.end, domain)
+    guard isKept else {
+      settle(low.end..<pages.lowerBound, isOpen: false, domain)
+      settle(pages.upperBound..<high.end, isOpen: false, domain)
+      return .held
+    }
+    let cuts = cuts(by: low.end..<high.end, domain.table)
+    let isOpen = Memory.protect(domain.addresses(of: low.end..<high.end), .readWrite) == 0
+    settle(low.end..<pages.lowerBound, isOpen: isOpen, domain)
+    settle(pages.upperBound..<high.end, isOpen: isOpen, domain)
+    guard isOpen else { return .refused(isBlocked: low.isBlocked || high.isBlocked) }
+    note(cuts, domain)
+    domain.counters.add(.widenedOpenings)
+    return .opened
+  }
+
+  /// Opens `pages` with what lies between them and the next open page, so that they are a mapping of their own no more; false if that cannot
+  /// be done now.
+  private static func merge(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> Bool {
+    let table = domain.table
+    var reach = 1
+    while pages.lowerBound >= reach || pages.upperBound + reach <= table.pageCount {
+      if pages.lowerBound >= reach, table[pages.lowerBound - reach].contains(.open) { break }
+      let above = pages.upperBound + reach - 1
+      if above < table.pageCount, table[above].contains(.open) { break }
+      reach += 1
+    }
+    if case .opened = tryOpen(pages, reach: max(leastReach, reach), in: domain) { return true }
+    return false
+  }
+
+  /// In pages: one fault that widens makes room for many that need not.
+  private static let leastReach = 64
+
+  /// How many mappings more there are once all of `pages` are open.
+  private static func cuts(by pages: Range<Int>, _ table: PageTable) -> Int {
+    let isOpenBelow = pages.lowerBound > 0 && table[pages.lowerBound - 1].contains(.open)
+    let isOpenAbove = pages.upperBound < table.pageCount && table[pages.upperBound].contains(.open)
+    var cuts = (isOpenBelow ? 0 : 1) + (isOpenAbove ? 0 : 1)
+    var isOpen = isOpenBelow
+    for page in pages where table[page].contains(.open) != isOpen {
+      isOpen.toggle()
+      cuts -= 1
+    }
+    return isOpen == isOpenAbove ? cuts : cuts - 1
+  }
+
+  private static func note(_ cuts: Int, _ domain: borrowing FaultDomain) {
+    if cuts == 0 { return }
+    domain.cuts.add(cuts, ordering: .relaxed)
+    MappingBudget.add(cuts)
   }
 
   /// Claims pages one after the other, up to one that is denied, whose frame others have, or that somebody else is deciding on. Open

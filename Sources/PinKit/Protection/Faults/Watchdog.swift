@@ -4,15 +4,29 @@ internal import Synchronization
 /// The thread that notices what fault handlers cannot say themselves (K3): a reader that ended, a reader that is stuck, a closed
 /// descriptor, a refusal of the kernel. It logs the cause and applies the failure policy. It is also the only thread of the
 /// fault handler that may allocate.
-@safe final class Watchdog: Sendable {
+///
+/// What is made when it is first used, by the runtime or by other packages, is made before the thread starts, by whoever starts it: a child of
+/// `fork()` would find it half made for ever, if the fork had caught this thread at it.
+@safe final class Watchdog: @unchecked Sendable {  // its variables belong to its thread, once it runs
   private let handler: FaultHandler
+  private var metrics: MetricsPublisher
+  private var published = Kernel.now()
+  private var watches: [ObjectIdentifier: WorkWatch] = [:]
   /// In milliseconds.
   private static let interval: CInt = 200
 
-  private init(_ handler: FaultHandler) { self.handler = handler }
+  private init(_ handler: FaultHandler) {
+    self.handler = handler
+    MetricsPublisher.prepare(handler.counters)
+    metrics = MetricsPublisher(counters: handler.counters)
+  }
 
   static func start(for handler: FaultHandler) throws(PinError) -> KernelThread {
     let watchdog = Watchdog(handler)
+    TestHooks.prepare()
+    // There is nothing to be found yet, and the code has run once.
+    watchdog.look()
+    watchdog.metrics.publish()
     let retained = unsafe Unmanaged.passRetained(watchdog)
     do throws(PinError) {
       return try unsafe begin(retained.toOpaque())
@@ -30,30 +44,32 @@ internal import Synchronization
   }
 
   private func run() {
-    var stuck: Set<ObjectIdentifier> = []
-    var metrics = MetricsPublisher(counters: handler.counters)
-    var published = Kernel.now()
     while !handler.isStopping.load(ordering: .acquiring) {
       if handler.alarm.wait(milliseconds: Self.interval) { handler.alarm.drain() }
       if handler.isStopping.load(ordering: .acquiring) { return }
-      LockOrder.deliver()
-      handler.runErrands()
-      handler.runTicks()
-      handler.pool?.giveBackDead()
-      checkReaders(&stuck)
-      if handler.metricsInterval > 0, Double(Kernel.now() - published) > handler.metricsInterval * 1e9 {
-        published = Kernel.now()
-        metrics.publish()
-      }
-      for protection in handler.protections {
-        protection.repairDescriptors()
-        protection.restoreHugeMappings()
-        if let failure = protection.takeUnreportedFailure() { apply(failure, to: protection) }
-      }
+      look()
     }
   }
 
-  private func checkReaders(_ stuck: inout Set<ObjectIdentifier>) {
+  private func look() {
+    LockOrder.deliver()
+    handler.runErrands()
+    handler.runTicks()
+    handler.pool?.giveBackDead()
+    checkReaders()
+    if handler.metricsInterval > 0, Double(Kernel.now() - published) > handler.metricsInterval * 1e9 {
+      published = Kernel.now()
+      metrics.publish()
+    }
+    for protection in handler.protections {
+      protection.repairDescriptors()
+      protection.restoreHugeMappings()
+      if let failure = protection.takeUnreportedFailure() { apply(failure, to: protection) }
+    }
+  }
+
+  private func checkReaders() {
+    TestHooks.reach(.watching)
     let readers = handler.readers
     let patience = Kernel.nanoseconds(handler.patience)
     for reader in readers {
@@ -63,13 +79,10 @@ internal import Synchronization
         continue
       }
       let since = reader.busySince.load(ordering: .relaxed)
-      if since != 0, Kernel.now() > since, Kernel.now() - since > patience {
-        guard stuck.insert(ObjectIdentifier(reader)).inserted else { continue }
+      if watches[ObjectIdentifier(reader), default: WorkWatch()].isOverdue(since, patience: patience) {
         handler.logger.critical(
           "a fault reader has worked on one batch for \(handler.patience) s; a first-write callback may be blocked, and threads that fault wait for it"
         )
-      } else {
-        stuck.remove(ObjectIdentifier(reader))
       }
     }
   }

@@ -1,0 +1,16 @@
+internal import Logging
+
+extension RegionProtection {
+  /// The kernel ends a process whose thread blocks the signal of a fault, before any code of the program's runs: whoever arms hears of such
+  /// threads. Says nothing where `/proc` cannot be read, and of threads that come later.
+  func warnOfBlockedSignals(_ delivery: FaultDelivery) {
+    guard delivery == .inPlace || delivery == .mprotect else { return }
+    let name = delivery == .inPlace ? "SIGBUS" : "SIGSEGV"
+    let (count, first) = ThreadMasks.blocking(delivery == .inPlace ? 7 : 11)
+    guard count > 0 else { return }
+    let threads = first.map(String.init).joined(separator: ", ") + (count > first.count ? ", …" : "")
+    handler.logger.warning(
+      "\(count) threads of this process block \(name) (\(threads)): a write of theirs to \(addresses), which is protected by .\(delivery) now, ends the process. Leave SIGSEGV and SIGBUS out of what they block (sigdelset before pthread_sigmask), or use .handlerThread."
+    )
+  }
+}
