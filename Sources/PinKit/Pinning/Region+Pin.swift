@@ -1,4 +1,5 @@
 internal import Synchronization
+internal import SystemPackage
 
 extension Region {
   /// Pins pages in order, up to the first that cannot be.
@@ -7,6 +8,9 @@ extension Region {
   /// of a shared frame gives this region its own copy first where the reuse policy says so (``ReusePolicy/pinsBreakSharing``) or with
   /// ``PinOptions/unshare``, so that nobody can read through it what others write later (W3), and what the owner writes is what it
   /// reads (W4).
+  ///
+  /// After a pin for writing every page is its own, and open, and stays so while the pin lives, but for the moment in which a snapshot or a clone
+  /// copies it; with ``PinOptions/longTerm`` it is present, too, so that a driver can pin it (P8): ``register(_:for:with:)`` does both.
   ///
   /// Pages that are open, or of a region that nothing protects, are pinned with a few instructions each and no system call; the others are
   /// faulted in, under the wrprotect lock. Then it blocks while the region is being protected, while pages are dropped, and while a snapshot
@@ -46,6 +50,7 @@ extension Region {
     }
     do throws(PinError) {
       if let first = pieces.first {
+        if options.contains(.longTerm), options.isForWriting { try makePresent(pieces) }
         return try assemble(first.pages.lowerBound..<pieces[pieces.count - 1].pages.upperBound, options, pieces, failure)
       }
     } catch {
@@ -67,6 +72,17 @@ extension Region {
     let start = alias.range.start
     return Pin(
       self, pages, options, start: start, extent: 0, PinDetail(pieces: pieces, shortfall: failure, alias: alias))
+  }
+
+  /// Gives pages that are pinned and open memory: a driver that pins them can take it as it is, without a fault (P8).
+  private func makePresent(_ pieces: [PinDetail.Piece]) throws(PinError) {
+    for piece in pieces {
+      let range = AddressRange(start: piece.start, count: piece.pages.count * pageSize)
+      let result = Memory.populate(range)
+      // A snapshot has just protected the pages, for as long as it copies them.
+      if result == -Errno.badAddress.rawValue { continue }
+      try PinError.check(result, "madvise(populateWrite)", range)
+    }
   }
 
   /// The region's protection, which pins look at without a lock from now on.

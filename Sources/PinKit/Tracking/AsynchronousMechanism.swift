@@ -91,7 +91,7 @@ internal import Synchronization
   }
 
   func harvest(
-    into dirty: inout DirtySet, _ event: InvalidationRange.Event, armed: (borrowing FaultDomain) -> Void
+    into dirty: inout DirtySet, _ event: InvalidationRange.Event, isMoment: Bool, armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) {
     try protection.throwIfFailed("collect")
     var found = DirtySet(pageCount: pageCount)

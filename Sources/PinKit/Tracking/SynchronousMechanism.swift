@@ -38,6 +38,8 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
       domain.table.discarded.drain { _ in }
       domain.table.forgetTold()
       domain.table.open.drain { Self.forget($0, domain.table) }
+      OpenPins.willClose(in: domain)
+      defer { OpenPins.reopen(in: domain) }
       let done = try self.protectAll(domain)
       if done { armed(domain) }
       return done
@@ -74,7 +76,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   }
 
   func harvest(
-    into dirty: inout DirtySet, _ event: InvalidationRange.Event, armed: (borrowing FaultDomain) -> Void
+    into dirty: inout DirtySet, _ event: InvalidationRange.Event, isMoment: Bool, armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) {
     var taken = dirty
     defer { dirty = taken }
@@ -86,6 +88,15 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
       var opened = DirtySet(pageCount: self.pageCount)
       table.open.drain { Self.take($0, table, &opened) }
       let discarded = DirtySet(pageCount: self.pageCount, runs: dropped)
+      if isMoment {
+        OpenPins.willClose(in: domain)
+      } else {
+        let staying = OpenPins.staying(of: opened.subtracting(discarded), in: domain)
+        taken.formUnion(staying)
+        Self.putBack(staying, table)
+        opened = opened.subtracting(staying)
+      }
+      defer { if isMoment { OpenPins.reopen(in: domain) } }
       let all = opened.union(discarded)
       var rest = all
       // What could not be protected again stays as it was, and on record.

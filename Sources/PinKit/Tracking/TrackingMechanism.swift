@@ -4,12 +4,16 @@ protocol TrackingMechanism: AnyObject, Sendable {
   /// Registers the region and protects all of it. On error everything is as before.
   ///
   /// `armed` runs under the exclusive wrprotect lock at the moment when every page is protected: no page can be written until it
-  /// has returned.
+  /// has returned. Then pages that are pinned for writing are open again.
   func start(armed: (borrowing FaultDomain) -> Void) throws(PinError)
   /// Adds the pages written since the last harvest and protects them again in one step: a write that races with it is in this
   /// harvest or in the next. On error, `dirty` holds what was taken and must be kept. `armed` as in ``start(armed:)``.
-  func harvest(into dirty: inout DirtySet, _ event: InvalidationRange.Event, armed: (borrowing FaultDomain) -> Void)
-    throws(PinError)
+  ///
+  /// - Parameter isMoment: Whether somebody needs the moment when every page is protected. Otherwise pages that are pinned for writing
+  ///   are left open: they are in every set (P6), and drivers and system calls get at them all the time (P8, P9).
+  func harvest(
+    into dirty: inout DirtySet, _ event: InvalidationRange.Event, isMoment: Bool, armed: (borrowing FaultDomain) -> Void
+  ) throws(PinError)
   /// Lifts the protection for as long as nobody tracks; what was written before was harvested.
   func suspend() throws(PinError)
   func resume(armed: (borrowing FaultDomain) -> Void) throws(PinError)

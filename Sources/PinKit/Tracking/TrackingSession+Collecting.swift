@@ -56,16 +56,28 @@ extension TrackingSession {
 
   /// Takes what was written since the last harvest and gives it to every tracker that is not paused. Nothing is lost if the
   /// mechanism fails half-way.
+  func harvest(_ state: inout State) throws(PinError) {
+    try harvest(&state, .writeTracking, isMoment: false) { _ in }
+  }
+
+  /// The same, with `armed` at the moment when every page is protected.
   func harvest(
-    _ state: inout State, _ event: InvalidationRange.Event = .writeTracking,
-    armed: (borrowing FaultDomain) -> Void = { _ in }
+    _ state: inout State, _ event: InvalidationRange.Event = .writeTracking, armed: (borrowing FaultDomain) -> Void
+  ) throws(PinError) {
+    try harvest(&state, event, isMoment: true, armed: armed)
+  }
+
+  private func harvest(
+    _ state: inout State, _ event: InvalidationRange.Event, isMoment: Bool, armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) {
     if let loss = state.loss { throw loss }
     guard let mechanism = state.mechanism, !state.isSuspended else { return }
     var found = DirtySet(pageCount: pageCount)
     var failure: PinError?
     do throws(PinError) {
-      try protection.withoutDiscards { () throws(PinError) in try mechanism.harvest(into: &found, event, armed: armed) }
+      try protection.withoutDiscards { () throws(PinError) in
+        try mechanism.harvest(into: &found, event, isMoment: isMoment, armed: armed)
+      }
     } catch {
       failure = error
     }

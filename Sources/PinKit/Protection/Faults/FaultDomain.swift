@@ -81,6 +81,8 @@ struct FaultDomain: ~Copyable, Sendable {
   /// How many mappings more the region has for its pages that are open under mprotect.
   let cuts = Atomic<Int>(0)
   let mayHaveHugeFrames: Bool
+  /// Odd while pages that are pinned for writing are protected for a moment; even, and another number, after.
+  let pinClosings = Atomic<UInt64>(0)
   /// Of a pool region, which outlives whoever is in here.
   private let frames: UInt
 
