@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "cuffd_chain.h"
+#include "cuffd_checked.h"
 #include "cuffd_section.h"
 #include "cuffd_sys.h"
 
@@ -302,6 +303,7 @@ static void in_child(void) {
   fault_depth = 0;
   notified_depth = 0;
   cuffd_section_forget_others();
+  cuffd_checked_forget();
   atomic_fetch_add(&generation, 1);
   pthread_mutex_unlock(&changes);
   pthread_mutex_unlock(&opening);

@@ -1,6 +1,7 @@
 #ifndef CUFFD_H
 #define CUFFD_H
 #include "cuffd_chain.h"
+#include "cuffd_checked.h"
 #include "cuffd_checksum.h"
 #include "cuffd_fault.h"
 #include "cuffd_file.h"

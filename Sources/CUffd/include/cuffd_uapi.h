@@ -111,6 +111,7 @@ static const uint64_t cuffd_page_is_swapped = (uint64_t)1 << 4;
 static const uint64_t cuffd_page_is_pfnzero = (uint64_t)1 << 5;
 static const uint64_t cuffd_page_is_huge = (uint64_t)1 << 6;
 static const uint64_t cuffd_page_is_soft_dirty = (uint64_t)1 << 7;
+static const uint64_t cuffd_page_is_guard = (uint64_t)1 << 8;  // Linux 6.15
 static const uint64_t cuffd_scan_wp_matching = (uint64_t)1 << 0;
 static const uint64_t cuffd_scan_check_wpasync = (uint64_t)1 << 1;
 

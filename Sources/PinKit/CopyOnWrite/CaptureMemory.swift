@@ -1,12 +1,13 @@
 internal import Synchronization
 
 /// The memory of a capture store: two mappings as long as the region, one on small pages for copies far apart and one on huge pages for
-/// dense ones, and between them three bitmaps.
+/// dense ones, and between them four bitmaps.
 final class CaptureMemory: Sendable {
   private let mapping: Mapping
   /// From the first mapping to the second, in bytes.
   let denseOffset: Int
   private let marksStart: Int
+  private static let marksCount = 4
   let marksSize: Int
 
   var start: UInt { mapping.range.start }
@@ -18,7 +19,7 @@ final class CaptureMemory: Sendable {
     marksSize = (PageMarks.size(pageCount: region.pageCount) + 4095) & ~4095
     let isHuge = region.pageSize > Memory.pageSize
     let alignment = max(region.pageSize, HugeFrames.size)
-    denseOffset = (copies + 3 * marksSize + alignment - 1) / alignment * alignment
+    denseOffset = (copies + Self.marksCount * marksSize + alignment - 1) / alignment * alignment
     mapping = try Mapping(count: denseOffset + (isHuge ? 0 : copies), alignment: alignment)
     // Sparse copies on huge pages would take 512 times the memory, dense ones on small pages three times the time.
     let sparse = AddressRange(start: mapping.range.start, count: copies)
@@ -36,7 +37,7 @@ final class CaptureMemory: Sendable {
 
   /// Forgets which pages there are copies of. The copies stay, as memory for the next ones; false if the kernel refused.
   fileprivate func clearMarks() -> Bool {
-    Memory.adviseResult(AddressRange(start: marks(0), count: 3 * marksSize), .dontNeed) == 0
+    Memory.adviseResult(AddressRange(start: marks(0), count: Self.marksCount * marksSize), .dontNeed) == 0
   }
 }
 

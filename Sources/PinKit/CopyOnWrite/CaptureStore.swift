@@ -19,16 +19,22 @@ internal import SystemPackage
   let pageSize: Int
   private let memory: CaptureMemory
   private let recycler: CaptureRecycler
-  private let base: UnsafeMutableRawPointer
+  let base: UnsafeMutableRawPointer
   /// What is owed no more.
   let captured: PageMarks
   /// Of those, the pages that have a copy; the others held zeros. Set before `captured`.
   let filled: PageMarks
   /// Of those, the pages whose copy is in the second mapping, which has huge pages. Set before `captured`.
-  private let isDense: PageMarks
+  let isDense: PageMarks
+  /// The pages that had no bytes, or have lost them, when they were to be kept or read: of adopted memory only. Whatever else is on record
+  /// of such a page came later.
+  let unreadable: PageMarks
+  let hasUnreadable = Atomic<Bool>(false)
+  /// Of those, the guard pages at the moment of the snapshot.
+  let vacant = Mutex<DirtySet?>(nil)
   /// From the first mapping to the second, in bytes.
-  private let denseOffset: Int
-  private let usedBytes = Atomic<Int>(0)
+  let denseOffset: Int
+  let usedBytes = Atomic<Int>(0)
   /// Alive as long as there are faults in it, which is when it is asked.
   private unowned(unsafe) let region: Region
   private let limit: Atomic<Int>
@@ -52,6 +58,7 @@ internal import SystemPackage
     captured = unsafe PageMarks(memory: UnsafeMutableRawPointer(bitPattern: memory.marks(0))!, pageCount: pageCount)
     filled = unsafe PageMarks(memory: UnsafeMutableRawPointer(bitPattern: memory.marks(1))!, pageCount: pageCount)
     isDense = unsafe PageMarks(memory: UnsafeMutableRawPointer(bitPattern: memory.marks(2))!, pageCount: pageCount)
+    unreadable = unsafe PageMarks(memory: UnsafeMutableRawPointer(bitPattern: memory.marks(3))!, pageCount: pageCount)
     self.limit = Atomic(limit ?? Int.max)
     self.givesUp = Atomic(givesUp)
   }
@@ -85,7 +92,7 @@ internal import SystemPackage
     self.givesUp.store(givesUp, ordering: .relaxed)
   }
 
-  private func reserve(_ bytes: Int) -> Bool {
+  func reserve(_ bytes: Int) -> Bool {
     let used = usedBytes.add(bytes, ordering: .relaxed).newValue
     if used <= limit.load(ordering: .relaxed) { return true }
     usedBytes.subtract(bytes, ordering: .relaxed)
@@ -93,7 +100,7 @@ internal import SystemPackage
   }
 
   /// Holds the writer, or gives up: what the snapshot asked for, but nobody is held who is waited for with unmapping the region.
-  private func withoutRoom() -> Verdict {
+  func withoutRoom() -> Verdict {
     let isClosing = unsafe region.gate.isClosed
     if !isClosing, !givesUp.load(ordering: .relaxed) { return .held }
     lose(isClosing ? .unmapped : .limit, errno: 0)
@@ -125,7 +132,15 @@ internal import SystemPackage
     return .kept
   }
 
+  override func readable(around page: Int, in pages: Range<Int>) -> Range<Int> {
+    guard hasUnreadable.load(ordering: .acquiring) else { return pages }
+    var first = page
+    while first > pages.lowerBound, !unreadable.contains(first - 1) { first -= 1 }
+    return first..<unreadable.first(in: page + 1..<pages.upperBound, isSet: true)
+  }
+
   private func keepOwed(_ pages: Range<Int>, in domain: borrowing FaultDomain, isAhead: Bool) -> Verdict {
+    if domain.isForeign { return keepChecked(pages, in: domain, isAhead: isAhead) }
     var page = pages.lowerBound
     while page < pages.upperBound {
       var end = page
@@ -157,7 +172,7 @@ internal import SystemPackage
   /// Only the one thread that has claimed a page writes its copy, and nobody reads the copy before `captured` says so. Returns an
   /// errno if there is no memory.
   private func copyIn(_ pages: Range<Int>, _ domain: borrowing FaultDomain) -> CInt? {
-    let isDense = pages.count >= Self.denseRun && pageSize == Memory.pageSize && hasRoomForDenseRuns
+    let isDense = isDenseRun(pages)
     let offset = isDense ? denseOffset : 0
     let range = addresses(of: pages)
     let result = Memory.populate(AddressRange(start: range.start + UInt(offset), count: range.count))
@@ -169,7 +184,7 @@ internal import SystemPackage
     return nil
   }
 
-  private func record(_ pages: Range<Int>, in domain: borrowing FaultDomain) {
+  func record(_ pages: Range<Int>, in domain: borrowing FaultDomain) {
     if pages.isEmpty { return }
     // A region that failed loses its protection soon after it says so: bytes that were copied since may be newer.
     atomicMemoryFence(ordering: .acquiring)
@@ -188,7 +203,12 @@ internal import SystemPackage
   /// A huge page is taken as a whole, whatever of it is used; a small limit means what it says.
   private var hasRoomForDenseRuns: Bool { limit.load(ordering: .relaxed) >= 64 << 20 }
 
-  private func addresses(of pages: Range<Int>) -> AddressRange {
+  /// Whether the copies of `pages` go to the mapping with huge pages.
+  @inline(__always) func isDenseRun(_ pages: Range<Int>) -> Bool {
+    pages.count >= Self.denseRun && pageSize == Memory.pageSize && hasRoomForDenseRuns
+  }
+
+  func addresses(of pages: Range<Int>) -> AddressRange {
     AddressRange(start: memory.start + UInt(pages.lowerBound * pageSize), count: pages.count * pageSize)
   }
 
@@ -207,7 +227,15 @@ internal import SystemPackage
     guard reserve(pageSize) else { return withoutRoom() }
     var result = Memory.populate(addresses(of: page..<page + 1))
     let address = domain.addresses(of: page..<page + 1).start
-    if result == 0 { result = unsafe memory.read(address, into: base + page * pageSize, count: pageSize) }
+    if result == 0 {
+      result = unsafe memory.read(address, into: base + page * pageSize, count: pageSize)
+      if result < 0, domain.isForeign {
+        usedBytes.subtract(pageSize, ordering: .relaxed)
+        noteUnreadable(page..<page + 1)
+        record(page..<page + 1, in: domain)
+        return .kept
+      }
+    }
     if result < 0 {
       lose(.memory, errno: -result)
     } else {
@@ -219,7 +247,7 @@ internal import SystemPackage
 
   // MARK: Reading and releasing
 
-  /// Copies pages that are captured.
+  /// Copies pages that are captured, and not without bytes.
   func copyOut(_ pages: Range<Int>, into target: UnsafeMutableRawPointer) {
     for page in pages {
       let place = unsafe target + (page - pages.lowerBound) * pageSize

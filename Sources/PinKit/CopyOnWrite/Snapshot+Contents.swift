@@ -4,7 +4,8 @@ extension Snapshot {
   /// The pages that may hold anything but zeros, in order; all others read as zeros.
   ///
   /// Of private anonymous memory these are the pages that had memory; of other memory, where a page can be in a file and not in the
-  /// page table, all that are not known to be zeros. Released pages are not among them. Reads no page, so it takes no memory.
+  /// page table, all that are not known to be zeros. Released pages are not among them, nor are guard pages of adopted memory that were
+  /// ones at the moment of the snapshot (Linux 6.15): those hold nothing. Reads no page, so it takes no memory.
   ///
   /// - Throws: As ``copy(_:into:)``.
   /// - Complexity: O(pages) with a small factor: a scan of the page table.
@@ -26,6 +27,7 @@ extension Snapshot {
     stored.formUnion(live.subtracting(live.subtracting(rest)))
     if isClosed.load(ordering: .acquiring) { throw closed("ask a snapshot what it holds") }
     if let failure = failure(of: store) { throw failure }
+    if let vacant = store.vacant.withLock({ $0 }) { stored = stored.subtracting(vacant) }
     return stored.subtracting(released.withLock { $0 }).runs
   }
 
@@ -39,7 +41,10 @@ extension Snapshot {
     defer { region.leave() }
     guard set.isPrivateAnonymous else { return nil }
     defer { set.settle() }
-    return unsafe set.presentPages(0..<pageCount, in: set.protection.domain.pointee)
+    // What became a guard page later had bytes, and says so when it is read.
+    let present = unsafe set.presentPages(0..<pageCount, in: set.protection.domain.pointee)
+    guard let present, let guards = set.guardPages(in: [0..<pageCount]) else { return present }
+    return present.union(guards)
   }
 
   /// Calls `body` with the bytes of ``storedRuns()``, up to `chunk` pages at a time, in order.

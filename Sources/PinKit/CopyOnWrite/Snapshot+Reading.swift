@@ -11,7 +11,8 @@ extension Snapshot {
   ///   - pages: Page indices.
   ///   - target: As many bytes as the pages have; not in a managed region.
   /// - Throws: ``PinError``: `.outOfBounds`, `.invalidArgument` for a target of another size, `.snapshotLost` when the snapshot was
-  ///   given up, `.released`, `.closed`, `.handlerLost` or `.mappingChanged` when the region can no longer be watched (K3),
+  ///   given up, `.inaccessible` where a page of adopted memory had no bytes, or has lost them (K6): the other pages can be read;
+  ///   `.released`, `.closed`, `.handlerLost` or `.mappingChanged` when the region can no longer be watched (K3),
   ///   `.notInherited`, `.wouldDeadlock` from a fault callback. The target's bytes mean nothing then.
   public func copy(_ pages: Range<Int>, into target: UnsafeMutableRawBufferPointer) throws(PinError) {
     _ = try region.addresses(of: pages)
@@ -22,21 +23,50 @@ extension Snapshot {
     }
     let store = try openStore("read a snapshot")
     guard let start = target.baseAddress, !pages.isEmpty else { return }
+    unsafe try copy(pages, of: store, into: start, vacant: nil)
+  }
+
+  /// The same for an image: the pages of `vacant` come as zeros.
+  func copy(_ pages: Range<Int>, into target: UnsafeMutableRawBufferPointer, vacant: DirtySet?) throws(PinError) {
+    let store = try openStore("read a snapshot")
+    guard let start = target.baseAddress, !pages.isEmpty else { return }
+    unsafe try copy(pages, of: store, into: start, vacant: vacant)
+  }
+
+  private func copy(
+    _ pages: Range<Int>, of store: CaptureStore, into start: UnsafeMutableRawPointer, vacant: DirtySet?
+  ) throws(PinError) {
     let chain = store.chain
     var page = pages.lowerBound
     while page < pages.upperBound {
       let offset = (page - pages.lowerBound) * pageSize
-      if let holder = chain.first(where: { $0.captured.contains(page) }) {
-        unsafe holder.copyOut(page..<page + 1, into: start + offset)
+      if let holder = chain.first(where: { $0.answers(for: page) }) {
+        if let vacant, vacant.contains(page) {
+          unsafe (start + offset).initializeMemory(as: UInt8.self, repeating: 0, count: pageSize)
+        } else {
+          unsafe try copyOut(page, of: holder, into: start + offset)
+        }
         page += 1
       } else {
         var end = page + 1
-        while end < pages.upperBound, !chain.contains(where: { $0.captured.contains(end) }) { end += 1 }
+        while end < pages.upperBound, !chain.contains(where: { $0.answers(for: end) }) { end += 1 }
         unsafe try copyLive(page..<end, store, into: start + offset)
         page = end
       }
     }
     try validate(pages, store)
+  }
+
+  private func copyOut(_ page: Int, of holder: CaptureStore, into target: UnsafeMutableRawPointer) throws(PinError) {
+    if holder.isUnreadable(page) { throw withoutBytes(page) }
+    unsafe holder.copyOut(page..<page + 1, into: target)
+  }
+
+  private func withoutBytes(_ page: Int) -> PinError {
+    PinError(
+      .inaccessible, operation: "read page \(page) of a snapshot", range: region.addressesUnchecked(of: page..<page + 1),
+      advice:
+        "It was a guard page, or behind the end of its file, or became that before its bytes were kept. The other pages can be read.")
   }
 
   /// The bytes of one page.
@@ -100,7 +130,7 @@ extension Snapshot {
       } else if region.backing.stored != nil {
         unsafe try copyFrames(pages, into: target)
       } else {
-        unsafe try copyFromRegion(pages, into: target)
+        unsafe try copyFromRegion(pages, store, into: target)
       }
       atomicMemoryFence(ordering: .acquiring)
       set.settle()
@@ -108,8 +138,8 @@ extension Snapshot {
     }
     let chain = store.chain
     for page in pages {
-      guard let holder = chain.first(where: { $0.captured.contains(page) }) else { continue }
-      unsafe holder.copyOut(page..<page + 1, into: target + (page - pages.lowerBound) * pageSize)
+      guard let holder = chain.first(where: { $0.answers(for: page) }) else { continue }
+      unsafe try copyOut(page, of: holder, into: target + (page - pages.lowerBound) * pageSize)
     }
   }
 
@@ -140,13 +170,16 @@ extension Snapshot {
     }
   }
 
-  private func copyFromRegion(_ pages: Range<Int>, into target: UnsafeMutableRawPointer) throws(PinError) {
+  private func copyFromRegion(
+    _ pages: Range<Int>, _ store: CaptureStore, into target: UnsafeMutableRawPointer
+  ) throws(PinError) {
     // Keeps protect(_:to:) from taking the right to read away meanwhile.
     _ = region.checkedAccesses.lockShared()
     defer { region.checkedAccesses.unlockShared() }
     let table = region.table
     let start = region.addresses.start
     guard table.hasDeniedPages else {
+      if region.isAdopted { return unsafe try copyChecked(pages, store, into: target) }
       let source = unsafe UnsafeRawPointer(bitPattern: start + UInt(pages.lowerBound * pageSize))!
       return unsafe Memory.copy(source, to: target, count: pages.count * pageSize)
     }
@@ -157,11 +190,44 @@ extension Snapshot {
       if table[page].contains(.readDenied) {
         if memory == nil { memory = try ProcessMemory() }
         let result = unsafe memory!.read(address, into: place, count: pageSize)
+        if result < 0, region.isAdopted {
+          noteWithoutBytes(page, store)
+          continue
+        }
         try PinError.check(result, "read a page without the right to", region.addressesUnchecked(of: page..<page + 1))
+      } else if region.isAdopted {
+        unsafe try copyChecked(page..<page + 1, store, into: place)
       } else {
         unsafe Memory.copy(UnsafeRawPointer(bitPattern: address)!, to: place, count: pageSize)
       }
     }
+  }
+
+  /// Of memory that other code may guard or truncate: pages without bytes are noted, and the others copied (K6).
+  private func copyChecked(
+    _ pages: Range<Int>, _ store: CaptureStore, into target: UnsafeMutableRawPointer
+  ) throws(PinError) {
+    let source = region.addressesUnchecked(of: pages)
+    var done = 0
+    while done < source.count {
+      let copied = unsafe Memory.copyChecked(source.start + UInt(done), to: target + done, count: source.count - done)
+      if copied > 0 {
+        done += copied
+        continue
+      }
+      let page = pages.lowerBound + done / pageSize
+      guard copied == Int(Memory.noBytes) else {
+        throw .kernel(copied, "read page \(page) of a snapshot", region.addressesUnchecked(of: page..<page + 1))
+      }
+      noteWithoutBytes(page, store)
+      done = (page + 1 - pages.lowerBound) * pageSize
+    }
+  }
+
+  /// A page that nobody has kept has no bytes: should it get some, they are not those of the snapshot.
+  private func noteWithoutBytes(_ page: Int, _ store: CaptureStore) {
+    atomicMemoryFence(ordering: .acquiring)
+    if !store.chain.contains(where: { $0.answers(for: page) }) { store.noteUnreadable(page..<page + 1) }
   }
 }
 

@@ -159,7 +159,9 @@ extension SnapshotSet {
     // From before looking: whoever hears that pages were removed must know that this may have seen them without bytes.
     domain.keepsBegun.add(1, ordering: .sequentiallyConsistent)
     defer { domain.keepsEnded.add(1, ordering: .sequentiallyConsistent) }
-    guard isPrivateAnonymous, let present = presentPages(pages, in: domain) else { return [pages] }
+    guard isPrivateAnonymous, var present = presentPages(pages, in: domain) else { return [pages] }
+    // A guard page may have had bytes: it is no page of zeros.
+    if let guards = domain.guardPages(in: [pages]) { present = present.union(guards) }
     let absent = DirtySet(pageCount: present.pageCount, runs: CollectionOfOne(pages)).subtracting(present)
     for run in absent.runs {
       _ = withTarget(domain) { store in

@@ -31,6 +31,8 @@ internal import Synchronization
     var nextID: UInt64 = 1
     /// What was written before a snapshot that could not be taken: the next one has it among its changes.
     var unclaimed: DirtySet?
+    /// The guard pages of adopted memory when the last one was taken.
+    var guards: DirtySet?
   }
 
   private struct Member {
@@ -69,7 +71,13 @@ internal import Synchronization
     let start = try state.withLock { state throws(PinError) in
       if isEnded.load(ordering: .acquiring) { throw PinError(.unmapped, operation: "snapshot", range: addresses) }
       state.open.reserveCapacity(state.open.count + 1)
-      let (pause, changes) = try arm(region, options, store, &state)
+      let guards = guardPages(in: [0..<region.pageCount])
+      noteLostGuards(state.guards, guards)
+      var (pause, changes) = try arm(region, options, store, &state)
+      noteVacant(guards, store)
+      // What became one has changed.
+      if let guards { changes.formUnion(guards.subtracting(state.guards ?? DirtySet(pageCount: region.pageCount))) }
+      state.guards = guards
       let generation = SnapshotGeneration(parent: state.generation?.identity, changes: changes)
       state.generation?.setNext(generation)
       state.generation = generation

@@ -36,7 +36,8 @@ extension Snapshot {
     var runs = [0..<pageCount]
     if let older { runs = try changes(since: older).runs }
     let source = SnapshotSource(
-      snapshot: self, parent: older?.identity, runs: runs, stored: stored, isReleasing: releasing)
+      snapshot: self, parent: older?.identity, runs: runs, stored: stored,
+      vacant: try openStore("write an image").vacant.withLock { $0 }, isReleasing: releasing)
     return try ImageWriter.write(source, to: path, replacing: replacing, progress: progress)
   }
 }
@@ -47,6 +48,8 @@ private struct SnapshotSource: ImageSource {
   let runs: [Range<Int>]
   /// Every other page holds zeros.
   let stored: DirtySet
+  /// Guard pages: they have no bytes, and an image has no place to say so.
+  let vacant: DirtySet?
   let isReleasing: Bool
 
   var pageSize: Int { snapshot.pageSize }
@@ -58,7 +61,7 @@ private struct SnapshotSource: ImageSource {
   func isKnownZero(_ pages: Range<Int>) -> Bool { stored.isDisjoint(with: pages) }
 
   func copy(pages: Range<Int>, into target: UnsafeMutableRawBufferPointer) throws(PinError) {
-    unsafe try snapshot.copy(pages, into: target)
+    unsafe try snapshot.copy(pages, into: target, vacant: vacant)
   }
 
   func release(_ pages: Range<Int>) throws(PinError) {

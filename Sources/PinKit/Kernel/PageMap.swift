@@ -36,6 +36,8 @@ internal import SystemPackage
     public static let zeroFrame = Categories(rawValue: cuffd_page_is_pfnzero)
     public static let huge = Categories(rawValue: cuffd_page_is_huge)
     public static let softDirty = Categories(rawValue: cuffd_page_is_soft_dirty)
+    /// A guard page (`MADV_GUARD_INSTALL`). Linux 6.15; before, a query that names it fails with `EINVAL`.
+    public static let guardPage = Categories(rawValue: cuffd_page_is_guard)
   }
 
   /// Which pages a scan is about: all of `required` (of which those in `inverted` must be absent), and any of `anyOf`.

@@ -25,6 +25,9 @@ public struct PinError: Error, Sendable, Hashable, CustomStringConvertible {
     public static let wouldDeadlock = Code("would deadlock")
     /// The pages may not be read or written: `protect(_:to:)` took the right away.
     public static let accessDenied = Code("access denied")
+    /// A page of adopted memory has no bytes that could be read or written: it is a guard page, it lies behind the end of its file, or other
+    /// code took its mapping or its rights away.
+    public static let inaccessible = Code("page is inaccessible")
     /// A limit of the process or the machine is reached.
     public static let limitReached = Code("limit reached")
     /// There is no memory.

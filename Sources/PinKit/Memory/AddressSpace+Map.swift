@@ -1,3 +1,4 @@
+internal import Logging
 internal import Synchronization
 
 extension AddressSpace {
@@ -94,7 +95,8 @@ extension AddressSpace {
   /// Takes memory under management that the program has mapped already: a guest's RAM, an allocator's arena, a file.
   ///
   /// What it is comes from `/proc/self/maps`, not from the caller. It stays the program's: unmapping the region only ends the
-  /// management. No page may hold the stack of a running thread or the process heap.
+  /// management. Its pages may be made guard pages, and its file may be truncated, at any time: calls that need such a page throw
+  /// ``PinError/Code/inaccessible`` (K6). No page may hold the stack of a running thread or the process heap.
   ///
   /// - Parameter addresses: Page-aligned, wholly mapped, readable and writable, of one kind.
   /// - Throws: ``PinError`` `.invalidArgument`, `.inUse` if a region manages a part of it already. Does not block.
@@ -102,6 +104,11 @@ extension AddressSpace {
     LockOrder.mayBlock("adopt")
     try requireOpen("adopt")
     let (kind, pageSize) = try Adoption.examine(addresses)
+    if !Memory.prepareCheckedCopies() {
+      configuration.logger.warning(
+        "process_vm_readv and process_vm_writev are forbidden and /proc/self/mem cannot be opened: a guard page, or a truncated file, under adopted memory ends the process if it is read"
+      )
+    }
     return try Region(
       space: self, backing: Backing(kind: .adopted(kind)), addresses: addresses, pageSize: pageSize, owned: nil)
   }

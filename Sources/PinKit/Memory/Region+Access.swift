@@ -17,44 +17,53 @@ extension Region {
   /// Loads a value of a trivial type at a byte offset, which need not be aligned.
   ///
   /// - Throws: ``PinError``: `.outOfBounds`, `.unmapped`, `.accessDenied` where ``protect(_:to:)`` took reading away;
-  ///   of a page over a store what the store says; of a sealed page `.sealed`, `.tampered` or `.keyGone`. A page that is sealed or reclaimed
-  ///   again in the very moment of the access ends in SIGBUS, as through a pointer: pin what must not be.
+  ///   of a page over a store what the store says; of a sealed page `.sealed`, `.tampered` or `.keyGone`; of a page of adopted memory that has
+  ///   no bytes `.inaccessible` (K6). A page that is sealed or reclaimed again in the very moment of the access ends in SIGBUS, as through a
+  ///   pointer: pin what must not be.
   public func load<Value: BitwiseCopyable>(
     fromByteOffset offset: Int, as type: Value.Type = Value.self
   ) throws(PinError) -> Value {
     try beginChecked("load")
     defer { endChecked() }
     try check(offset, MemoryLayout<Value>.size, denied: .readDenied, "load")
+    if isAdopted { return try loadChecked(offset, type) }
     return unsafe bytes.loadUnaligned(fromByteOffset: offset, as: type)
   }
 
   /// Stores a value of a trivial type at a byte offset, which need not be aligned.
   ///
-  /// - Throws: ``PinError``: `.outOfBounds`, `.unmapped`, `.accessDenied` where ``protect(_:to:)`` took writing away.
+  /// - Throws: ``PinError``: `.outOfBounds`, `.unmapped`, `.accessDenied` where ``protect(_:to:)`` took writing away; of a page of adopted
+  ///   memory that has no bytes `.inaccessible` (K6).
   public func store<Value: BitwiseCopyable>(_ value: Value, toByteOffset offset: Int) throws(PinError) {
     try beginChecked("store")
     defer { endChecked() }
     try check(offset, MemoryLayout<Value>.size, denied: .denied, "store")
+    if isAdopted {
+      try unsafe Swift.withUnsafeBytes(of: value) { source throws(PinError) in try unsafe storeChecked(source, offset, "store") }
+      return
+    }
     unsafe bytes.storeBytes(of: value, toByteOffset: offset, as: Value.self)
   }
 
   /// Copies bytes into the region.
   ///
-  /// - Throws: As ``store(_:toByteOffset:)``; nothing is copied then.
+  /// - Throws: As ``store(_:toByteOffset:)``; nothing is copied then, but of `.inaccessible` what lies before the page.
   public func copy(_ source: UnsafeRawBufferPointer, toByteOffset offset: Int) throws(PinError) {
     try beginChecked("copy")
     defer { endChecked() }
     try check(offset, source.count, denied: .denied, "copy")
+    if isAdopted { return try unsafe storeChecked(source, offset, "copy") }
     unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[offset..<offset + source.count]).copyMemory(from: source)
   }
 
   /// Copies bytes out of the region until `target` is full.
   ///
-  /// - Throws: As ``load(fromByteOffset:as:)``; nothing is copied then.
+  /// - Throws: As ``load(fromByteOffset:as:)``; nothing is copied then, but of `.inaccessible` what lies before the page.
   public func copy(fromByteOffset offset: Int, into target: UnsafeMutableRawBufferPointer) throws(PinError) {
     try beginChecked("copy")
     defer { endChecked() }
     try check(offset, target.count, denied: .readDenied, "copy")
+    if isAdopted { return try unsafe loadChecked(offset, into: target, "copy") }
     unsafe target.copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[offset..<offset + target.count]))
   }
 
@@ -65,12 +74,14 @@ extension Region {
   /// is the page handed out (N1). A page may be protected again at any time, by a collection, so the other way must be tried in a
   /// loop. Trackers report the page as written.
   ///
-  /// - Throws: ``PinError``: `.outOfBounds`, `.unmapped`, `.accessDenied` where ``protect(_:to:)`` took writing away.
+  /// - Throws: ``PinError``: `.outOfBounds`, `.unmapped`, `.accessDenied` where ``protect(_:to:)`` took writing away; of a page of adopted
+  ///   memory that has no bytes `.inaccessible` (K6).
   public func touch(_ page: Int) throws(PinError) {
     try beginChecked("touch")
     defer { endChecked() }
     let (offset, isTooLarge) = page.multipliedReportingOverflow(by: pageSize)
     try check(isTooLarge ? -1 : offset, 1, denied: [.writeDenied, .readDenied], "touch")
+    if isAdopted { return try touchChecked(page) }
     Memory.touch(addresses.start + UInt(offset))
   }
 
@@ -81,12 +92,16 @@ extension Region {
   ///
   /// Other than ``load(fromByteOffset:as:)`` it never sees half of a store.
   ///
+  /// The word is accessed in place, after it was found that its page has bytes: a page of adopted memory that other code takes away in that
+  /// very moment ends in a signal, as through a pointer.
+  ///
   /// - Parameter offset: In bytes, even.
   /// - Throws: As ``load(fromByteOffset:as:)``; `.invalidArgument` for an odd offset.
   public func loadAcquiring(fromByteOffset offset: Int) throws(PinError) -> UInt16 {
     try beginChecked("load")
     defer { endChecked() }
     try check(offset, 2, denied: .readDenied, "load")
+    if isAdopted { try requireBytes(offset, "load") }
     return unsafe try word(at: offset, "load").pointee.load(ordering: .acquiring)
   }
 
@@ -100,6 +115,7 @@ extension Region {
     try beginChecked("store")
     defer { endChecked() }
     try check(offset, 2, denied: [.writeDenied, .readDenied], "store")
+    if isAdopted { try requireBytes(offset, "store") }
     unsafe try word(at: offset, "store").pointee.store(value, ordering: .releasing)
   }
 

@@ -40,6 +40,8 @@ struct FaultDomain: ~Copyable, Sendable {
   /// The number under which the userfaultfd was put into the readers' epoll set.
   var listening: CInt { descriptor.load(ordering: .acquiring) }
   let isPrivateAnonymous: Bool
+  /// Whether other code may guard its pages, or truncate them away: it is read by checked copies only (K6).
+  let isForeign: Bool
   /// Counts exclusive operations: a message read before one and handled after it may be stale.
   let generation = Atomic<UInt64>(0)
   /// Zero, or why faults cannot be served any more (`Failure.rawValue << 32 | errno`).
@@ -103,6 +105,7 @@ struct FaultDomain: ~Copyable, Sendable {
     pageSize = region.pageSize
     table = region.table
     isPrivateAnonymous = region.backing.isPrivateAnonymous
+    isForeign = region.isAdopted
     mayHaveHugeFrames = region.backing.mayHaveHugeFrames
     frames = region.frames.map { unsafe UInt(bitPattern: Unmanaged.passUnretained($0).toOpaque()) } ?? 0
     self.counters = counters

@@ -211,13 +211,20 @@ enum FaultPath {
   }
 
   /// Keeps what snapshots are owed of `pages`; false if there is no room for `page` itself. No snapshot is lost and nobody is held for the sake
-  /// of neighbours: where there is no room for them, they are left out.
+  /// of neighbours: where there is no room for them, or some have no bytes, they are left out.
   private static func keep(
     _ pages: inout Range<Int>, for page: Int, isOpen: Bool, in domain: borrowing FaultDomain
   ) -> Bool {
     let all = pages
     if all.count > 1 {
-      if domain.withOwedBytes({ $0.keepAhead(all, in: domain) }) != .held { return true }
+      if domain.withOwedBytes({ $0.keepAhead(all, in: domain) }) != .held {
+        if domain.isForeign, let readable = domain.withOwedBytes({ $0.readable(around: page, in: all) }),
+          readable != all
+        {
+          pages = release(all, but: readable, in: domain)
+        }
+        return true
+      }
       pages = releaseNeighbours(of: page, all, in: domain)
     }
     return isOpen || domain.withOwedBytes({ $0.keep(page..<page + 1, in: domain) }) != .held
@@ -225,12 +232,16 @@ enum FaultPath {
 
   /// Lets neighbours go that were not opened, and returns what is left.
   private static func releaseNeighbours(of page: Int, _ pages: Range<Int>, in domain: borrowing FaultDomain) -> Range<Int> {
+    release(pages, but: page..<page + 1, in: domain)
+  }
+
+  private static func release(_ pages: Range<Int>, but kept: Range<Int>, in domain: borrowing FaultDomain) -> Range<Int> {
     let hasCallbacks = domain.callbacks.load(ordering: .relaxed) != 0
-    for other in pages where other != page {
+    for other in pages where !kept.contains(other) {
       if hasCallbacks, !domain.table[other].contains(.open) { domain.table.noteTold(other) }
       domain.table.releaseClaim(other)
     }
-    return page..<page + 1
+    return kept
   }
 
   /// Marks `pages` as open. The claims and the shared lock are held.

@@ -18,6 +18,9 @@ class OwedBytes: @unchecked Sendable {  // subclasses hold atomics and prealloca
   /// The same for pages that nobody waits for, or not for all of them: where there is no room, nobody is held and nothing is given up.
   func keepAhead(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> Verdict { .kept }
 
+  /// The pages around `page`, among `pages`, that were not found without bytes: guard pages, and what lies behind the end of a file.
+  func readable(around page: Int, in pages: Range<Int>) -> Range<Int> { pages }
+
   /// The kernel drops `pages` behind PinKit's back: their bytes cannot be kept any more. `isQuiet` if nothing was kept since the
   /// drop may have begun, so that what is on record as kept was kept before.
   func lose(_ pages: Range<Int>, isQuiet: Bool) {}

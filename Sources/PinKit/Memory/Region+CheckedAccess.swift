@@ -1,0 +1,100 @@
+internal import SystemPackage
+
+/// Accesses to adopted memory, of which other code may guard or truncate any page at any moment: the kernel makes them, and what would be a
+/// signal is an error (K6). The pages were checked against the region's bounds and rights, and the access is inside it.
+extension Region {
+  func loadChecked<Value: BitwiseCopyable>(_ offset: Int, _ type: Value.Type) throws(PinError) -> Value {
+    let (size, alignment) = (MemoryLayout<Value>.size, MemoryLayout<Value>.alignment)
+    return try unsafe withUnsafeTemporaryAllocation(byteCount: max(1, size), alignment: alignment) { bytes throws(PinError) in
+      let place = unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[..<size])
+      try unsafe loadChecked(offset, into: place, "load")
+      return unsafe bytes.loadUnaligned(as: type)
+    }
+  }
+
+  func loadChecked(
+    _ offset: Int, into target: UnsafeMutableRawBufferPointer, _ operation: StaticString
+  ) throws(PinError) {
+    guard let place = target.baseAddress else { return }
+    var done = 0
+    while done < target.count {
+      let address = addresses.start + UInt(offset + done)
+      let copied = unsafe Memory.copyChecked(address, to: place + done, count: target.count - done)
+      guard copied > 0 else { throw refusal(copied, (offset + done) / pageSize, operation) }
+      done += copied
+    }
+  }
+
+  func storeChecked(_ source: UnsafeRawBufferPointer, _ offset: Int, _ operation: StaticString) throws(PinError) {
+    guard let start = source.baseAddress else { return }
+    var done = 0
+    var begun: UInt64 = 0
+    while done < source.count {
+      let address = addresses.start + UInt(offset + done)
+      let copied = unsafe Memory.storeChecked(start + done, to: address, count: source.count - done)
+      if copied > 0 {
+        done += copied
+        begun = 0
+        continue
+      }
+      try open((offset + done) / pageSize, after: copied, since: &begun, operation)
+    }
+  }
+
+  /// The fault of a store, and no store: what others write meanwhile stays.
+  func touchChecked(_ page: Int) throws(PinError) {
+    var begun: UInt64 = 0
+    while true {
+      let result = Memory.touchChecked(addressesUnchecked(of: page..<page + 1))
+      if result == 0 { return }
+      try open(page, after: Int(result), since: &begun, "touch")
+    }
+  }
+
+  func requireBytes(_ offset: Int, _ operation: StaticString) throws(PinError) {
+    guard Memory.isReadable(addresses.start + UInt(offset)) else {
+      throw refusal(Int(Memory.noBytes), offset / pageSize, operation)
+    }
+  }
+
+  /// The kernel refused to write a page. If that was for its protection, as it is where faults are the thread's own to take, the fault is
+  /// taken here, and the access can be tried again.
+  private func open(
+    _ page: Int, after result: Int, since begun: inout UInt64, _ operation: StaticString
+  ) throws(PinError) {
+    let errno = Errno(rawValue: CInt(-result))
+    // What madvise(2) says of a right that is not there.
+    guard errno == .badAddress || errno == .invalidArgument,
+      Memory.isReadable(addressesUnchecked(of: page..<page + 1).start)
+    else { throw refusal(result, page, operation) }
+    let now = Kernel.now()
+    if begun == 0 { begun = now }
+    if now - begun > Kernel.nanoseconds(space.configuration.patience) {
+      throw PinError(
+        .timedOut, operation: "\(operation)", errno: errno, range: addressesUnchecked(of: page..<page + 1),
+        advice: "Other code took the right to write away, memory is short, or a snapshot is at its limit.")
+    }
+    guard let protection = attachments.find(RegionProtection.self), !Kernel.isInFaultPath else {
+      throw refusal(Int(Memory.noBytes), page, operation)
+    }
+    try protection.throwIfFailed("\(operation)")
+    switch protection.translate(page, forWriting: true) {
+    case .denied:
+      throw PinError(
+        .accessDenied, operation: "\(operation)", range: addressesUnchecked(of: page..<page + 1),
+        advice: "protect(_:to:) took that right away from page \(page).")
+    case .notNow: Kernel.pause(nanoseconds: 20_000)
+    case .found, .needsDirectMap: break
+    }
+  }
+
+  private func refusal(_ result: Int, _ page: Int, _ operation: StaticString) -> PinError {
+    let range = addressesUnchecked(of: page..<page + 1)
+    guard result == Int(Memory.noBytes) || result == 0 else { return .kernel(result, "\(operation)", range) }
+    return PinError(
+      .inaccessible, operation: "\(operation)", errno: .badAddress, range: range,
+      advice:
+        "Page \(page) is a guard page, lies behind the end of its file, or has lost its mapping or its rights: the region was adopted, and other code did that."
+    )
+  }
+}
