@@ -35,7 +35,8 @@ internal import Synchronization
   /// A sealer with a random key that nobody else has.
   ///
   /// - Parameter largestPage: In bytes. A few times as many are allocated as there are processors.
-  /// - Throws: `.limitReached` where RLIMIT_MEMLOCK does not allow a key page.
+  /// - Throws: `.limitReached` where RLIMIT_MEMLOCK does not allow a key page, `.invalidArgument` for pages of no bytes, `.outOfMemory` for
+  ///   pages of too many.
   public convenience init(largestPage: Int = 4096) throws(PinError) {
     try self.init(key: KeyPage(randomByteCount: cseal_key_bytes), largestPage: largestPage)
   }
@@ -61,7 +62,7 @@ internal import Synchronization
     }
     keyProtection = schedule.protection
     self.largestPage = largestPage
-    slots = Slots(scratchSize: largestPage)
+    slots = try Slots(scratchSize: largestPage)
     firstNonce = (.random(in: .min ... .max), .random(in: .min ... .max))
     sealed = Atomic(alreadySealed)
   }

@@ -1,5 +1,6 @@
 internal import CSealing
 internal import Glibc
+internal import PinKit
 
 /// One for each call that is under way: what tells `close()` that all have ended, and where opening keeps the sealed bytes in case they do
 /// not open. Whoever holds one may be interrupted by a signal whose handler takes another.
@@ -9,18 +10,28 @@ internal import Glibc
   private let slots: UnsafeMutableRawPointer
   private let scratches: UnsafeMutableRawPointer
 
-  init(scratchSize: Int) {
+  /// - Throws: `.outOfMemory`.
+  init(scratchSize: Int) throws(PinError) {
     let line = cseal_line_bytes
-    count = 2 * max(1, sysconf(CInt(_SC_NPROCESSORS_ONLN))) + 8
-    self.scratchSize = (scratchSize + line - 1) / line * line
-    unsafe slots = .allocate(byteCount: count * line, alignment: line)
+    let count = 2 * max(1, sysconf(CInt(_SC_NPROCESSORS_ONLN))) + 8
+    let rounded = scratchSize <= .max - line ? (scratchSize + line - 1) / line * line : .max
+    let (bytes, isTooMuch) = rounded.multipliedReportingOverflow(by: count)
+    self.count = count
+    self.scratchSize = rounded
+    guard !isTooMuch, let scratches = unsafe aligned_alloc(line, bytes), let slots = unsafe aligned_alloc(line, count * line)
+    else {
+      throw PinError(
+        .outOfMemory, operation: "a sealer for pages of \(scratchSize) bytes",
+        advice: "It keeps \(count) pages of that size for what it opens: name the largest page that there is.")
+    }
+    unsafe self.scratches = scratches
+    unsafe self.slots = slots
     unsafe memset(slots, 0, count * line)
-    unsafe scratches = .allocate(byteCount: count * self.scratchSize, alignment: line)
   }
 
   deinit {
-    unsafe slots.deallocate()
-    unsafe scratches.deallocate()
+    unsafe free(slots)
+    unsafe free(scratches)
   }
 
   func claim() -> Int { unsafe cseal_claim(slots, count) }

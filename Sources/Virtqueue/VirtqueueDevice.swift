@@ -54,7 +54,7 @@ public import PinKit
     self.rings = rings
     unsafe self.buffers = .allocate(capacity: 1)
     unsafe self.buffers.initialize(to: buffers)
-    byteCount = UInt64(buffers.byteCount)
+    byteCount = UInt64(max(0, buffers.byteCount))
     unsafe segments = .allocate(capacity: 2 * layout.size)
   }
 

@@ -23,7 +23,8 @@ public struct VirtqueueLayout: Hashable, Sendable {
   /// - Throws: ``VirtqueueError/invalidLayout(_:)``.
   public init(size: Int, at offset: Int = 0, in byteCount: Int) throws(VirtqueueError) {
     try Self.check(size: size)
-    guard offset >= 0, offset.isMultiple(of: Self.line), offset <= byteCount else {
+    guard offset >= 0, offset.isMultiple(of: Self.line), offset <= byteCount, offset <= .max - Self.byteCount(size: size)
+    else {
       throw .invalidLayout("Offset \(offset) is not a multiple of \(Self.line) within \(byteCount) bytes.")
     }
     let available = Self.aligned(offset + Self.descriptorBytes(size))
@@ -52,9 +53,12 @@ public struct VirtqueueLayout: Hashable, Sendable {
     }
   }
 
-  /// How many bytes ``init(size:at:in:)`` needs for a queue of `size` entries.
+  /// How many bytes ``init(size:at:in:)`` needs for a queue of `size` entries; `Int.max` for more than ``maximumSize``, which no memory has
+  /// room for.
   public static func byteCount(size: Int) -> Int {
-    aligned(aligned(descriptorBytes(size)) + availableBytes(size)) + usedBytes(size)
+    if size > maximumSize { return .max }
+    let size = max(0, size)
+    return aligned(aligned(descriptorBytes(size)) + availableBytes(size)) + usedBytes(size)
   }
 
   /// From the first byte of any part to the end of the last one.

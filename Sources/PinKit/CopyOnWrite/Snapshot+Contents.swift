@@ -50,13 +50,17 @@ extension Snapshot {
   /// Calls `body` with the bytes of ``storedRuns()``, up to `chunk` pages at a time, in order.
   ///
   /// - Parameters:
-  ///   - chunk: At least 1.
+  ///   - chunk: At least 1. Of a large one the call makes less: it takes 64 MiB of memory at the most, but a page always.
   ///   - body: Gets the pages and their bytes, which are its own until it returns.
-  /// - Throws: As ``copy(_:into:)``; what `body` throws.
+  /// - Throws: As ``copy(_:into:)``, `.invalidArgument` for a chunk below 1; what `body` throws.
   public func forEachStoredRun(
     upTo chunk: Int = 64, _ body: (Range<Int>, UnsafeRawBufferPointer) throws -> Void
   ) throws {
-    precondition(chunk > 0, "a chunk has at least one page")
+    guard chunk > 0 else {
+      throw PinError(
+        .invalidArgument, operation: "read a snapshot up to \(chunk) pages at a time", advice: "Ask for one at least.")
+    }
+    let chunk = min(chunk, pageCount, max(1, Self.largestChunk / pageSize))
     let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: chunk * pageSize, alignment: 4096)
     defer {
       if region.hasSeals.load(ordering: .relaxed) { unsafe Memory.wipe(AddressRange(buffer)) }
@@ -71,6 +75,9 @@ extension Snapshot {
       }
     }
   }
+
+  /// In bytes.
+  private static var largestChunk: Int { 64 << 20 }
 
   /// The pages that may differ between an older snapshot of the same region and this one: those that were written or discarded in
   /// between, and those that were opened along with them (``DirtySet/faultAroundRuns``). `older` may be closed.

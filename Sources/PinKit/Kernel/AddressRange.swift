@@ -5,16 +5,19 @@ public struct AddressRange: Sendable, Hashable, Codable, CustomStringConvertible
   /// The address behind the last byte.
   public var end: UInt
 
+  /// As with `Range`, an end before the start ends the program: compare first what comes from outside.
   public init(start: UInt, end: UInt) {
     precondition(start <= end, "an address range ends before it starts")
     self.start = start
     self.end = end
   }
 
+  /// `count` is in bytes. As with `Range`, a count below 0, or beyond the last address, ends the program.
   public init(start: UInt, count: Int) { self.init(start: start, end: start + UInt(count)) }
 
-  /// In bytes.
-  public var count: Int { Int(end - start) }
+  /// In bytes; `Int.max` where an `Int` has no room for more, which no memory of a process reaches, and 0 where the end was set before
+  /// the start.
+  public var count: Int { end > start ? Int(clamping: end &- start) : 0 }
   public var isEmpty: Bool { start == end }
   public func contains(_ address: UInt) -> Bool { start <= address && address < end }
   public func overlaps(_ other: AddressRange) -> Bool { start < other.end && other.start < end }

@@ -128,7 +128,9 @@ internal import SystemPackage
   }
 
   private func check(_ range: Range<Int>, _ operation: String) throws(PinError) {
-    try check(range.lowerBound, range.count, operation)
+    guard range.lowerBound >= 0, range.upperBound <= size else {
+      throw PinError(.outOfBounds, operation: "\(operation) of bytes \(range) of a file of \(size)")
+    }
   }
 
   private func check(_ offset: Int, _ count: Int, _ operation: String) throws(PinError) {

@@ -72,8 +72,10 @@ public struct ObservedPages: ~Copyable {
     // In steps, so that what the kernel reports of a large process need not be kept all at once.
     let step: UInt = 8 << 30
     var at = range.start & ~(UInt(Memory.pageSize) - 1)
-    while at < range.end {
-      let part = AddressRange(start: at, end: min(range.end, at > .max - step ? .max : at + step))
+    // Behind the last mapping there are as many steps as a range has room for, and nothing to be found.
+    let end = range.count > 1 << 40 ? min(range.end, try lastAddress()) : range.end
+    while at < end {
+      let part = AddressRange(start: at, end: min(end, at > .max - step ? .max : at + step))
       for (populated, categories) in populated(part) {
         try read(populated, categories) { run in
           if let joined = last, joined.range.end == run.range.start, joined.state == run.state,
@@ -89,6 +91,12 @@ public struct ObservedPages: ~Copyable {
       at = part.end
     }
     if let last { body(last) }
+  }
+
+  /// The end of the process's last mapping, but for those of the kernel's half.
+  private func lastAddress() throws(PinError) -> UInt {
+    let lines = try ProcessMaps.readFile("/proc/\(pid)/maps").split(separator: "\n")
+    return lines.compactMap { ProcessMapping(line: $0)?.range.end }.filter { $0 < 1 << 63 }.max() ?? 0
   }
 
   private func populated(_ range: AddressRange) -> [(AddressRange, PageMap.Categories)] {

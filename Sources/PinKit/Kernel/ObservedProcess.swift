@@ -110,6 +110,7 @@ public struct ObservedProcess: Sendable, Hashable {
 
 extension ProcessMapping {
   fileprivate func overlapsInFile(_ other: ProcessMapping) -> Bool {
-    offset < other.offset + UInt64(other.range.count) && other.offset < offset + UInt64(range.count)
+    let (own, theirs) = (UInt64(range.count), UInt64(other.range.count))
+    return offset <= other.offset ? other.offset - offset < own : offset - other.offset < theirs
   }
 }

@@ -9,6 +9,8 @@ internal import SystemPackage
   private let descriptor: CInt
   private let buffer: UnsafeMutablePointer<cuffd_page_region>
   private static let capacity = 4096
+  /// The kernel cuts a longer read off without a word.
+  private static let mostEntries = 1 << 27
 
   /// The categories of which an entry has one that holds anything, or may.
   ///
@@ -136,10 +138,16 @@ internal import SystemPackage
   }
 
   /// The raw 64-bit entries of `/proc/self/pagemap` for a range of 4 KiB pages; frame numbers only with `CAP_SYS_ADMIN`.
+  ///
+  /// - Throws: ``PinError`` `.invalidArgument` for more than 512 GiB, whose entries would take more than 1 GiB; ask in parts.
   public func entries(_ range: AddressRange) throws(PinError) -> [UInt64] {
     let pageSize = Int(cuffd_page_size())
+    guard range.count / pageSize <= Self.mostEntries else {
+      throw PinError(
+        .invalidArgument, operation: "read /proc/self/pagemap", range: range, advice: "Ask for 512 GiB at most at a time.")
+    }
     var entries = [UInt64](repeating: 0, count: range.count / pageSize)
-    let offset = Int64(range.start) / Int64(pageSize) * 8
+    let offset = Int64(range.start / UInt(pageSize)) * 8
     let wanted = entries.count * 8
     let got = unsafe entries.withUnsafeMutableBytes { unsafe cuffd_pread(descriptor, $0.baseAddress!, wanted, offset) }
     try PinError.check(got, "read /proc/self/pagemap", range)

@@ -159,7 +159,7 @@ extension Region {
         .unsupported, operation: operation, range: addresses,
         advice: "The backing is \(backing), whose pages have no frames of a pool: map the region as .pool.")
     }
-    _ = try addresses(of: page..<page + 1)
+    try requirePage(page)
     return frames
   }
 }

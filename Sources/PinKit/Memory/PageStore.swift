@@ -20,6 +20,9 @@ public protocol PageStore: AnyObject, Sendable {
 
   /// Writes pages, in any order, and says for each transfer what became of it: `nil`, or why it is not all written. They need not be
   /// durable.
+  ///
+  /// - Returns: As many answers as there are transfers, in their order. With any other number nobody knows which answer is whose: then
+  ///   none of the transfers counts as written, and the flush throws `.inputOutput`.
   func write(_ transfers: [PageTransfer]) -> [PinError?]
 
   /// Called before pages become writable, with each page locked, and again after each time that they were cleaned: the store can refuse
@@ -73,6 +76,6 @@ public struct StoreGeometry: Sendable, Hashable {
     self.needsDirtyTracking = needsDirtyTracking
   }
 
-  /// How many pages of 4 KiB hold the bytes.
-  public var pageCount: Int { (byteCount + Memory.pageSize - 1) / Memory.pageSize }
+  /// How many pages of 4 KiB hold the bytes; 0 for a count of bytes that is not above 0.
+  public var pageCount: Int { byteCount > 0 ? (byteCount - 1) / Memory.pageSize + 1 : 0 }
 }

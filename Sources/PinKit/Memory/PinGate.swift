@@ -44,7 +44,7 @@ extension Region {
   ///
   /// - Throws: ``PinError`` `.outOfBounds`, `.notInherited`.
   public func mayBePinned(_ page: Int) throws(PinError) -> Bool {
-    _ = try addresses(of: page..<page + 1)
+    try requirePage(page)
     guard space.isOfThisProcess else { throw .notInherited("mayBePinned") }
     if table.current(page).isPinned { return true }
     guard let frames, !gate.isClosed else { return false }

@@ -207,6 +207,14 @@ public final class Region: Sendable {
     return addressesUnchecked(of: pages)
   }
 
+  /// Throws `.outOfBounds` for a page that the region does not have, whatever the number is.
+  @inline(__always) func requirePage(_ page: Int) throws(PinError) {
+    guard page >= 0, page < table.pageCount else {
+      throw PinError(
+        .outOfBounds, operation: "page \(page)", range: addresses, advice: "The region has \(pageCount) pages.")
+    }
+  }
+
   @inline(__always) func addressesUnchecked(of pages: Range<Int>) -> AddressRange {
     AddressRange(
       start: addresses.start + UInt(pages.lowerBound * pageSize),

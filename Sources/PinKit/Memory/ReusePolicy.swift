@@ -65,7 +65,10 @@ public struct FrameCounts: Sendable, Hashable {
   public static let pinBias = 1024
 
   /// True whenever the frame is pinned, and also when a thousand lookups hold it (P4).
-  public var mayBePinned: Bool { references - mappings >= Self.pinBias }
+  public var mayBePinned: Bool {
+    let (others, isBeyond) = references.subtractingReportingOverflow(mappings)
+    return isBeyond ? references > mappings : others >= Self.pinBias
+  }
 }
 
 /// What a write to a page does.

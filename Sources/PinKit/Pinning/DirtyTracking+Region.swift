@@ -1,10 +1,12 @@
+internal import Synchronization
+
 extension Region {
   /// Whether a long-term pin for writing of the region's pages would go around somebody who must hear of writes (P1, P2).
   ///
   /// The backing alone answers for every kind of memory but an adopted mapping of a file, for which `/proc/self` is read: see
   /// ``DirtyTracking/of(_:)`` for what that costs. Blocks on nothing else.
   ///
-  /// - Throws: ``PinError`` of reading `/proc/self`, for adopted mappings of files.
+  /// - Throws: ``PinError``: `.unmapped`, `.notInherited`; of reading `/proc/self`, for adopted mappings of files.
   public var needsDirtyTracking: Bool {
     get throws(PinError) { try dirtyTracking().contains(where: \.needsDirtyTracking) }
   }
@@ -23,14 +25,21 @@ extension Region {
     PinVerdict(of: try dirtyTracking(), for: access, lasting: duration)
   }
 
-  /// Asked for pins that last: a pin for the length of one transfer is allowed wherever it can be had.
-  func requireLongTerm(_ options: PinOptions) throws(PinError) {
-    guard options.contains(.longTerm) else { return }
+  /// A pin for the length of one transfer is refused only of memory that has no pages to pin, as by the kernel: secret memory, and a
+  /// device's. Which other memory is, its backing says.
+  func requireAllowed(_ options: PinOptions) throws(PinError) {
+    guard options.contains(.longTerm) else {
+      guard case .adopted(.file) = backing.kind, pinDomain.load(ordering: .acquiring) == 0 else { return }
+      return try pinVerdict(for: .reading, lasting: .short).check("pin", addresses)
+    }
     try pinVerdict(for: options.contains(.write) ? .writing : .reading, lasting: .long).check("pin for long", addresses)
   }
 
   /// A region is readable and writable whatever its tracker has made of the mapping at the moment.
   private func dirtyTracking() throws(PinError) -> [DirtyTracking] {
+    guard space.isOfThisProcess else { throw .notInherited("look at a mapping") }
+    // The addresses may be somebody else's by now.
+    if gate.isClosed { throw PinError(.unmapped, operation: "look at a mapping", range: addresses) }
     guard let memory = constantMemory else {
       return try DirtyTracking.of(addresses).map { found in
         var found = found

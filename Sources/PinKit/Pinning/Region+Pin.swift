@@ -22,7 +22,7 @@ extension Region {
   /// - Returns: A pin of all of them, or of fewer (``Pin/shortfall`` says why).
   /// - Throws: ``PinError``, if not even the first page could be pinned: `.wouldBlock`; `.limitReached` if it has 2047 pins for writing or 4095
   ///   for reading already; `.accessDenied` where ``protect(_:to:)`` took the right away; `.sealed`, `.tampered`, `.keyGone` of sealed pages; `.timedOut`, `.outOfMemory`. Whatever the pages:
-  ///   `.needsDirtyTracking` (P1), `.invalidArgument`, `.outOfBounds`, `.unmapped`, `.notInherited`, `.handlerLost`, `.wouldDeadlock` from a
+  ///   `.needsDirtyTracking` (P1), `.unsupported` of secret memory and of a device's, `.invalidArgument`, `.outOfBounds`, `.unmapped`, `.notInherited`, `.handlerLost`, `.wouldDeadlock` from a
   ///   fault callback.
   public func pin(_ pages: Range<Int>, _ options: PinOptions = []) throws(PinError) -> Pin {
     if pages.lowerBound >= 0, pages.upperBound <= table.pageCount, !pages.isEmpty, isOfThisProcess,
@@ -39,7 +39,7 @@ extension Region {
     try requireOutsideFaultPath("pin")
     try enter("pin")
     defer { leave() }
-    try requireLongTerm(options)
+    try requireAllowed(options)
     let protection = try pinProtection(mayWait: options.mayWait)
     var pieces: [PinDetail.Piece] = []
     var failure: PinError?

@@ -119,7 +119,7 @@ extension Region {
   ///
   /// - Throws: ``PinError``: `.outOfBounds`, `.notInherited`.
   public func isSealed(_ page: Int) throws(PinError) -> Bool {
-    _ = try addresses(of: page..<page + 1)
+    try requirePage(page)
     guard space.isOfThisProcess else { throw .notInherited("isSealed") }
     return seals?.sealed.contains(page) ?? false
   }

@@ -70,7 +70,7 @@ extension Snapshot {
   ///
   /// - Throws: ``PinError`` `.outOfBounds`, `.closed`, `.notInherited`, `.wouldDeadlock` from a fault callback.
   public func seal(of page: Int) throws(PinError) -> SealRecord? {
-    _ = try region.addresses(of: page..<page + 1)
+    try region.requirePage(page)
     return try openStore("ask for a seal").moment.withLock { $0 }?.records[page]
   }
 }

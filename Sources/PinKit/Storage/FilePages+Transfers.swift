@@ -14,7 +14,7 @@ extension FilePages {
         memory: AddressRange(
           start: addresses.start + UInt($0.lowerBound * Memory.pageSize), count: $0.count * Memory.pageSize))
     }
-    var results = Array(zip(transfers, store.write(transfers)))
+    var results = Array(zip(transfers, answers(to: transfers)))
     for index in results.indices where results[index].1?.errno == .badAddress {
       // The rights went in between.
       let again = try handDirectly([results[index].0.pages])
@@ -26,7 +26,19 @@ extension FilePages {
   private func handDirectly(_ runs: [Range<Int>]) throws(PinError) -> [(transfer: PageTransfer, error: PinError?)] {
     var transfers: [PageTransfer] = []
     for run in runs { try append(run, to: &transfers) }
-    return zip(transfers, store.write(transfers)).map { ($0, $1) }
+    return zip(transfers, answers(to: transfers)).map { ($0, $1) }
+  }
+
+  /// What the store says of each transfer. A store that does not answer for each has answered for none.
+  private func answers(to transfers: [PageTransfer]) -> [PinError?] {
+    let answers = store.write(transfers)
+    if answers.count == transfers.count { return answers }
+    let error = PinError(
+      .inputOutput, operation: "write \(transfers.count) transfers to \(type(of: store))", range: addresses,
+      advice:
+        "Its write(_:) returned \(answers.count) answers; it must return one for each transfer. The pages stay dirty, and in memory."
+    )
+    return Array(repeating: error, count: transfers.count)
   }
 
   /// Adds `pages` as they lie where the pool maps them: whatever rights the region's own mapping has. They are under writeback, so that none
@@ -78,7 +90,7 @@ extension FilePages {
 
   private func write(copied batch: inout [PageTransfer], _ failure: inout PinError?) {
     if batch.isEmpty { return }
-    for case let error? in store.write(batch) { failure = failure ?? error }
+    for case let error? in answers(to: batch) { failure = failure ?? error }
     batch = []
   }
 

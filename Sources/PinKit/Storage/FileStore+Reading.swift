@@ -3,6 +3,7 @@ extension FileStore {
   ///
   /// One system call, neither a lock nor an allocation. Never with ``isDirect``.
   public func readNow(_ pages: Range<Int>, into memory: UnsafeMutableRawBufferPointer) -> Bool {
+    guard pages.lowerBound >= 0, pages.upperBound <= geometry.pageCount else { return false }
     let offset = pages.lowerBound &* Memory.pageSize
     let room = memory.count
     let wanted = min(room, geometry.byteCount &- offset)
@@ -43,11 +44,15 @@ extension FileStore {
     unsafe UnsafeMutableRawBufferPointer(rebasing: memory[end...]).initializeMemory(as: UInt8.self, repeating: 0)
   }
 
-  func check(_ pages: Range<Int>, _ memory: Int) throws(PinError) {
+  func checkBounds(_ pages: Range<Int>) throws(PinError) {
     guard pages.lowerBound >= 0, pages.upperBound <= geometry.pageCount else {
       throw PinError(
         .outOfBounds, operation: "pages \(pages) of \(file.name)", advice: "It has \(geometry.pageCount) pages.")
     }
+  }
+
+  func check(_ pages: Range<Int>, _ memory: Int) throws(PinError) {
+    try checkBounds(pages)
     guard !pages.isEmpty, memory == pages.count * Memory.pageSize else {
       throw PinError(
         .invalidArgument, operation: "\(pages.count) pages of \(file.name) with \(memory) bytes of memory",

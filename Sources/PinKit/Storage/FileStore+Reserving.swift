@@ -5,14 +5,11 @@ extension FileStore {
   /// Takes space for the holes among `pages`, once (N3).
   ///
   /// Blocks while the file system looks for space; takes no system call for pages that it has been asked about.
-  /// - Throws: `.outOfSpace`, also for a quota; `.readOnly`; `.inputOutput`.
+  /// - Throws: `.outOfSpace`, also for a quota; `.readOnly`; `.inputOutput`; `.outOfBounds`.
   public func pageMakeWritable(_ pages: Range<Int>) throws(PinError) {
     guard !geometry.isReadOnly else { throw readOnly() }
-    guard let reservations, !reservations.contains(pages) else { return }
-    guard pages.lowerBound >= 0, pages.upperBound <= geometry.pageCount else {
-      throw PinError(.outOfBounds, operation: "pages \(pages) of \(file.name)")
-    }
-    guard reservations.isPossible else { return }
+    try checkBounds(pages)
+    guard let reservations, !reservations.contains(pages), reservations.isPossible else { return }
     if !reserve(reservations.widened(pages)).isEmpty { return }
     let result = file.reserve(pages.lowerBound * Memory.pageSize..<pages.upperBound * Memory.pageSize)
     switch -Int(result) {
@@ -22,9 +19,9 @@ extension FileStore {
     }
   }
 
-  /// True where nothing has to be reserved any more.
+  /// True where nothing has to be reserved any more; false for pages that the store does not have.
   public func pageMakeWritableNow(_ pages: Range<Int>) -> Bool {
-    if geometry.isReadOnly { return false }
+    if geometry.isReadOnly || pages.lowerBound < 0 || pages.upperBound > geometry.pageCount { return false }
     guard let reservations else { return true }
     return !reservations.isPossible || reservations.contains(pages)
   }

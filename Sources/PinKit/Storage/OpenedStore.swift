@@ -49,6 +49,7 @@ struct OpenedStore: ~Copyable {
     _ file: borrowing StoreFile, to byteCount: Int, _ path: String, _ options: FileStore.Options
   ) throws(PinError) -> Bool {
     let state = try file.state()
+    if state.kind == .other { throw notAFile(path) }
     if state.size == 0, state.kind == .regular, !options.isReadOnly {
       try file.setSize(byteCount)
       return true
@@ -61,6 +62,12 @@ struct OpenedStore: ~Copyable {
     return false
   }
 
+  private static func notAFile(_ name: String) -> PinError {
+    PinError(
+      .invalidArgument, operation: "open \(name)",
+      advice: "It is neither a file nor a block device: name one, or another path for a new file.")
+  }
+
   private static func finish(
     _ opened: consuming StoreFile, isNew: Bool, _ options: FileStore.Options
   ) throws(PinError) -> OpenedStore {
@@ -68,11 +75,9 @@ struct OpenedStore: ~Copyable {
     let state = try file.state(withAbilities: true)
     if !options.isReadOnly { file.openWriter() }
     let operation = "open \(file.name)"
-    guard state.kind != .other, state.size > 0 else {
-      throw PinError(
-        .invalidArgument, operation: operation,
-        advice: state.kind == .other ? "It is neither a file nor a block device." : "It is empty: say how large it shall be."
-      )
+    if state.kind == .other { throw notAFile(file.name) }
+    guard state.size > 0 else {
+      throw PinError(.invalidArgument, operation: operation, advice: "It is empty: say how large it shall be.")
     }
     guard !state.isReadOnly || options.isReadOnly else {
       throw PinError(.readOnly, operation: operation, advice: "The device refuses writes: ask for a read-only store.")

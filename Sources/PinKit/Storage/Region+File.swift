@@ -50,7 +50,7 @@ extension Region {
   ///
   /// - Throws: ``PinError``: `.unsupported` for memory without a store, `.outOfBounds`, `.unmapped`.
   public func filePageState(_ page: Int) throws(PinError) -> FilePageState {
-    _ = try addresses(of: page..<page + 1)
+    try requirePage(page)
     try enter("filePageState")
     defer { leave() }
     let file = try filePages("filePageState")

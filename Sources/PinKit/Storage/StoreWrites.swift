@@ -34,18 +34,16 @@ struct StoreWrites: ~Copyable {
     self.store = store
     outcomes = Array(repeating: nil, count: transfers.count)
     let limit = store.options.writesWholePages ? Memory.pageSize : Self.largest
+    for (index, transfer) in transfers.enumerated() {
+      do throws(PinError) { try store.check(transfer.pages, transfer.memory.count) } catch { outcomes[index] = error }
+    }
     // Each transfer may be cut once more, at the file's last page.
     vectors = MemoryVectors(
-      capacity: transfers.reduce(0) { $0 + $1.memory.count / limit + 2 })
+      capacity: zip(transfers, outcomes).reduce(0) { $1.1 == nil ? $0 + $1.0.memory.count / limit + 2 : $0 })
     var order = Array(transfers.indices)
     let isSorted = zip(transfers, transfers.dropFirst()).allSatisfy { $0.pages.lowerBound <= $1.pages.lowerBound }
     if !isSorted { order.sort { transfers[$0].pages.lowerBound < transfers[$1].pages.lowerBound } }
-    for index in order {
-      do throws(PinError) {
-        try store.check(transfers[index].pages, transfers[index].memory.count)
-        cut(transfers[index], index, limit)
-      } catch { outcomes[index] = error }
-    }
+    for index in order where outcomes[index] == nil { cut(transfers[index], index, limit) }
     waiting = Array(operations.indices.reversed())
   }
 

@@ -1,7 +1,8 @@
 extension DirtySet {
   /// The set as a bitmap: bit `page % 8` of byte `page / 8`, least significant first, padded with zeros to whole 64-bit words.
+  /// It takes an eighth of a byte for every page there is, set or not.
   public func bitmap() -> [UInt8] {
-    var bytes = [UInt8](repeating: 0, count: (pageCount + 63) / 64 * 8)
+    var bytes = [UInt8](repeating: 0, count: (pageCount / 64 + (pageCount % 64).signum()) * 8)
     for run in runs {
       var page = run.lowerBound
       while page < run.upperBound {

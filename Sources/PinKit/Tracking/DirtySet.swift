@@ -10,9 +10,9 @@ public struct DirtySet: Sendable, Hashable {
   /// exact.
   public private(set) var faultAroundRuns: [Range<Int>]
 
-  /// The empty set of a region with so many pages.
+  /// The empty set of a region with so many pages; with none for a number below 0.
   public init(pageCount: Int) {
-    self.pageCount = pageCount
+    self.pageCount = Swift.max(0, pageCount)
     runs = []
     faultAroundRuns = []
   }
@@ -20,7 +20,7 @@ public struct DirtySet: Sendable, Hashable {
   /// A set of runs in any order, also overlapping; what lies outside `0 ..< pageCount` is cut off.
   public init(pageCount: Int, runs: some Sequence<Range<Int>>) {
     self.init(pageCount: pageCount)
-    for run in runs.map({ $0.clamped(to: 0..<pageCount) }).sorted(by: { $0.lowerBound < $1.lowerBound }) {
+    for run in runs.map({ $0.clamped(to: 0..<self.pageCount) }).sorted(by: { $0.lowerBound < $1.lowerBound }) {
       append(run)
     }
   }
@@ -92,6 +92,8 @@ extension DirtySet: Sequence {
 
 extension DirtySet {
   /// The pages of both. A page that one of the two knows to have been written is known to have been written.
+  ///
+  /// Sets of different ``pageCount`` belong to different regions, and joining them ends the program: compare first what was decoded.
   ///
   /// - Complexity: O(runs of both).
   public func union(_ other: DirtySet) -> DirtySet {

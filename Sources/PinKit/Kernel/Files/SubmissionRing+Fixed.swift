@@ -14,18 +14,18 @@ extension SubmissionRing {
   mutating func queueReadFixed(
     from descriptor: CInt, at offset: Int, into memory: AddressRange, buffer index: Int, userData: UInt64
   ) -> QueueOutcome {
-    let (address, length) = unsafe Self.arguments(memory, offset)
+    let (address, length) = unsafe Self.arguments(memory)
     return Self.outcome(
-      unsafe cuffd_ring_read_fixed(raw, descriptor, address, length, UInt64(offset), UInt32(index), userData))
+      unsafe cuffd_ring_read_fixed(raw, descriptor, address, length, Self.position(offset), UInt32(index), userData))
   }
 
   /// Queues a write of memory inside the fixed buffer `index`.
   mutating func queueWriteFixed(
     to descriptor: CInt, at offset: Int, from memory: AddressRange, buffer index: Int, userData: UInt64
   ) -> QueueOutcome {
-    let (address, length) = unsafe Self.arguments(memory, offset)
+    let (address, length) = unsafe Self.arguments(memory)
     return Self.outcome(
-      unsafe cuffd_ring_write_fixed(raw, descriptor, address, length, UInt64(offset), UInt32(index), userData))
+      unsafe cuffd_ring_write_fixed(raw, descriptor, address, length, Self.position(offset), UInt32(index), userData))
   }
 }
 

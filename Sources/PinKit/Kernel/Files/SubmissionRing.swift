@@ -55,12 +55,12 @@ public import SystemPackage
   /// Queues a read of `memory.count` bytes from the file's byte `offset` on.
   ///
   /// `memory` must stay mapped, and nobody may rely on its content, until the completion was taken. More than about 2 GiB are
-  /// transferred short.
+  /// transferred short. A negative offset completes with `EINVAL`, memory at address 0 with `EFAULT`.
   public mutating func queueRead(
     from descriptor: CInt, at offset: Int, into memory: AddressRange, userData: UInt64
   ) -> QueueOutcome {
-    let (address, length) = unsafe Self.arguments(memory, offset)
-    return Self.outcome(unsafe cuffd_ring_read(raw, descriptor, address, length, UInt64(offset), userData))
+    let (address, length) = unsafe Self.arguments(memory)
+    return Self.outcome(unsafe cuffd_ring_read(raw, descriptor, address, length, Self.position(offset), userData))
   }
 
   /// Queues a write of the bytes of `memory` to the file's byte `offset` on.
@@ -69,8 +69,8 @@ public import SystemPackage
   public mutating func queueWrite(
     to descriptor: CInt, at offset: Int, from memory: AddressRange, userData: UInt64
   ) -> QueueOutcome {
-    let (address, length) = unsafe Self.arguments(memory, offset)
-    return Self.outcome(unsafe cuffd_ring_write(raw, descriptor, address, length, UInt64(offset), userData))
+    let (address, length) = unsafe Self.arguments(memory)
+    return Self.outcome(unsafe cuffd_ring_write(raw, descriptor, address, length, Self.position(offset), userData))
   }
 
   /// Queues an fsync(2), or fdatasync(2) if `dataOnly`. It covers writes that have *completed* when it is submitted: operations
@@ -126,11 +126,14 @@ public import SystemPackage
     try PinError.check(unsafe cuffd_ring_unregister_buffers(raw), "io_uring_unregister_buffers")
   }
 
-  static func arguments(_ memory: AddressRange, _ offset: Int) -> (UnsafeMutableRawPointer, UInt32) {
-    precondition(offset >= 0, "a file offset is negative")  // -1 would mean the descriptor's own position
-    precondition(memory.start != 0, "memory at address 0")
-    return unsafe (UnsafeMutableRawPointer(bitPattern: memory.start)!, UInt32(clamping: min(memory.count, 0x7fff_f000)))
+  /// What C calls a null pointer becomes an address that no process has.
+  static func arguments(_ memory: AddressRange) -> (UnsafeMutableRawPointer, UInt32) {
+    let start = unsafe UnsafeMutableRawPointer(bitPattern: memory.start == 0 ? UInt.max - 4095 : memory.start)!
+    return unsafe (start, UInt32(clamping: min(memory.count, 0x7fff_f000)))
   }
+
+  /// -1 would mean the descriptor's own position: every negative offset is the one that the kernel refuses.
+  static func position(_ offset: Int) -> UInt64 { offset < 0 ? 1 << 63 : UInt64(offset) }
 
   mutating func queue(_ body: (OpaquePointer) -> CInt) -> QueueOutcome { Self.outcome(unsafe body(raw)) }
 
