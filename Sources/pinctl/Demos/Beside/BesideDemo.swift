@@ -10,7 +10,7 @@ struct BesideDemo: SceneDemo {
 
   static let all: [any BesideScene] = [
     BesideCompactionScene(), BesideDescriptorScene(), BesideStopScene(), BesideJailScene(), BesideLockScene(),
-    BesideGuardScene(),
+    BesideGuardScene(), BesideDriverScene(), BesideFlightScene(),
   ]
 
   var scenes: [any DemoScene] { Self.all }
