@@ -22,6 +22,9 @@ extension Snapshot {
       let filled = store.filled.pages(in: 0..<pageCount)
       let taken = captured.subtracting(captured.subtracting(rest))
       stored.formUnion(filled.subtracting(filled.subtracting(taken)))
+      // What has lost its bytes says so when it is read.
+      let unreadable = store.unreadable.pages(in: 0..<pageCount)
+      stored.formUnion(unreadable.subtracting(unreadable.subtracting(rest)))
       rest = rest.subtracting(captured)
     }
     stored.formUnion(live.subtracting(live.subtracting(rest)))

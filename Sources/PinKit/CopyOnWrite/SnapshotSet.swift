@@ -185,6 +185,7 @@ internal import Synchronization
       guard let participant = state.participant.take() else { return }
       state.generation = nil
       state.unclaimed = nil
+      state.guards = nil
       session.remove(participant)
     }
   }

@@ -1,3 +1,4 @@
+internal import Synchronization
 internal import SystemPackage
 
 /// Accesses to adopted memory, of which other code may guard or truncate any page at any moment: the kernel makes them, and what would be a
@@ -68,7 +69,8 @@ extension Region {
       Memory.isReadable(addressesUnchecked(of: page..<page + 1).start)
     else { throw refusal(result, page, operation) }
     let now = Kernel.now()
-    if begun == 0 { begun = now }
+    let isFirst = begun == 0
+    if isFirst { begun = now }
     if now - begun > Kernel.nanoseconds(space.configuration.patience) {
       throw PinError(
         .timedOut, operation: "\(operation)", errno: errno, range: addressesUnchecked(of: page..<page + 1),
@@ -78,6 +80,12 @@ extension Region {
       throw refusal(Int(Memory.noBytes), page, operation)
     }
     try protection.throwIfFailed("\(operation)")
+    let delivery = unsafe protection.domain.pointee.delivery.load(ordering: .acquiring)
+    if delivery == .none || delivery == .asynchronous {
+      // The protection may have ended meanwhile.
+      if isFirst { return }
+      throw refusal(Int(Memory.noBytes), page, operation)
+    }
     switch protection.translate(page, forWriting: true) {
     case .denied:
       throw PinError(

@@ -18,6 +18,8 @@ public final class Region: Sendable {
 
   /// Unique in the process.
   let id: UInt64
+  /// Whether the program mapped the memory itself: other code may guard or truncate its pages (K6).
+  let isAdopted: Bool
   let gate = AccessGate()
   let table: PageTable
   let attachments = Attachments()
@@ -66,6 +68,7 @@ public final class Region: Sendable {
     self.addresses = addresses
     self.pageSize = pageSize
     self.id = id
+    if case .adopted = backing.kind { isAdopted = true } else { isAdopted = false }
     self.owned = Mutex(owned)
     try ManagedRanges.claim(addresses, id: id)
     do throws(PinError) { try space.enroll(self) } catch {
@@ -186,12 +189,6 @@ public final class Region: Sendable {
     frames?.release()
     attachments.removeAll()
     space.withdraw(id)
-  }
-
-  /// Whether the program mapped the memory itself.
-  var isAdopted: Bool {
-    if case .adopted = backing.kind { return true }
-    return false
   }
 
   // MARK: Pages and addresses

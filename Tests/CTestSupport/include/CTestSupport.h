@@ -141,6 +141,8 @@ int ct_shut_down(const char *_Nonnull directory);
 int ct_forbid_userfaultfd(void);
 // From now on io_uring_setup(2) fails with EPERM, as in a container.
 int ct_forbid_io_uring(void);
+// process_vm_readv(2) and process_vm_writev(2).
+int ct_forbid_memory_copies(void);
 // From now on opening /proc/self/pagemap and the like fails too: becomes the user nobody.
 int ct_become_nobody(void);
 // /proc shows the process to its user again, which changing users had ended.

@@ -38,7 +38,21 @@ import Testing
     write()
     subscription.remove()
     snapshot.close()
+    try adopted(space, mechanism)
     try space.close()
+  }
+
+  /// The same for memory that is copied by the kernel, with pages of zeros, and guard pages where there are some.
+  private static func adopted(_ space: AddressSpace, _ mechanism: WriteTracking.Mechanism) throws {
+    let memory = try ForeignMemory(.adoptedAnonymous, pages: GuardPages.count)
+    defer { memory.unmap() }
+    let region = try space.adopt(memory.range)
+    try region.write(version: 1, to: GuardPages.others.filter { $0 % 7 != 0 })
+    if GuardPages.areKnown { GuardPages.install(memory.range) }
+    let snapshot = try region.snapshot(.init(mechanism: mechanism))
+    for page in GuardPages.others { ct_store(UInt64(memory.range.start) + UInt64(page * 4096), 7) }
+    snapshot.close()
+    try region.unmap()
   }
 
   final class Silent: MMUNotifier {}
