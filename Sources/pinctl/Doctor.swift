@@ -47,6 +47,7 @@ struct DoctorReport: Codable, Hashable {
     lines += ["", "Can be registered with a userfaultfd"] + table(registrationRows, indent: 2)
     lines += ["", "Noticing writes"] + table(mechanismRows, indent: 2)
     lines += notes
+    lines += ["", "Devices that pin memory", "  \(capabilities.deviceAdvice)"]
     if fixes.isEmpty {
       lines += ["", "Nothing is missing."]
     } else {

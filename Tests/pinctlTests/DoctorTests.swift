@@ -41,5 +41,6 @@ struct DoctorTests {
     for mechanism in Capabilities.Mechanism.allCases { #expect(text.contains("  \(mechanism.rawValue) ")) }
     for fix in made.fixes { #expect(text.contains("$ \(fix.command)\n")) }
     #expect(text.contains("setfacl -m u:1000:rw /dev/userfaultfd"))
+    #expect(text.contains("\n  pin first, then register"))
   }
 }

@@ -290,6 +290,8 @@ internal import SystemPackage
 
   var isLost: Bool { loss.load(ordering: .acquiring) != 0 }
 
+  func isLost(to reason: Loss) -> Bool { UInt32(loss.load(ordering: .acquiring) >> 32) == reason.rawValue }
+
   /// The first reason stays. Async-signal-safe.
   func lose(_ reason: Loss, errno: CInt) {
     let value = UInt64(reason.rawValue) << 32 | UInt64(UInt32(bitPattern: errno))

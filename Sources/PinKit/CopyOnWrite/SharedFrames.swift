@@ -13,7 +13,7 @@ internal import Synchronization
 @safe final class SharedFrames: FrameSharing, @unchecked Sendable {  // atomics and preallocated memory only
   let frames: RegionFrames
   /// A mapping for each piece counts against `vm.max_map_count`: beyond this many, pages break away in large runs.
-  private let pieceBudget: Int
+  let pieceBudget: Int
   /// How far a break reaches when mappings are scarce, in pages.
   private static let wideReach = 512
 
@@ -114,7 +114,7 @@ internal import Synchronization
     return .opened
   }
 
-  private func note(_ pages: Range<Int>, _ target: Extent.Pointer, _ domain: borrowing FaultDomain) {
+  func note(_ pages: Range<Int>, _ target: Extent.Pointer, _ domain: borrowing FaultDomain) {
     let policy = frames.policy
     var copies = 0
     var spurious = 0
@@ -129,7 +129,7 @@ internal import Synchronization
   }
 
   /// Copies `pages`, but for those that are in the target, run by run.
-  private func copyBytes(of pages: Range<Int>, to target: Extent.Pointer, in domain: borrowing FaultDomain) -> Bool {
+  func copyBytes(of pages: Range<Int>, to target: Extent.Pointer, in domain: borrowing FaultDomain) -> Bool {
     let file = frames.pool.descriptor
     let readsDirectly = domain.hasMinorFaults.load(ordering: .relaxed)
     var start = pages.lowerBound
@@ -161,6 +161,8 @@ internal import Synchronization
   ) -> Bool {
     unsafe next == first || (!readsDirectly && first != target && next != target)
   }
+
+  override func unshare(_ page: Int, in domain: borrowing FaultDomain) -> Unsharing { unshareAlone(page, in: domain) }
 
   // MARK: When mappings are scarce
 

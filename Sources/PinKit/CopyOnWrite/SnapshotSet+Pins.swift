@@ -15,7 +15,7 @@ extension SnapshotSet {
         ? store.keep(unreadable: page, memory, in: domain) : store.keep(page..<page + 1, in: domain, isAhead: true)
       if verdict == .kept, !store.isLost { continue }
       let range = domain.addresses(of: page..<page + 1)
-      if let failure = store.failure(range), store.isLost, verdict == .kept {
+      if let failure = store.failure(range), !store.isLost(to: .limit), verdict == .kept {
         return PinError(.outOfMemory, operation: "snapshot", errno: failure.errno, range: range, advice: failure.advice)
       }
       return PinError(

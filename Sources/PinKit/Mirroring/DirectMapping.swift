@@ -70,6 +70,8 @@ internal import Synchronization
       try InvalidationRange.withOwner(self) { () throws(PinError) in
         let sequence = try interval.readBegin()
         if window.isUp(at: sequence) { return }
+        // Asked first: a page that is opened counts as written.
+        try region.requireRights(pages, forWriting: access == .writing, "translate")
         for page in pages { _ = try region.translate(page, forWriting: access == .writing, by: protection) }
         TestHooks.reach(.translated, page: pages.lowerBound)
         // Nobody is inside: those who were have been waited for, and the window is down. What changes from here on changes the number.

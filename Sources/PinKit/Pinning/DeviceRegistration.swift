@@ -83,7 +83,9 @@ extension Region {
     _ pages: Range<Int>, for access: PinVerdict.Access = .writing,
     with register: (UnsafeMutableRawBufferPointer) throws -> DeviceRegistration.Unregister
   ) throws -> DeviceRegistration {
-    let pin = try pin(pages, access == .writing ? [.write, .longTerm] : .longTerm)
+    let options: PinOptions = access == .writing ? [.write, .longTerm] : .longTerm
+    try requirePinnable(pages, options)
+    let pin = try pin(pages, options)
     if let shortfall = pin.shortfall { throw shortfall }
     let unregister = try unsafe self.register(
       UnsafeMutableRawBufferPointer(start: UnsafeMutableRawPointer(bitPattern: pin.start), count: pin.byteCount), pages,

@@ -23,6 +23,9 @@ internal import SystemPackage
   ///   16,384 buffers; what ``SubmissionRing/init(entries:)`` throws. Nothing is pinned then.
   public init(_ region: Region, _ ranges: [Range<Int>], entries: Int = 64) throws(PinError) {
     guard !ranges.isEmpty else { throw PinError(.invalidArgument, operation: "register buffers", advice: "Name a range.") }
+    // Before the first page is opened: what is refused leaves nothing in anybody's set.
+    for range in ranges { try region.requirePinnable(range, [.write, .longTerm]) }
+    try Self.requireRoom(region, ranges)
     var ring = try SubmissionRing(entries: entries)
     var memory: [AddressRange] = []
     var pins: [KeptPin] = []
@@ -37,6 +40,16 @@ internal import SystemPackage
     self.region = region
     self.ranges = ranges
     self.memory = memory
+  }
+
+  /// The kernel's limits on buffers, and on what a process without CAP_IPC_LOCK may lock, as far as it can be told.
+  private static func requireRoom(_ region: Region, _ ranges: [Range<Int>]) throws(PinError) {
+    let largest = ranges.map(\.count).max() ?? 0
+    guard ranges.count <= 16_384, largest <= (1 << 30) / region.pageSize else {
+      throw PinError(
+        .unsupported, operation: "io_uring_register_buffers", range: region.addresses,
+        advice: "The kernel takes 16,384 buffers of 1 GiB each at most: register fewer or smaller ranges.")
+    }
   }
 
   /// The kernel takes pages through the region's own mapping where the memory has no other: a collection may have protected them again, in

@@ -50,6 +50,7 @@ extension Region {
   /// - Parameter pages: Every page that the operation may write a byte of.
   /// - Throws: What ``pin(_:_:)`` throws for a pin for writing, if any page cannot be pinned; nothing is pinned then.
   public func beginIO(into pages: Range<Int>) throws(PinError) -> IOInFlight {
+    if table.hasDeniedPages { try requirePinnable(pages, .write) }
     let pin = try pin(pages, .write)
     if let shortfall = pin.shortfall { throw shortfall }
     return IOInFlight(pin)

@@ -60,6 +60,37 @@ extension Region {
     throw failure ?? PinError(.wouldBlock, operation: "pin", range: addressesUnchecked(of: pages))
   }
 
+  /// Asked by whoever needs all of `pages` or none: what can be told before the first page is opened, which counts as written from then on.
+  ///
+  /// - Throws: As ``pin(_:_:)``.
+  func requirePinnable(_ pages: Range<Int>, _ options: PinOptions) throws(PinError) {
+    _ = try addresses(of: pages)
+    guard !pages.isEmpty else { throw PinError(.invalidArgument, operation: "pin", advice: "The range of pages is empty.") }
+    try requireLongTerm(options)
+    try requireRights(pages, forWriting: options.isForWriting, "pin")
+  }
+
+  /// Whether ``protect(_:to:)`` left what is needed on every one of `pages`.
+  ///
+  /// - Throws: ``PinError`` `.accessDenied`.
+  @inline(__always) func requireRights(
+    _ pages: Range<Int>, forWriting: Bool, _ operation: StaticString
+  ) throws(PinError) {
+    if table.hasDeniedPages { try lookForRights(pages, forWriting: forWriting, operation) }
+  }
+
+  @inline(never) private func lookForRights(
+    _ pages: Range<Int>, forWriting: Bool, _ operation: StaticString
+  ) throws(PinError) {
+    for page in pages {
+      let entry = table[page]
+      guard entry.contains(.readDenied) || (forWriting && entry.contains(.writeDenied)) else { continue }
+      throw PinError(
+        .accessDenied, operation: "\(operation) page \(page)", range: addressesUnchecked(of: page..<page + 1),
+        advice: "protect(_:to:) took the right to \(forWriting ? "write" : "read") away.")
+    }
+  }
+
   private func assemble(
     _ pages: Range<Int>, _ options: PinOptions, _ pieces: [PinDetail.Piece], _ failure: PinError?
   ) throws(PinError) -> Pin {

@@ -58,7 +58,11 @@ struct PinAttempt {
   /// Pins pages until one cannot be; returns which that is, and why.
   func pin(_ pages: Range<Int>, _ pieces: inout [PinDetail.Piece]) throws(PinError) -> (end: Int, Obstacle?) {
     // Made outside of the lock: it may take memory.
-    if let frames = region.frames { _ = try frames.mapBase() }
+    if let frames = region.frames {
+      // A page that leaves a shared frame for a reader is compared with it where the pool maps both.
+      let isCompared = unsafe !options.isForWriting && frames.targetExtent != nil
+      if isCompared { try frames.mapDirectly() } else { try frames.mapBase() }
+    }
     var taken: [(page: Int, extent: UInt)] = []
     taken.reserveCapacity(pages.count)
     let obstacle = Kernel.withSignalsBlocked { unsafe pin(pages, &taken, protection.domain.pointee) }
@@ -166,7 +170,11 @@ struct PinAttempt {
       guard let frames = region.frames, mustLeaveShared(page, frames) else { return nil }
     }
     if options.contains(.fast) { return .notNow }
-    switch FaultPath.resolve(page: page, waits: options.mayWait, in: domain, holding: hold) {
+    let resolution =
+      options.isForWriting
+      ? FaultPath.resolve(page: page, waits: options.mayWait, in: domain, holding: hold)
+      : FaultPath.unshare(page: page, waits: options.mayWait, in: domain, holding: hold)
+    switch resolution {
     case .opened, .alreadyOpen: return nil
     case .denied: return .denied
     case .gone, .retry, .held, .elsewhere, .failed: return .notNow

@@ -93,7 +93,14 @@ extension Region {
     _ pages: Range<Int>, _ range: AddressRange, _ protection: RegionProtection, _ invalidation: inout Invalidation?
   ) throws(PinError) {
     try seals?.forget(pages)
+    let before = backing.isFileLike && frames == nil ? protection.discardedPages(in: pages) : nil
     do throws(PinError) { try drop(range, &invalidation) } catch {
+      if error.isRefusalOfAll, let before, (try? ProcessMaps.mappings(in: range))?.count == 1 {
+        // One mapping, refused as a whole: the kernel may have announced what it then did not do.
+        protection.forgetDiscards(of: pages, butFor: before)
+        throw error
+      }
+      if error.isRefusalOfAll, frames == nil, (try? ProcessMaps.mappings(in: range))?.count == 1 { throw error }
       // The kernel drops what lies before the piece that it refuses. A userfaultfd has been told exactly what that is; where there
       // is none, all of it may have changed.
       if unsafe frames != nil || protection.domain.pointee.delivery.load(ordering: .acquiring) == .mprotect {
@@ -125,4 +132,9 @@ extension Region {
       try Memory.advise(range, .dontNeed)
     }
   }
+}
+
+extension PinError {
+  /// What the kernel answers before it has changed anything of a mapping: it is sealed, locked, or not of a kind.
+  fileprivate var isRefusalOfAll: Bool { errno == .notPermitted || errno == .invalidArgument || errno == .permissionDenied }
 }

@@ -74,7 +74,7 @@ extension RegionProtection {
   }
 
   /// What a userfaultfd is to report of a region.
-  private static func traps(_ domain: borrowing FaultDomain) -> Userfaultfd.RegisterMode {
+  static func traps(_ domain: borrowing FaultDomain) -> Userfaultfd.RegisterMode {
     var traps = Userfaultfd.RegisterMode.writeProtect
     if domain.hasMinorFaults.load(ordering: .relaxed) { traps.insert(.minor) }
     if domain.hasSource { traps.insert(.missing) }

@@ -24,6 +24,18 @@ extension RegionProtection {
     }
   }
 
+  /// The pages among `pages` that are on record as dropped.
+  func discardedPages(in pages: Range<Int>) -> Set<Int> {
+    let discarded = unsafe domain.pointee.table.discarded
+    return Set(pages.lazy.filter { discarded.contains($0) })
+  }
+
+  /// Takes pages off the record that were announced and not dropped. Nobody collects meanwhile: discards are held.
+  func forgetDiscards(of pages: Range<Int>, butFor kept: Set<Int>) {
+    // Whoever has read of it notes it with the lock shared.
+    exclusive { domain in for page in pages where !kept.contains(page) { domain.table.discarded.remove(page) } }
+  }
+
   /// Puts huge mappings back that protecting their pages has dropped.
   func restoreHugeMappings() {
     guard let frames, unsafe domain.pointee.lostHugeMappings.load(ordering: .relaxed) else { return }

@@ -36,11 +36,23 @@ extension TrackingSession {
           "First-write callbacks and fault-around need a synchronous mechanism, and the region is tracked by .asynchronous: stop its trackers first, or give the first of them a callback."
       )
     }
-    guard options.faultAround == .exact || options.faultAround == protection.faultAround else {
+    try requireFaultAround(options.faultAround, state)
+  }
+
+  /// Exact sets are had beside everybody; fault-around only beside trackers that want the same.
+  private func requireFaultAround(_ wanted: FaultAroundPolicy, _ state: State) throws(PinError) {
+    if wanted == .exact { return }
+    let operation = "trackWrites with fault-around \(wanted)"
+    if backing.stored != nil {
       throw PinError(
-        .inUse, operation: "trackWrites", range: addresses,
-        advice: "Another tracker of the region chose fault-around \(protection.faultAround); they share one protection.")
+        .unsupported, operation: operation, range: addresses,
+        advice:
+          "The region lies over a store, which hears of each page before it is written: faults open one page. Ask for .exact.")
     }
+    guard let other = state.trackers.values.lazy.compactMap(\.faultAround).first(where: { $0 != wanted }) else { return }
+    throw PinError(
+      .inUse, operation: operation, range: addresses,
+      advice: "Another tracker of the region asked for fault-around \(other), and they share one protection: stop it first.")
   }
 
   /// Starts what was asked for, or for `.automatic` the first candidate that works here.

@@ -40,8 +40,10 @@ final class TrackingSession: RegionAttachment {
     var pending: DirtySet
     var isPaused = false
     var callback: FirstWriteCallbacks.Callback?
+    /// What a tracker allows faults to open; `nil` of participants, who do not care.
+    var faultAround: FaultAroundPolicy?
     /// A tracker that wants to know exactly which pages were written, so that faults may not open others along.
-    var isExact = false
+    var isExact: Bool { faultAround == .exact }
     /// Nobody will ask for its pages.
     var keepsNothing = false
   }
@@ -69,19 +71,26 @@ final class TrackingSession: RegionAttachment {
       try protection.throwIfFailed("trackWrites")
       if let mechanism = state.mechanism {
         try requireCompatible(mechanism.kind, wanted, needsFaults: needsFaults, options, state)
+        // Before the harvest: from there on what it gets is exact.
+        if options.faultAround == .exact { protection.setFaultAround(.exact) }
         // What was written so far is the others' alone.
-        try harvest(&state)
+        do throws(PinError) { try harvest(&state) } catch {
+          updateFaultAround(state)
+          throw error
+        }
       }
       let id = state.add(
-        Share(pending: DirtySet(pageCount: pageCount), callback: callback, isExact: options.faultAround == .exact))
+        Share(pending: DirtySet(pageCount: pageCount), callback: callback, faultAround: options.faultAround))
       // Before anything is protected: no first write may slip by.
       if callback != nil { updateCallbacks(state) }
       do throws(PinError) {
         let mechanism = try running(&state, wanted, options, needsFaults: needsFaults, of: region) { _ in }
         updateChunks(state)
+        updateFaultAround(state)
         return (id, mechanism.kind)
       } catch {
         state.trackers[id] = nil
+        updateFaultAround(state)
         if callback != nil { updateCallbacks(state) }
         throw error
       }
@@ -93,6 +102,7 @@ final class TrackingSession: RegionAttachment {
       guard let share = state.trackers.removeValue(forKey: id) else { return }
       if share.callback != nil { updateCallbacks(state) }
       updateChunks(state)
+      updateFaultAround(state)
       if state.trackers.isEmpty { end(&state) }
     }
   }
@@ -125,6 +135,13 @@ final class TrackingSession: RegionAttachment {
   /// Whether a fault may open pages that were not faulted on, for the sake of whoever copies them.
   func updateChunks(_ state: State) {
     protection.setOpensChunks(!state.trackers.values.contains(where: \.isExact))
+  }
+
+  /// Fault-around is a permission, and an exact set a promise: as long as one tracker wants exact sets, faults open one page.
+  private func updateFaultAround(_ state: State) {
+    let wanted = state.trackers.values.compactMap(\.faultAround)
+    let policy = wanted.contains(.exact) ? .exact : wanted.first ?? .exact
+    if policy != protection.faultAround { protection.setFaultAround(policy) }
   }
 
   func updateCallbacks(_ state: State) {

@@ -193,6 +193,8 @@ void ct_slow_device_hold(struct ct_slow_device *_Nonnull device, int is_held);
 int ct_slow_device_waiting(struct ct_slow_device *_Nonnull device);
 // No file of it may be open any more.
 void ct_slow_device_end(struct ct_slow_device *_Nonnull device);
+// Shared memory of a memfd that may not be written any more but through this mapping: no hole can be punched. The address, or 0.
+uint64_t ct_map_sealed(uint64_t length);
 // pread(2) to an address: how many bytes, or -errno.
 ssize_t ct_read_at(int fd, uint64_t address, size_t length, uint64_t offset);
 

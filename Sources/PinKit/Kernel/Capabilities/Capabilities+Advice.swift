@@ -49,6 +49,14 @@ extension Capabilities {
   /// Whether PinKit can run: whether any mechanism works on any memory.
   public var canRun: Bool { verdicts.contains(where: \.isAvailable) }
 
+  /// What a program has to know that lets a driver pin managed memory (P8).
+  public var deviceAdvice: String {
+    let armed = verdicts.contains { $0.isAvailable && $0.mechanism != .asynchronous }
+    return armed
+      ? "pin first, then register (Region.register does both): protected memory answers EFAULT or ENOMEM to AF_XDP, VFIO and CUDA, and no fault is reported"
+      : "no mechanism protects memory here, so drivers need no pin first"
+  }
+
   /// Everything worth changing, without repetition: what the verdicts ask for, then what else falls short.
   public var fixes: [Fix] {
     var seen: Set<Fix> = []

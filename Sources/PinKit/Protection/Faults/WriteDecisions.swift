@@ -40,6 +40,17 @@ class FrameSharing: @unchecked Sendable {  // subclasses hold atomics and preall
   /// Copies `pages`, which could be written in place if the kernel had a mapping left for that, together with their neighbours.
   func copyInstead(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> FaultResolution { .failed }
 
+  /// Gives a page that others share a frame of its own with the same bytes, and leaves it as protected as it was: for who reads only (P10).
+  func unshare(_ page: Int, in domain: borrowing FaultDomain) -> Unsharing { .failed }
+
+  enum Unsharing: Sendable, Hashable {
+    case done
+    /// It has its own frame, and was written, or may have been, before it was protected there.
+    case written
+    /// Nothing has changed: as in ``FaultResolution``.
+    case retry, failed
+  }
+
   /// Makes `pages` read as zeros: those whose frames others have get empty frames of their own, and who waits for them is woken. Not in the
   /// fault path; 0 or a negative errno.
   func leave(_ pages: Range<Int>, in domain: borrowing FaultDomain, _ invalidation: inout Invalidation?) -> CInt { 0 }

@@ -1,0 +1,78 @@
+internal import Synchronization
+
+/// Leaving a shared frame for the sake of a reader (P10), as the kernel's `FAULT_FLAG_UNSHARE` does: the page gets a frame of its own, and
+/// is as protected there as before.
+///
+/// A fresh mapping is not registered with the userfaultfd yet, so that for a moment a write would go through unseen. Where a signal handler
+/// of PinKit's waits anyway, the page is mapped read-only for so long, and a writer comes back when all is done. Elsewhere its
+/// bytes are compared with those of the old frame afterwards: nobody writes that one.
+extension SharedFrames {
+  func unshareAlone(_ page: Int, in domain: borrowing FaultDomain) -> Unsharing {
+    let pages = page..<page + 1
+    guard RegionFrames.pieces.load(ordering: .relaxed) <= pieceBudget else { return .failed }
+    guard let target = unsafe frames.targetExtent, unsafe frames.claimTarget(pages, target) else { return .retry }
+    var invalidation: Invalidation?
+    switch domain.startInFaultPath(.clear, pages) {
+    case .unwatched: invalidation = nil
+    case .begun(let begun): invalidation = begun
+    case .wouldBlock, .failed:
+      unsafe frames.unclaimTarget(pages, target)
+      return .retry
+    }
+    defer { invalidation?.end() }
+    guard unsafe copyBytes(of: pages, to: target, in: domain) else {
+      unsafe frames.unclaimTarget(pages, target)
+      return .retry
+    }
+    TestHooks.reach(.copied, page: page)
+    if invalidation != nil { domain.table.clear(pages) }
+    defer { if invalidation != nil { domain.table.set(pages) } }
+    invalidation?.invalidateRange()
+    let stays = domain.delivery.load(ordering: .acquiring) == .mprotect || domain.table[page].contains(.writeDenied)
+    let waits = domain.delivery.load(ordering: .acquiring) == .inPlace || domain.hasSource || domain.hasSeals
+    let range = domain.addresses(of: pages)
+    let offset = unsafe target.pointee.offsets(of: pages).lowerBound
+    guard Memory.replace(range, file: frames.pool.descriptor, offset: offset, stays || waits ? .read : .readWrite) == 0
+    else {
+      unsafe frames.unclaimTarget(pages, target)
+      return .failed
+    }
+    TestHooks.reach(.mapped, page: page)
+    _ = Memory.adviseResult(range, .dontFork)
+    if domain.hasSeals { _ = Memory.adviseResult(range, .dontDump) }
+    var isProtected = protect(range, in: domain)
+    if !stays, waits, Memory.protect(range, .readWrite) != 0 { isProtected = false }
+    if isProtected, !stays, !waits, unsafe !hasSameBytes(page, target) {
+      isProtected = false
+      _ = Uffd.unprotect(domain.descriptor.load(ordering: .acquiring), range, wake: true)
+    }
+    unsafe note(pages, target, domain)
+    unsafe frames.move(pages, to: target)
+    return isProtected ? .done : .written
+  }
+
+  /// Has the first write to a mapping that has just been made trap; false if it cannot be had.
+  private func protect(_ range: AddressRange, in domain: borrowing FaultDomain) -> Bool {
+    if domain.delivery.load(ordering: .acquiring) == .mprotect { return true }
+    let descriptor = domain.descriptor.load(ordering: .acquiring)
+    guard Uffd.register(descriptor, range, RegionProtection.traps(domain)) == .done,
+      Uffd.protect(descriptor, range) == .done
+    else {
+      domain.needsRegistration.store(true, ordering: .sequentiallyConsistent)
+      return false
+    }
+    return true
+  }
+
+  /// Whether the page's frame, which it is about to leave, and its frame in the target hold the same.
+  private func hasSameBytes(_ page: Int, _ target: Extent.Pointer) -> Bool {
+    let old = unsafe frames.extent(of: page).pointee.directAddress.load(ordering: .acquiring)
+    let new = unsafe target.pointee.directAddress.load(ordering: .acquiring)
+    let offset = UInt(page * Memory.pageSize)
+    guard old != 0, new != 0, let before = unsafe UnsafePointer<UInt64>(bitPattern: old + offset),
+      let after = unsafe UnsafePointer<UInt64>(bitPattern: new + offset)
+    else { return false }
+    for word in 0..<Memory.pageSize / 8 where unsafe before[word] != after[word] { return false }
+    return true
+  }
+}
