@@ -1,5 +1,7 @@
 #include "cuffd_ring.h"
 
+#include "cuffd_limit.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
@@ -115,7 +117,7 @@ int cuffd_ring_start_writeback(struct cuffd_ring *ring, int fd, uint64_t data) {
   return 0;
 }
 
-int cuffd_ring_submit(struct cuffd_ring *ring, uint32_t wait_for) {
+static int submit(struct cuffd_ring *ring, uint32_t wait_for) {
   // More than the completion queue holds never becomes visible at once.
   uint32_t most = ring->in_flight < ring->ring.cq.ring_entries ? ring->in_flight : ring->ring.cq.ring_entries;
   uint32_t wanted = wait_for < most ? wait_for : most;
@@ -128,6 +130,16 @@ int cuffd_ring_submit(struct cuffd_ring *ring, uint32_t wait_for) {
     submitted += result;
   } while (io_uring_sq_ready(&ring->ring) || io_uring_cq_ready(&ring->ring) < wanted);
   return submitted;
+}
+
+int cuffd_ring_submit(struct cuffd_ring *ring, uint32_t wait_for) {
+  // The kernel tries writes at once, on this thread, and sends it the signal of those that are beyond the limit.
+  uint64_t held[17];
+  int limited = cuffd_xfsz_is_limited();
+  if (limited) cuffd_xfsz_hold(held);
+  int result = submit(ring, wait_for);
+  if (limited) cuffd_xfsz_release(held, 1);
+  return result;
 }
 
 int cuffd_ring_reap(struct cuffd_ring *ring, struct cuffd_completion *out, int capacity) {

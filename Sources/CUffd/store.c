@@ -129,23 +129,3 @@ int cuffd_store_sync(int fd) {
 
 int cuffd_store_lock(int fd) { return flock(fd, LOCK_EX | LOCK_NB) < 0 ? -errno : 0; }
 void cuffd_store_unlock(int fd) { flock(fd, LOCK_UN); }
-
-static sigset_t only_xfsz(void) {
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGXFSZ);
-  return set;
-}
-
-void cuffd_store_hold_xfsz(void *saved) {
-  sigset_t set = only_xfsz();
-  pthread_sigmask(SIG_BLOCK, &set, saved);
-}
-
-void cuffd_store_release_xfsz(const void *saved, int came) {
-  sigset_t set = only_xfsz();
-  struct timespec now = {0, 0};
-  if (came && !sigismember(saved, SIGXFSZ))
-    while (sigtimedwait(&set, NULL, &now) < 0 && errno == EINTR);
-  pthread_sigmask(SIG_SETMASK, saved, NULL);
-}

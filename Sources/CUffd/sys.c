@@ -250,13 +250,6 @@ int cuffd_memfd(const char *name, unsigned flags) {
   return fd < 0 ? -errno : fd;
 }
 
-ssize_t cuffd_pwrite(int fd, const void *buffer, size_t length, int64_t offset) {
-  int error = injected(cuffd_call_pwrite);
-  if (error) return error;
-  ssize_t done = pwrite(fd, buffer, length, offset);
-  return done < 0 ? -errno : done;
-}
-
 ssize_t cuffd_pread(int fd, void *buffer, size_t length, int64_t offset) {
   ssize_t done = pread(fd, buffer, length, offset);
   return done < 0 ? -errno : done;
@@ -291,8 +284,6 @@ int64_t cuffd_file_blocks(int fd) {
   struct stat status;
   return fstat(fd, &status) ? 0 : (int64_t)status.st_blocks;
 }
-
-int cuffd_resize(int fd, int64_t size) { return ftruncate(fd, size) < 0 ? -errno : 0; }
 
 int64_t cuffd_filesystem(const char *path) {
   struct statfs result;

@@ -5,6 +5,7 @@
 #include "cuffd_checksum.h"
 #include "cuffd_fault.h"
 #include "cuffd_file.h"
+#include "cuffd_limit.h"
 #include "cuffd_lock.h"
 #include "cuffd_order.h"
 #include "cuffd_probe.h"

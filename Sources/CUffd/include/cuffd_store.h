@@ -44,9 +44,5 @@ int cuffd_store_reserve(int fd, int64_t offset, int64_t length);
 int cuffd_store_sync(int fd);
 int cuffd_store_lock(int fd);
 void cuffd_store_unlock(int fd);
-// Between the two, a write beyond RLIMIT_FSIZE fails with EFBIG and nothing else: SIGXFSZ, which would end the process, is held back, and
-// taken away if it came. `saved` is 128 bytes.
-void cuffd_store_hold_xfsz(void *_Nonnull saved);
-void cuffd_store_release_xfsz(const void *_Nonnull saved, int came);
 
 #endif

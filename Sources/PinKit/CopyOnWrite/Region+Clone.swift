@@ -90,9 +90,9 @@ final class Sharing: RegionAttachment {
   private func clone(
     _ id: inout UInt64?, _ region: Region, _ reuse: ReusePolicy, _ mechanism: WriteTracking.Mechanism
   ) throws(PinError) -> Region? {
-    // Pages that are protected by not being mapped are copied through the pool's own mapping.
+    // Pages that trap where they are not mapped are copied through the pool's own mapping.
     let seals = region.seals
-    if region.backing.mayHaveHugeFrames || seals != nil { try frames.mapDirectly() }
+    if region.backing.mayHaveHugeFrames || region.backing.stored != nil || seals != nil { try frames.mapDirectly() }
     // All that can fail, and all that takes time, before anything is shared.
     let child = unsafe try region.space.mapPool(
       region.backing.stored == nil ? region.backing : .pool,

@@ -79,7 +79,9 @@ internal import Synchronization
     }
     defer { invalidation?.end() }
     let offset = unsafe target.pointee.offsets(of: pages).lowerBound
-    guard unsafe copyBytes(of: pages, to: target, in: domain) else {
+    let copied = unsafe copyBytes(of: pages, to: target, in: domain)
+    guard copied == 0 else {
+      domain.copyError.store(-copied, ordering: .relaxed)
       unsafe frames.unclaimTarget(pages, target)
       // Out of memory: others may give some back before the patience of the fault is over.
       return .retry
@@ -100,10 +102,13 @@ internal import Synchronization
       }
     }
     invalidation?.invalidateRange()
-    guard Memory.replace(range, file: frames.pool.descriptor, offset: offset) == 0 else {
+    let replaced = Memory.replace(range, file: frames.pool.descriptor, offset: offset)
+    guard replaced == 0 else {
+      domain.copyError.store(-replaced, ordering: .relaxed)
       unsafe frames.unclaimTarget(pages, target)
       return .failed
     }
+    if domain.copyError.load(ordering: .relaxed) != 0 { domain.copyError.store(0, ordering: .relaxed) }
     TestHooks.reach(.mapped, page: pages.lowerBound)
     _ = Memory.adviseResult(range, .dontFork)
     if domain.hasSeals { _ = Memory.adviseResult(range, .dontDump) }
@@ -128,10 +133,10 @@ internal import Synchronization
     if spurious > 0 { domain.counters.add(.spuriousCopies, spurious) }
   }
 
-  /// Copies `pages`, but for those that are in the target, run by run.
-  func copyBytes(of pages: Range<Int>, to target: Extent.Pointer, in domain: borrowing FaultDomain) -> Bool {
+  /// Copies `pages`, but for those that are in the target, run by run. 0 or a negative errno.
+  func copyBytes(of pages: Range<Int>, to target: Extent.Pointer, in domain: borrowing FaultDomain) -> CInt {
     let file = frames.pool.descriptor
-    let readsDirectly = domain.hasMinorFaults.load(ordering: .relaxed)
+    let readsDirectly = domain.readsDirectly
     var start = pages.lowerBound
     while start < pages.upperBound {
       let extent = unsafe frames.extent(of: start)
@@ -142,17 +147,16 @@ internal import Synchronization
       if unsafe extent == target { continue }
       var source = domain.addresses(of: run)
       if readsDirectly {
-        // A page that is protected by not being mapped cannot be read here: the fault would be ours to serve.
+        // A page that is not mapped cannot be read here: the fault would be ours to serve.
         let direct = unsafe extent.pointee.directAddress.load(ordering: .acquiring)
-        guard direct != 0 else { return false }
+        guard direct != 0 else { return -12 }
         source = AddressRange(
           start: direct + UInt(run.lowerBound * Memory.pageSize), end: direct + UInt(run.upperBound * Memory.pageSize))
       }
-      guard Memory.write(source, file: file, offset: unsafe target.pointee.offsets(of: run).lowerBound) == 0 else {
-        return false
-      }
+      let result = Memory.write(source, file: file, offset: unsafe target.pointee.offsets(of: run).lowerBound)
+      if result != 0 { return result }
     }
-    return true
+    return 0
   }
 
   /// Whether a page is copied in one go with those before it. Read where the region maps them, it does not matter which frames they have.
@@ -203,7 +207,7 @@ internal import Synchronization
       // Whoever has the page that stopped this thread will let go of it.
       if low.isBlocked || high.isBlocked { return .retry }
       if reach >= table.pageCount {
-        domain.fail(.refused, errno: 12)
+        domain.fail(.refused, errno: domain.copyError.load(ordering: .relaxed))
         return .failed
       }
       reach *= 8
@@ -256,16 +260,7 @@ internal import Synchronization
   /// bring the bytes back. Through the file, which announces nothing, so that nobody has to read of it.
   private func dropOwn(_ pages: Range<Int>, _ invalidation: inout Invalidation?) -> CInt {
     invalidation?.invalidateRange(pages)
-    var start = pages.lowerBound
-    while start < pages.upperBound {
-      let extent = unsafe frames.extent(of: start)
-      var end = start + 1
-      while end < pages.upperBound, unsafe frames.extent(of: end) == extent { end += 1 }
-      let result = unsafe frames.pool.punch(extent.pointee, start..<end)
-      if result != 0 { return result }
-      start = end
-    }
-    return 0
+    return frames.punch(pages)
   }
 
   private func hasOthers(_ page: Int) -> Bool {

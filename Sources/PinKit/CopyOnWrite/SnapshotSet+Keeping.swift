@@ -119,6 +119,7 @@ extension SnapshotSet {
     _ pages: Range<Int>, _ store: CaptureStore, _ domain: borrowing FaultDomain, _ memory: ProcessMemory?, waits: Bool
   ) -> (OwedBytes.Verdict, Int) {
     let table = domain.table
+    let readsDirectly = domain.hasSeals || domain.hasSource
     let first = store.captured.first(in: pages, isSet: false)
     guard first < pages.upperBound else { return (.kept, pages.upperBound) }
     let before = waits ? table.claim(first) : table.tryClaim(first)
@@ -129,8 +130,8 @@ extension SnapshotSet {
     }
     // Whoever has it keeps it.
     if !waits, before.contains(.claimed) { return (.kept, first + 1) }
-    // Where pages may be sealed all are read where the pool maps them, whatever rights the region has.
-    if before.contains(.readDenied), !domain.hasSeals {
+    // Where the pool's own mapping is read, it does not matter what rights the region has.
+    if before.contains(.readDenied), !readsDirectly {
       defer { table.releaseClaim(first) }
       return (waits ? store.keep(unreadable: first, memory, in: domain) : .kept, first + 1)
     }
@@ -139,7 +140,7 @@ extension SnapshotSet {
     while end < limit, !store.captured.contains(end) {
       let before = table.tryClaim(end)
       if before.contains(.claimed) { break }
-      if (before.contains(.readDenied) && !domain.hasSeals) || domain.withSource({ $0.isPresent(end) }) == false {
+      if (before.contains(.readDenied) && !readsDirectly) || domain.withSource({ $0.isPresent(end) }) == false {
         table.releaseClaim(end)
         break
       }

@@ -13,6 +13,8 @@ enum UffdResult: Sendable, Hashable {
   static let badDescriptor = Errno.badFileDescriptor.rawValue
   /// Of a page to be mapped that is not there, or not any more.
   static let noPage = Errno.badAddress.rawValue
+  /// Of a page to be filled for which there is something already.
+  static let exists = Errno.fileExists.rawValue
 
   @inline(__always) init(_ result: CInt) {
     switch -result {
@@ -65,7 +67,8 @@ enum Uffd {
   }
 
   /// Fills the first missing pages of `range` with the bytes at `source`, write-protected, and wakes who waits for them; returns how many
-  /// bytes are there now. A page that is there already keeps its bytes, and counts. `UFFDIO_COPY`.
+  /// bytes are there now. Where there is something for the first page already it is refused with ``UffdResult/exists``, and nobody is woken:
+  /// whose bytes that are the kernel does not know. `UFFDIO_COPY`.
   @inline(__always) static func copy(
     _ descriptor: CInt, _ source: UInt, to range: AddressRange
   ) -> (UffdResult, bytes: Int) {
@@ -73,11 +76,6 @@ enum Uffd {
     let result = unsafe cuffd_copy(
       descriptor, UInt64(range.start), UInt64(source), UInt64(range.count), cuffd_mode_wp, &done)
     if done > 0 { return (.done, Int(done)) }
-    if result == -Errno.fileExists.rawValue {
-      // Nobody was woken for it.
-      wake(descriptor, AddressRange(start: range.start, count: Memory.pageSize))
-      return (.done, Memory.pageSize)
-    }
     if result == -Errno.interrupted.rawValue { return (.done, 0) }
     return (UffdResult(result), result == 0 ? range.count : 0)
   }

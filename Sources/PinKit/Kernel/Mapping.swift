@@ -87,7 +87,8 @@ internal import SystemPackage
 enum Memory {
   /// The corresponding C constants are `MADV_…`.
   enum Advice: CInt, Sendable {
-    case dontNeed = 4
+    /// `MADV_DONTNEED_LOCKED` (Linux 5.18): as `MADV_DONTNEED`, which refuses memory that the program has locked.
+    case dontNeed = 24
     case dontFork = 10
     case doFork = 11
     case wipeOnFork = 18
@@ -151,17 +152,46 @@ enum Memory {
     _ = unsafe cuffd_mmap(UInt64(range.start), UInt64(range.count), 0, 0x02 | 0x20 | 0x4000 | 0x10, -1, 0, &address)
   }
 
-  /// Writes the bytes at `source` into a file: all of them, or a negative errno. For the fault path.
+  /// Writes the bytes at `source`, whole pages, into a memory file: all of them, or a negative errno. For the fault path, with signals
+  /// blocked.
   static func write(_ source: AddressRange, file: CInt, offset: Int) -> CInt {
     var done = 0
     while done < source.count {
       let start = unsafe UnsafeRawPointer(bitPattern: source.start)! + done
-      let put = unsafe cuffd_pwrite(file, start, source.count - done, Int64(offset + done))
+      let put = unsafe cuffd_pwrite_quietly(file, start, source.count - done, Int64(offset + done))
       if put == -Int(Errno.interrupted.rawValue) { continue }
+      // The file has been that long before the limit on file sizes (`ulimit -f`) came down.
+      if put == -Int(Errno.fileTooLarge.rawValue) { return writeMapped(source, file: file, offset: offset) }
       if put <= 0 { return put == 0 ? -Errno.noSpace.rawValue : CInt(put) }
       done += put
     }
     return 0
+  }
+
+  /// The same through a mapping, which no limit on file sizes stops.
+  private static func writeMapped(_ source: AddressRange, file: CInt, offset: Int) -> CInt {
+    var address: UInt64 = 0
+    // MAP_SHARED
+    let mapped = unsafe cuffd_mmap(0, UInt64(source.count), 3, 0x01, file, Int64(offset), &address)
+    if mapped < 0 { return mapped }
+    let target = AddressRange(start: UInt(address), count: source.count)
+    defer { Mapping.unmap(target) }
+    // Where there is no memory, touching it would be a signal.
+    var result = adviseResult(source, .populateRead)
+    if result == 0 { result = adviseResult(target, .populateWrite) }
+    if result != 0 { return result }
+    unsafe copy(
+      UnsafeRawPointer(bitPattern: source.start)!, to: UnsafeMutableRawPointer(bitPattern: target.start)!, count: source.count)
+    return 0
+  }
+
+  /// Makes `bytes` of a memory file a hole, also where they are mapped and locked. 0 or a negative errno. For the fault path.
+  static func punchHole(file: CInt, _ bytes: Range<Int>) -> CInt {
+    if bytes.isEmpty { return 0 }
+    while true {
+      let result = cuffd_punch_hole(file, Int64(bytes.lowerBound), Int64(bytes.count))
+      if result != -Errno.interrupted.rawValue { return result }
+    }
   }
 
   /// Gives the pages of a private mapping frames, as writing to them would, but with an errno where a write would end in a signal:

@@ -54,6 +54,11 @@ extension ProcessMaps {
   static func allDetails(in range: AddressRange) throws(PinError) -> [MappingDetails] {
     parse(smaps: try readFile("/proc/self/smaps")).filter { $0.mapping.range.overlaps(range) }
   }
+
+  /// Whether the program has locked a part of `range` (mlock(2)); false where that cannot be known.
+  static func isLocked(_ range: AddressRange) -> Bool {
+    ((try? allDetails(in: range)) ?? []).contains { $0.flags.contains("lo") }
+  }
 }
 
 extension MappingDetails {

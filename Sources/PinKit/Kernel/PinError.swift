@@ -136,6 +136,11 @@ extension PinError {
           + "`sysctl -w vm.max_map_count=262144`."
       )
     case .noSpace, .diskQuotaExceeded: (.outOfSpace, "Free some space and try again; nothing was lost.")
+    case .fileTooLarge:
+      (
+        .limitReached,
+        "The limit on the size of files (`ulimit -f`), which memory files count towards, or the file system allows no file that large."
+      )
     case .tooManyOpenFiles: (.limitReached, "Raise the limit on open files (`ulimit -n`).")
     case .tooManyOpenFilesInSystem: (.limitReached, "Raise `fs.file-max`.")
     case .badFileDescriptor:

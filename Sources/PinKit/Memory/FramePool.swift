@@ -220,11 +220,7 @@ public final class FramePool: Sendable {
 
   /// Makes frames read as zeros and cost nothing. 0 or a negative errno: it can fail for want of memory only.
   @discardableResult func punch(_ extent: borrowing Extent, _ frames: Range<Int>) -> CInt {
-    let offsets = extent.offsets(of: frames)
-    return state.withLock { state in
-      do throws(PinError) { try state.file?.punchHole(offsets) } catch { return -(error.errno?.rawValue ?? 12) }
-      return 0
-    }
+    Memory.punchHole(file: descriptor, extent.offsets(of: frames))
   }
 
   // MARK: The direct map

@@ -163,6 +163,20 @@ internal import Synchronization
     Self.pieces.add(countPieces(around: pages) - before, ordering: .relaxed)
   }
 
+  /// Makes the frames of `pages` read as zeros and cost nothing, also where they are locked. 0 or a negative errno.
+  func punch(_ pages: Range<Int>) -> CInt {
+    var start = pages.lowerBound
+    while start < pages.upperBound {
+      let extent = unsafe extent(of: start)
+      var end = start + 1
+      while end < pages.upperBound, unsafe self.extent(of: end) == extent { end += 1 }
+      let result = unsafe pool.punch(extent.pointee, start..<end)
+      if result != 0 { return result }
+      start = end
+    }
+    return 0
+  }
+
   /// Notes the boundaries between the pieces that a clone begins with.
   func notePieces() { Self.pieces.add(boundaryCount(), ordering: .relaxed) }
 

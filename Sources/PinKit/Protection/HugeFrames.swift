@@ -37,6 +37,8 @@ enum HugeFrames {
   static func protectUnmapped(_ frames: RegionFrames, in domain: borrowing FaultDomain) throws(PinError) -> Bool {
     try frames.mapDirectly()
     guard try trapMinorFaults(in: domain) else { return false }
+    // Under mlockall(MCL_FUTURE) the kernel has mapped all of it.
+    try Memory.advise(domain.addresses, .dontNeed)
     domain.lostHugeMappings.store(true, ordering: .relaxed)
     Alarm.ring(domain.alarm)
     let offset = unsafe frames.base.pointee.offsets(of: 0..<frames.table.pageCount)
@@ -134,6 +136,8 @@ enum HugeFrames {
     try? Memory.advise(made, .hugePages)
     try Memory.advise(made, .dontFork)
     guard Uffd.register(descriptor, made, .writeProtect) == .done else { return }
+    // Under mlockall(MCL_FUTURE) it was read in before that, and can be written.
+    try Memory.advise(made, .dontNeed)
     try Memory.advise(made, .populateRead)
     guard Uffd.register(descriptor, made, [.writeProtect, .minor]) == .done else { return }
     var huge: [AddressRange] = []

@@ -19,8 +19,17 @@ extension FaultDomain {
     return start
   }
 
-  /// Why a fault could not be resolved in time.
-  var causeOfDelay: Failure { wasRefused.load(ordering: .relaxed) ? .subscriberBlocked : .timedOut }
+  /// A fault could not be resolved in time: says why.
+  func failLate() {
+    let copyError = copyError.load(ordering: .relaxed)
+    if wasRefused.load(ordering: .relaxed) {
+      fail(.subscriberBlocked, errno: UffdResult.again.errno)
+    } else if copyError != 0 {
+      fail(.noFrame, errno: copyError)
+    } else {
+      fail(.timedOut, errno: UffdResult.again.errno)
+    }
+  }
 }
 
 extension RegionProtection {
@@ -61,6 +70,36 @@ extension RegionProtection {
       if isDone { return }
       // Writers are faster than subscribers.
       if case .open = reach { reach = unsafe .pages(0..<domain.pointee.table.pageCount) }
+    }
+  }
+
+  /// Runs `body` for one of `parts` after the other, each under the exclusive lock of its own until it returns true, all between one start and
+  /// one end (N10): in between others have their turn.
+  ///
+  /// Somebody who subscribes meanwhile ends that pair, and hears of the rest.
+  func untilDone<Part>(
+    _ event: InvalidationRange.Event, _ pages: Range<Int>, in parts: [Part],
+    _ body: (borrowing FaultDomain, Part, inout Invalidation?) throws(PinError) -> Bool
+  ) throws(PinError) {
+    var next = 0
+    while next < parts.count {
+      let version = unsafe domain.pointee.subscriptionVersion
+      var invalidation = try start(event, pages)
+      do throws(PinError) {
+        var isCurrent = true
+        while isCurrent, next < parts.count {
+          try untilDone { domain throws(PinError) in
+            isCurrent = domain.subscriptionVersion == version
+            if !isCurrent { return true }
+            return try body(domain, parts[next], &invalidation)
+          }
+          if isCurrent { next += 1 }
+        }
+      } catch {
+        invalidation?.end()
+        throw error
+      }
+      invalidation?.end()
     }
   }
 

@@ -10,7 +10,7 @@ extension Region {
   ///   - pages: Page indices.
   ///   - whilePinned: What to do if one of them is pinned (P4): to fail, unless given. `.leaveFrames` is for whole regions.
   /// - Throws: ``PinError``: `.pinned`, naming the pages, and nothing has changed; `.outOfBounds`, `.unmapped`, `.accessDenied` where pages are
-  ///   protected against writing, `.unsupported` for a mapping of a file, `.wouldDeadlock` from a fault callback. Does not block on other faults, but waits as a writer does
+  ///   protected against writing, `.unsupported` for a mapping of a file and for adopted shared memory that is locked, `.wouldDeadlock` from a fault callback. Does not block on other faults, but waits as a writer does
   ///   where a snapshot holds writers.
   public func discard(_ pages: Range<Int>, whilePinned: PinnedPages = .fail) throws(PinError) {
     let range = try addresses(of: pages)
@@ -124,12 +124,23 @@ extension Region {
   }
 
   private func dropAlone(_ range: AddressRange) throws(PinError) {
+    // Through the pool's file, which the kernel does also where the mapping is locked.
+    if let frames {
+      try PinError.check(frames.punch(pages(touching: range)), "fallocate(PUNCH_HOLE)", range)
+      return
+    }
     // Shared pages live in a file: dropping their mapping would not drop them.
     do throws(PinError) {
       try Memory.advise(range, backing.isPrivateAnonymous ? .dontNeed : .remove)
     } catch  where error.errno == .invalidArgument && pageSize > Memory.pageSize {
       // A private mapping of huge pages has no file to punch a hole in.
       try Memory.advise(range, .dontNeed)
+    } catch  where error.errno == .invalidArgument && ProcessMaps.isLocked(range) {
+      throw PinError(
+        .unsupported, operation: "discard", errno: error.errno, range: range,
+        advice:
+          "The kernel frees no shared memory through a mapping that is locked: munlock(2) the range first, or punch a hole in its file."
+      )
     }
   }
 }

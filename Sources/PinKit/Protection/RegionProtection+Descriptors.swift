@@ -14,7 +14,7 @@ extension RegionProtection {
     if !isPool { features.insert(.eventUnmap) }
     if !(hasHugeFrames && delivery != .asynchronous), !hasSeals { features.insert(.eventRemove) }
     if hasHugeFrames || hasSeals, delivery != .asynchronous { features.insert(.minorShmem) }
-    if hasSource { features.insert(.missingShmem) }
+    if hasSource { features.formUnion([.missingShmem, .minorShmem]) }
     if delivery == .inPlace { features.insert(.sigbus) }
     if delivery == .asynchronous { features.insert(.wpAsync) }
     if unsafe domain.pointee.isPrivateAnonymous {
@@ -77,7 +77,8 @@ extension RegionProtection {
   static func traps(_ domain: borrowing FaultDomain) -> Userfaultfd.RegisterMode {
     var traps = Userfaultfd.RegisterMode.writeProtect
     if domain.hasMinorFaults.load(ordering: .relaxed) { traps.insert(.minor) }
-    if domain.hasSource { traps.insert(.missing) }
+    // A page that is not there has something in the pool where the program locks its memory: then it traps as one that is not mapped.
+    if domain.hasSource { traps.formUnion([.missing, .minor]) }
     return traps
   }
 

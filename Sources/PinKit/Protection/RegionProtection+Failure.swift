@@ -34,6 +34,7 @@ extension FaultDomain.Failure {
     case .mappingChanged: .mappingChanged
     case .timedOut, .storeSilent: .timedOut
     case .subscriberBlocked: .subscriberFailed
+    case .noFrame: .outOfMemory
     default: .handlerLost
     }
   }
@@ -50,6 +51,8 @@ extension FaultDomain.Failure {
       "The region's store has not answered for six times the patience of the address space, and threads wait for its pages."
     case .subscriberBlocked:
       "A subscriber answered every invalidation with .wouldBlock or an error for as long as the patience of a fault: it waits for something that waits for the fault."
+    case .noFrame:
+      "There was no room for the copy of a page that others share and somebody writes: the machine has no memory left, or its memory cgroup, or a limit of the process (`ulimit -l`, `ulimit -f`)."
     case .mappingChanged:
       "Use Region.unmap() and Region.discard(_:), or end the management before munmap(2), mremap(2) or mmap(2) over it."
     }

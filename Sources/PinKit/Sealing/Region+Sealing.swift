@@ -86,7 +86,7 @@ extension Region {
   /// Seals pages: their bytes exist nowhere in memory but sealed (S5), until somebody who may touches them.
   ///
   /// Secondary MMUs give their translations up first. A page that somebody uses is `.busy`: one with a pin, I/O or a lookup, one that a clone
-  /// shares, and one of which an open snapshot has the plain bytes. Up to 256 pages at a time are looked at together: if one is busy none of
+  /// shares, and one of which an open snapshot has the plain bytes. Subscribers hear of one change (N10). Up to 256 pages at a time are looked at together: if one is busy none of
   /// them changes; of a range that is larger all before the range of the error are sealed. Where the sealer itself fails, the pages before that are
   /// sealed. Pages that are sealed already, or poisoned, stay as they are.
   ///

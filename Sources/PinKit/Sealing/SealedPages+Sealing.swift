@@ -8,26 +8,29 @@ extension SealedPages {
   func seal(_ pages: Range<Int>) throws(PinError) {
     // What broke away from others left a frame behind with the same bytes.
     defer { frames.pool.buryDead() }
-    var next = pages.lowerBound
-    while next < pages.upperBound {
-      let part = next..<min(pages.upperBound, next + Self.chunk)
-      next = part.upperBound
-      if sealed.first(in: part, isSet: false) == part.upperBound { continue }
-      // A page that is being dropped must not be sealed meanwhile, and who subscribes waits until this is over.
-      try protection.withoutDiscards { () throws(PinError) in
-        var invalidation = try protection.start(.seal, part)
-        defer { invalidation?.end() }
+    let first = sealed.first(in: pages, isSet: false)
+    if first == pages.upperBound { return }
+    // A page that is being dropped must not be sealed meanwhile, and who subscribes waits until this is over.
+    try protection.withoutDiscards { () throws(PinError) in
+      // One for all of them (N10).
+      var invalidation = try protection.start(.seal, first..<pages.upperBound)
+      defer { invalidation?.end() }
+      var next = first
+      while next < pages.upperBound {
+        let part = next..<min(pages.upperBound, next + Self.chunk)
+        next = part.upperBound
+        if sealed.first(in: part, isSet: false) == part.upperBound { continue }
         try sealChunk(part, &invalidation)
       }
     }
   }
 
-  /// Seals a page if nobody has to be waited for, and nobody uses it.
-  private func trySeal(_ page: Int) {
+  /// Seals those of `pages` that nobody uses, if nobody has to be waited for.
+  private func trySeal(_ pages: Range<Int>) {
     protection.withoutDiscardsIfFree {
-      guard case .begun(var invalidation) = try? protection.tryStart(.seal, page..<page + 1) else { return }
+      guard case .begun(var invalidation) = try? protection.tryStart(.seal, pages) else { return }
       defer { invalidation?.end() }
-      try? sealChunk(page..<page + 1, &invalidation)
+      for page in pages { try? sealChunk(page..<page + 1, &invalidation) }
     }
   }
 
@@ -137,9 +140,10 @@ extension SealedPages {
   func sealIdle() {
     let unused = used.pages(in: 0..<pageCount)
     for run in idle.pages(in: 0..<pageCount).runs {
-      for page in run {
+      var next = run.lowerBound
+      while next < run.upperBound {
         let isOver = idling.withLock { isOver in
-          if !isOver, !isYoung(page) { trySeal(page) }
+          if !isOver { next = sealCold(next..<min(run.upperBound, next + Self.chunk)) }
           return isOver
         }
         if isOver { return }
@@ -147,6 +151,15 @@ extension SealedPages {
     }
     frames.pool.noteDead()
     for run in unused.runs { for page in run where !unmap(page) { return } }
+  }
+
+  /// Seals the first pages of `pages` that no secondary MMU has used lately, all that lie together. Returns where to go on.
+  private func sealCold(_ pages: Range<Int>) -> Int {
+    var end = pages.lowerBound
+    while end < pages.upperBound, !isYoung(end) { end += 1 }
+    if end > pages.lowerBound { trySeal(pages.lowerBound..<end) }
+    // The one at the end was young.
+    return min(pages.upperBound, end + 1)
   }
 
   /// False if the region goes.

@@ -8,6 +8,7 @@ extension FilePages {
     defer { table.releaseClaim(page) }
     if filling.contains(page) { return .elsewhere }
     if refused.contains(page) { return .gone }
+    if isKept(page), let resolution = mapAgain(page, in: domain) { return resolution }
     let window = windows.window(at: page)
     var first = page
     while first > window.pages.lowerBound, tryTake(first - 1) { first -= 1 }
@@ -45,18 +46,28 @@ extension FilePages {
     case refused
   }
 
-  /// Maps the bytes at `source` as `pages`, write-protected, and wakes who waits. Pages that are there keep their bytes.
+  /// Maps the bytes at `source` as `pages`, write-protected, and wakes who waits. Pages keep the bytes that they were given before, and may have
+  /// been changed since; what nobody put there goes.
   func install(_ pages: Range<Int>, from source: UInt, in domain: borrowing FaultDomain) -> Installation {
     let descriptor = domain.descriptor.load(ordering: .acquiring)
     let all = domain.addresses(of: pages)
     var done = 0
     var step = all.count
+    // The last page for which room was made.
+    var emptied = -1
     while done < all.count {
       let rest = AddressRange(start: all.start + UInt(done), count: min(step, all.count - done))
-      let (result, bytes) = Uffd.copy(descriptor, source + UInt(done), to: rest)
+      var (result, bytes) = Uffd.copy(descriptor, source + UInt(done), to: rest)
+      if result == .refused(errno: UffdResult.exists) {
+        let page = pages.lowerBound + done / Memory.pageSize
+        (result, bytes) =
+          page == emptied ? putInPlace(page, from: source + UInt(done), descriptor) : takeOver(page, descriptor)
+        emptied = page
+      }
       switch result {
       case .done:
         let start = pages.lowerBound + done / Memory.pageSize
+        placed.insert(start..<start + bytes / Memory.pageSize)
         present.insert(start..<start + bytes / Memory.pageSize)
         counters.add(.suppliedPages, bytes / Memory.pageSize)
         done += bytes
@@ -74,6 +85,91 @@ extension FilePages {
       }
     }
     return .done
+  }
+
+  // MARK: What the pool has already
+
+  /// Whether what the pool has of a page that is claimed, or marked as `filling`, are its bytes. Those that the store has, too, are not
+  /// trusted once their mapping is gone: the store's are right.
+  private func isKept(_ page: Int) -> Bool {
+    placed.contains(page) && (present.contains(page) || !isClean(page) || isPinned(page))
+  }
+
+  /// Maps what the pool has of a page, protected: other code, or the kernel, has dropped the mapping alone. `nil` if it has nothing.
+  private func mapAgain(_ page: Int, in domain: borrowing FaultDomain) -> FaultResolution? {
+    let descriptor = domain.descriptor.load(ordering: .acquiring)
+    let (result, bytes) = Uffd.mapExisting(descriptor, pageAddresses(page), protected: true)
+    switch result {
+    case .done where bytes > 0:
+      present.insert(page..<page + 1)
+      wake(page..<page + 1)
+      return .opened
+    case .done, .again: return .gone
+    case .refused(UffdResult.badDescriptor) where domain.useSpareDescriptor(insteadOf: descriptor): return .gone
+    case .gone, .refused: return nil
+    }
+  }
+
+  /// Makes room for a page for which the pool has something, or maps that if it is the page's. How many bytes are there now: after none, fill
+  /// it again.
+  private func takeOver(_ page: Int, _ descriptor: CInt) -> (UffdResult, bytes: Int) {
+    guard isKept(page) else {
+      // It may be mapped by who was faster than the registration, or locked: a hole is punched all the same.
+      let result = unsafe frames.pool.punch(frames.extent(of: page).pointee, page..<page + 1)
+      return (UffdResult(result), 0)
+    }
+    return mapAndWake(page, descriptor)
+  }
+
+  /// The same where the pool has something again, or still, as a part of a huge page: nothing is mapped any more, and nobody sees how the bytes
+  /// change.
+  private func putInPlace(_ page: Int, from source: UInt, _ descriptor: CInt) -> (UffdResult, bytes: Int) {
+    let offset = unsafe frames.extent(of: page).pointee.offsets(of: page..<page + 1).lowerBound
+    let bytes = AddressRange(start: source, count: Memory.pageSize)
+    let written = Memory.write(bytes, file: frames.pool.descriptor, offset: offset)
+    return written == 0 ? mapAndWake(page, descriptor) : (UffdResult(written), 0)
+  }
+
+  private func mapAndWake(_ page: Int, _ descriptor: CInt) -> (UffdResult, bytes: Int) {
+    let (result, bytes) = Uffd.mapExisting(descriptor, pageAddresses(page), protected: true)
+    if result == .refused(errno: UffdResult.noPage) { return (.done, 0) }
+    if bytes > 0 { Uffd.wake(descriptor, pageAddresses(page)) }
+    return (result, bytes)
+  }
+
+  /// In pages: how many are claimed at a time.
+  private static let strangers = 512
+
+  /// Frees what the kernel filled the region's mapping with as it was made, under `mlockall(MCL_FUTURE)`: what is mapped never traps. From
+  /// here on nothing gets mapped but by PinKit.
+  func dropStrangers() throws(PinError) {
+    let offsets = unsafe frames.base.pointee.offsets(of: 0..<pageCount)
+    for run in try MemoryFile.dataRuns(of: frames.pool.descriptor, in: offsets) {
+      let end = (run.upperBound - offsets.lowerBound + Memory.pageSize - 1) / Memory.pageSize
+      var next = (run.lowerBound - offsets.lowerBound) / Memory.pageSize
+      while next < end {
+        let part = next..<min(end, next + Self.strangers)
+        next = part.upperBound
+        try PinError.check(shared { _ in dropStrangers(part) }, "fallocate(PUNCH_HOLE)", addresses)
+      }
+    }
+  }
+
+  private func dropStrangers(_ pages: Range<Int>) -> CInt {
+    for page in pages { _ = table.claim(page) }
+    defer { for page in pages { table.releaseClaim(page) } }
+    var start = pages.lowerBound
+    for page in pages.lowerBound...pages.upperBound {
+      // Another thread that locks memory at this moment has had some of them filled already.
+      let stops = page == pages.upperBound || placed.contains(page) || filling.contains(page)
+      guard stops else { continue }
+      if start < page {
+        let result = unsafe frames.pool.punch(frames.base.pointee, start..<page)
+        if result != 0 { return result }
+      }
+      start = page + 1
+    }
+    return 0
   }
 
   // MARK: On a thread that may wait

@@ -6,16 +6,37 @@ extension FilePages {
   private static let reclaimed = 512
 
   func reclaim(_ pages: Range<Int>) throws(PinError) -> Int {
+    let parts = parts(of: candidates(pages))
+    guard let first = parts.first?.first, let last = parts.last?.last else { return 0 }
     var dropped = 0
-    var next = pages.lowerBound
-    while next < pages.upperBound {
-      let part = next..<min(pages.upperBound, next + Self.reclaimed)
-      next = part.upperBound
-      let candidates = candidates(part)
-      guard let first = candidates.runs.first, let last = candidates.runs.last else { continue }
-      dropped += try drop(candidates, within: first.lowerBound..<last.upperBound)
+    let all = first.lowerBound..<last.upperBound
+    try protection.untilDone(.clear, all, in: parts) { domain, runs, invalidation throws(PinError) in
+      // What went to other frames since would read as zeros once it is dropped.
+      guard try RegionProtection.registerAgain(domain) else { return false }
+      for run in runs { dropped += drop(run, domain, &invalidation) }
+      return true
     }
     return dropped
+  }
+
+  /// Lists of runs, each of as many pages as go in one exclusive section.
+  private func parts(of pages: DirtySet) -> [[Range<Int>]] {
+    var parts: [[Range<Int>]] = []
+    var room = 0
+    for run in pages.runs {
+      var start = run.lowerBound
+      while start < run.upperBound {
+        if room == 0 {
+          parts.append([])
+          room = Self.reclaimed
+        }
+        let part = start..<min(run.upperBound, start + room)
+        parts[parts.count - 1].append(part)
+        room -= part.count
+        start = part.upperBound
+      }
+    }
+    return parts
   }
 
   /// Those that may go as far as can be seen without a lock, and that nobody used lately.
@@ -36,17 +57,6 @@ extension FilePages {
     unsafe protection.domain.pointee.withNotifications {
       $0.ask(page..<page + 1) { subscriber, pages, region in subscriber.clearYoung(pages, of: region) }
     } ?? false
-  }
-
-  private func drop(_ candidates: DirtySet, within pages: Range<Int>) throws(PinError) -> Int {
-    var dropped = 0
-    try protection.untilDone(.clear, .pages(pages)) { domain, invalidation throws(PinError) in
-      // What went to other frames since would read as zeros once it is dropped.
-      guard try RegionProtection.registerAgain(domain) else { return false }
-      for run in candidates.runs { dropped += drop(run, domain, &invalidation) }
-      return true
-    }
-    return dropped
   }
 
   /// Under the exclusive lock: nobody resolves a fault meanwhile, and whoever faults finds the page gone.
@@ -73,6 +83,7 @@ extension FilePages {
       invalidation?.invalidateRange(run)
       if unsafe frames.pool.punch(extent.pointee, run) == 0 {
         present.remove(run)
+        placed.remove(run)
         granted.remove(run)
         dropped += run.count
       }
@@ -83,7 +94,7 @@ extension FilePages {
     return dropped
   }
 
-  private func isPinned(_ page: Int) -> Bool {
+  func isPinned(_ page: Int) -> Bool {
     if table[page].isPinned { return true }
     return unsafe frames.extent(of: page).pointee.counts(page).mayBePinned
   }

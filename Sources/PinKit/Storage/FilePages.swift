@@ -2,7 +2,7 @@ internal import Synchronization
 
 /// The pages of a region over a store: which are there, which have changed, and what is under way.
 ///
-/// A page that is not there traps (`UFFDIO_REGISTER_MODE_MISSING`) and is filled, write-protected, by one thread: a fault reader where the
+/// A page that is not there traps (`UFFDIO_REGISTER_MODE_MISSING`, or `_MINOR` where the pool has something that nobody put there) and is filled, write-protected, by one thread: a fault reader where the
 /// store has the bytes at hand, a thread of ``StoreThreads`` where it must be waited for. One that is there and was not written since it was
 /// last clean traps when it is written:
 ///
@@ -18,6 +18,9 @@ internal import Synchronization
   private let metadata: Mapping
   /// Their bytes are in memory.
   let present: PageMarks
+  /// What the pool has of them was put there: also where other code has dropped the mapping since, and they are not present. For others the pool
+  /// may have something all the same, which nobody put there: whoever locks memory has the kernel fill every mapping, the pool's own too.
+  let placed: PageMarks
   /// Somebody brings them in, or asks the store whether they may be written.
   let filling: PageMarks
   /// Whoever touches them now gets an error.
@@ -50,10 +53,11 @@ internal import Synchronization
     threads = try region.space.storeThreads()
     windows = FillWindows(fillAround)
     metadata = try Mapping.forNotes(
-      count: 64 + 6 * PageMarks.size(pageCount: pageCount) + PageBitmap.size(pageCount: pageCount))
+      count: 64 + 7 * PageMarks.size(pageCount: pageCount) + PageBitmap.size(pageCount: pageCount))
     let tops = unsafe metadata.start.bindMemory(to: Atomic<UInt64>.self, capacity: 8)
     var memory = unsafe metadata.start + 64
     present = unsafe PageMarks(from: &memory, pageCount: pageCount)
+    placed = unsafe PageMarks(from: &memory, pageCount: pageCount)
     filling = unsafe PageMarks(from: &memory, pageCount: pageCount)
     refused = unsafe PageMarks(from: &memory, pageCount: pageCount)
     granted = unsafe PageMarks(from: &memory, pageCount: pageCount)
@@ -71,6 +75,7 @@ internal import Synchronization
     do throws(PinError) {
       let id = try session.join(region, .handlerThread, keepsPages: false) { _ in }
       participant.withLock { $0 = id }
+      try dropStrangers()
     } catch {
       throw PinError(
         error.code, operation: "map a store", errno: error.errno, range: addresses,

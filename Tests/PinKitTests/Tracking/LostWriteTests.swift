@@ -72,7 +72,7 @@ import Testing
   func discardHalfway(_ mechanism: WriteTracking.Mechanism) async {
     await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
       ct_deadline(30)
-      let memory = try ForeignMemory(.adoptedAnonymous, pages: 4)
+      let memory = try ForeignMemory(.adoptedShared, pages: 4)
       unsafe mlock(UnsafeRawPointer(bitPattern: memory.range.start + 8192), 4096)
       let space = try AddressSpace.forTests()
       let region = try space.adopt(memory.range)

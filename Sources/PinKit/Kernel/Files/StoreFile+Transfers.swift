@@ -36,9 +36,9 @@ extension StoreFile {
 
   /// Runs `body`, whose writes beyond `ulimit -f` fail with EFBIG and do not end the process by SIGXFSZ. It says whether one did.
   static func withoutSizeSignals(_ body: () -> Bool) {
-    var saved: InlineArray<16, UInt64> = .init(repeating: 0)  // a sigset_t is 128 bytes
-    unsafe cuffd_store_hold_xfsz(&saved)
+    var state: InlineArray<17, UInt64> = .init(repeating: 0)
+    unsafe cuffd_xfsz_hold(&state)
     let came = body()
-    unsafe cuffd_store_release_xfsz(&saved, came ? 1 : 0)
+    unsafe cuffd_xfsz_release(&state, came ? 1 : 0)
   }
 }

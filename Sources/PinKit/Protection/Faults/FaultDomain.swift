@@ -60,6 +60,8 @@ struct FaultDomain: ~Copyable, Sendable {
   let subscribers = Atomic<UInt>(0)
   /// Whether a subscriber ever refused a change that a fault wanted to make.
   let wasRefused = Atomic<Bool>(false)
+  /// Why there was no frame the last time that a shared page was to be copied for its writer: an errno, or 0.
+  let copyError = Atomic<CInt>(0)
   /// Whether pages may be opened along with a neighbour where that saves a copy of its own: nobody asked for exact sets.
   let opensChunks = Atomic<Bool>(true)
   let density: WriteDensity
@@ -97,6 +99,7 @@ struct FaultDomain: ~Copyable, Sendable {
     case subscriberBlocked
     case storeEnded
     case storeSilent
+    case noFrame
   }
 
   init(region: Region, counters: FaultCounters, patience: Double, alarm: CInt) {
@@ -187,10 +190,12 @@ struct FaultDomain: ~Copyable, Sendable {
     }
   }
 
+  /// Whether pages may be there and not mapped, and trap then: they are read where the pool itself maps them.
+  @inline(__always) var readsDirectly: Bool { hasMinorFaults.load(ordering: .relaxed) || hasSource }
+
   /// Where the bytes of `page` can be read without a fault that would have to be served.
   @inline(__always) func readableAddress(of page: Int) -> UInt {
-    // A page that is protected by not being mapped is read where the pool itself maps it.
-    if hasMinorFaults.load(ordering: .relaxed), let address = withFrames({ $0.directAddress(of: page) }) { return address }
+    if readsDirectly, let address = withFrames({ $0.directAddress(of: page) }) { return address }
     return addresses.start + UInt(page * pageSize)
   }
 

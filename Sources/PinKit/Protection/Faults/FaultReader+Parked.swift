@@ -31,7 +31,7 @@ extension FaultReader {
       return
     }
     if fault.deadline.isOver() {
-      domain.fail(domain.causeOfDelay, errno: UffdResult.again.errno)
+      domain.failLate()
       return
     }
     let resolution = FaultPath.resolve(

@@ -21,7 +21,7 @@ extension FaultReader {
           domain.descriptor.load(ordering: .acquiring), AddressRange(start: page, count: domain.pageSize))
         continue
       }
-      if domain.hasSource, !flags.contains(.writeProtect), !flags.contains(.minor) {
+      if domain.hasSource, !flags.contains(.writeProtect) {
         supply(domain.page(at: address), domain, slot: slot)
         continue
       }
@@ -47,7 +47,7 @@ extension FaultReader {
     }
   }
 
-  /// A page that is not there.
+  /// A page that is not there, or not mapped.
   private func supply(_ page: Int, _ domain: borrowing FaultDomain, slot: Int) {
     claims = page..<page + 1
     let resolution = domain.withSource { $0.supply(page, through: supplies.range, in: domain) } ?? .gone

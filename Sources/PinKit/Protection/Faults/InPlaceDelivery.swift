@@ -45,7 +45,7 @@ enum InPlaceDelivery {
       case .alreadyOpen, .gone: return tryAgain(domain, address, generation: generation)
       case .retry, .elsewhere:
         if deadline == nil { deadline = Deadline(domain.patience) }
-        if deadline?.isOver() == true { domain.fail(domain.causeOfDelay, errno: UffdResult.again.errno) }
+        if deadline?.isOver() == true { domain.failLate() }
         Kernel.pause(nanoseconds: retryPause)
       case .held:
         if !isHeld { domain.counters.add(.heldWrites) }
