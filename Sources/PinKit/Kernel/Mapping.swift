@@ -181,7 +181,8 @@ enum Memory {
     if result == 0 { result = adviseResult(target, .populateWrite) }
     if result != 0 { return result }
     unsafe copy(
-      UnsafeRawPointer(bitPattern: source.start)!, to: UnsafeMutableRawPointer(bitPattern: target.start)!, count: source.count)
+      UnsafeRawPointer(bitPattern: source.start)!, to: UnsafeMutableRawPointer(bitPattern: target.start)!,
+      count: source.count)
     return 0
   }
 

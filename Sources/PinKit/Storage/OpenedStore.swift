@@ -37,7 +37,12 @@ struct OpenedStore: ~Copyable {
       }
       if !options.isReadOnly { try file.lock() }
       guard try file.isNamed(by: path) else { continue }
-      if let byteCount { isNew = try fit(file, to: byteCount, path, options) || isNew }
+      if let byteCount {
+        do throws(PinError) { isNew = try fit(file, to: byteCount, path, options) || isNew } catch {
+          if isNew { _ = try? NamedFile.remove(path) }
+          throw error
+        }
+      }
       return try finish(file, isNew: isNew, options)
     }
     throw PinError(

@@ -47,7 +47,9 @@ import Testing
     }
   }
 
-  @Test("K5, W5: who writes pages that clones share does so, though the limit came down since", arguments: Mechanisms.synchronous)
+  @Test(
+    "K5, W5: who writes pages that clones share does so, though the limit came down since", arguments: Mechanisms.synchronous
+  )
   func sharedPages(_ mechanism: WriteTracking.Mechanism) async {
     await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
       let space = try Self.space(patience: 2)
@@ -68,7 +70,8 @@ import Testing
     }
   }
 
-  @Test("K5: a flush beyond the limit is an error and no signal, loses nothing, and works when the limit is lifted",
+  @Test(
+    "K5: a flush beyond the limit is an error and no signal, loses nothing, and works when the limit is lifted",
     arguments: [false, true])
   func flush(_ forbidsRing: Bool) async {
     await #expect(processExitsWith: .success) { [forbidsRing = forbidsRing as Bool] in
@@ -111,7 +114,8 @@ import Testing
     }
   }
 
-  @Test("K5: a signal that waits for a write of the program's own goes on waiting, and its mask and handlers stay") func own() async {
+  @Test("K5: a signal that waits for a write of the program's own goes on waiting, and its mask and handlers stay")
+  func own() async {
     await #expect(processExitsWith: .success) {
       let space = try Self.space()
       HostThread {

@@ -16,7 +16,8 @@ import Testing
     return (space, region)
   }
 
-  @Test("N10: sealing is one start and one end, however many pages it is, and each page is invalidated in between") func seal() throws {
+  @Test("N10: sealing is one start and one end, however many pages it is, and each page is invalidated in between")
+  func seal() throws {
     let (space, region) = try sealed()
     defer { try? space.close() }
     let notifier = RecordingNotifier()
@@ -51,7 +52,9 @@ import Testing
     let refusals = Shared(3)
     let wasSealed = Findings()
     let notifier = RecordingNotifier({ range in
-      if try (0..<Self.pages).contains(where: { try range.region.isSealed($0) }) { wasSealed.note("sealed before the start") }
+      if try (0..<Self.pages).contains(where: { try range.region.isSealed($0) }) {
+        wasSealed.note("sealed before the start")
+      }
       refusals.value -= 1
       return refusals.value >= 0 ? .wouldBlock : .done
     })
