@@ -20,7 +20,9 @@ extension SharedFrames {
       return .retry
     }
     defer { invalidation?.end() }
-    guard unsafe copyBytes(of: pages, to: target, in: domain) else {
+    let copied = unsafe copyBytes(of: pages, to: target, in: domain)
+    guard copied == 0 else {
+      domain.copyError.store(-copied, ordering: .relaxed)
       unsafe frames.unclaimTarget(pages, target)
       return .retry
     }
