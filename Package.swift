@@ -61,6 +61,7 @@ let package = Package(
         "Virtqueue",
         "Topics",
         "CFloor",
+        "CDevices",
         "Guest",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
@@ -83,6 +84,7 @@ let package = Package(
       swiftSettings: house
     ),
     .target(name: "CKvm"),
+    .target(name: "CDevices", cSettings: [.define("_GNU_SOURCE")]),
     .target(
       name: "Guest",
       dependencies: ["PinKit", "CKvm", .product(name: "SystemPackage", package: "swift-system")],
@@ -96,7 +98,7 @@ let package = Package(
     .testTarget(
       name: "PinKitTests",
       dependencies: [
-        "PinKit", "PinKitCrypto", "Virtqueue", "CTestSupport", "Guest",
+        "PinKit", "PinKitCrypto", "Virtqueue", "CTestSupport", "CDevices", "Guest",
         .product(name: "MetricsTestKit", package: "swift-metrics"),
         .product(name: "CoreMetrics", package: "swift-metrics"),
         .product(name: "Crypto", package: "swift-crypto"),

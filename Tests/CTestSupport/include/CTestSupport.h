@@ -175,28 +175,8 @@ pid_t ct_start_known(int file, struct ct_known *_Nonnull known);
 void ct_end(pid_t child);
 
 uint64_t ct_map_anonymous(uint64_t length, int shared);
-
-// ---- drivers and devices ----
-
-// Registers memory with an AF_XDP socket (XDP_UMEM_REG), whose driver pins it for writing and for long, and cannot wait for a fault. The
-// socket, which is closed to undo it, or -errno.
-int ct_register_umem(uint64_t address, uint64_t length);
-
-// A file of 1 MiB on a file system of its own (FUSE), mounted at `directory`: a direct read of it pins the memory and then waits for as long as the
-// test likes. 0 or -errno.
-struct ct_slow_device;
-int ct_slow_device_start(
-  const char *_Nonnull directory, uint8_t byte, struct ct_slow_device *_Nullable *_Nonnull made);
-int ct_slow_device_open(struct ct_slow_device *_Nonnull device);
-void ct_slow_device_hold(struct ct_slow_device *_Nonnull device, int is_held);
-// How many reads have arrived and wait.
-int ct_slow_device_waiting(struct ct_slow_device *_Nonnull device);
-// No file of it may be open any more.
-void ct_slow_device_end(struct ct_slow_device *_Nonnull device);
 // Shared memory of a memfd that may not be written any more but through this mapping: no hole can be punched. The address, or 0.
 uint64_t ct_map_sealed(uint64_t length);
-// pread(2) to an address: how many bytes, or -errno.
-ssize_t ct_read_at(int fd, uint64_t address, size_t length, uint64_t offset);
 
 // ---- scans ----
 

@@ -1,3 +1,4 @@
+import CDevices
 import CTestSupport
 import Glibc
 
@@ -16,14 +17,14 @@ enum Umem {
 
   /// The socket, which is closed to undo it.
   static func register(_ bytes: UnsafeMutableRawBufferPointer) throws -> CInt {
-    let socket = ct_register_umem(UInt64(UInt(bitPattern: bytes.baseAddress)), UInt64(bytes.count))
+    let socket = cdev_register_umem(UInt64(UInt(bitPattern: bytes.baseAddress)), UInt64(bytes.count))
     if socket < 0 { throw Refusal(errno: -socket) }
     return socket
   }
 
   /// 0, or the errno that it answers.
   static func errno(_ range: AddressRange) -> CInt {
-    let socket = ct_register_umem(UInt64(range.start), UInt64(range.count))
+    let socket = cdev_register_umem(UInt64(range.start), UInt64(range.count))
     if socket < 0 { return -socket }
     close(socket)
     return 0
@@ -60,7 +61,7 @@ final class SlowDevice: Sendable {
     guard unsafe mkdtemp(&path) != nil else { throw PinError(.unsupported, operation: "mkdtemp") }
     directory = String(decoding: path.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
     var made: OpaquePointer?
-    let result = unsafe ct_slow_device_start(directory, Self.byte, &made)
+    let result = unsafe cdev_slow_device_start(directory, Self.byte, &made)
     guard result == 0, let made = unsafe made else {
       unsafe rmdir(directory)
       throw PinError(.unsupported, operation: "mount a FUSE file system (\(-result))")
@@ -69,7 +70,7 @@ final class SlowDevice: Sendable {
   }
 
   deinit {
-    unsafe ct_slow_device_end(pointer)
+    unsafe cdev_slow_device_end(pointer)
     unsafe rmdir(directory)
   }
 
@@ -77,19 +78,19 @@ final class SlowDevice: Sendable {
 
   /// Starts a read into memory, which returns when it has arrived and waits. `finish` lets it go on, and returns how many bytes there were.
   func read(into range: AddressRange) throws -> () throws -> Int {
-    let file = unsafe ct_slow_device_open(pointer)
+    let file = unsafe cdev_slow_device_open(pointer)
     guard file >= 0 else { throw PinError(.unsupported, operation: "open (\(-file))") }
-    unsafe ct_slow_device_hold(pointer, 1)
+    unsafe cdev_slow_device_hold(pointer, 1)
     let moved = Shared()
     let thread = TestThread {
-      moved.value = ct_read_at(file, UInt64(range.start), range.count, 0)
+      moved.value = cdev_read_at(file, UInt64(range.start), range.count, 0)
       close(file)
     }
-    guard spin(until: { unsafe ct_slow_device_waiting(pointer) == 1 || thread.hasEnded }) else {
+    guard spin(until: { unsafe cdev_slow_device_waiting(pointer) == 1 || thread.hasEnded }) else {
       throw PinError(.timedOut, operation: "read a slow device")
     }
     return {
-      unsafe ct_slow_device_hold(self.pointer, 0)
+      unsafe cdev_slow_device_hold(self.pointer, 0)
       try thread.join()
       return moved.value
     }

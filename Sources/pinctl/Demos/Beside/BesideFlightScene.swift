@@ -30,12 +30,12 @@ struct BesideFlightScene: BesideScene {
   func perform() throws -> Outcome {
     let files = try LedgerFiles(name: "beside")
     var device: OpaquePointer?
-    let result = unsafe cdev_slow_start(files.directory, 0xC3, &device)
+    let result = unsafe cdev_slow_device_start(files.directory, 0xC3, &device)
     guard result == 0, let device = unsafe device else {
       throw BesideObstacle("a file system of its own (/dev/fuse) is not to be had here: errno \(-result).")
     }
-    defer { unsafe cdev_slow_end(device) }
-    let descriptor = unsafe cdev_slow_open(device)
+    defer { unsafe cdev_slow_device_end(device) }
+    let descriptor = unsafe cdev_slow_device_open(device)
     guard descriptor >= 0 else { throw LedgerFailure("open the device's file", -descriptor) }
     defer { close(descriptor) }
     var outcome = Outcome()
@@ -84,15 +84,15 @@ struct BesideFlightScene: BesideScene {
   ) throws {
     let range = try region.addresses(of: pages)
     let (start, count) = (range.start, range.count)
-    unsafe cdev_slow_hold(device, 1)
+    unsafe cdev_slow_device_hold(device, 1)
     let isOver = DispatchSemaphore(value: 0)
     Thread.detachNewThread {
       _ = unsafe pread(descriptor, UnsafeMutableRawPointer(bitPattern: start), count, 0)
       isOver.signal()
     }
-    while unsafe cdev_slow_waiting(device) == 0 { usleep(200) }
+    while unsafe cdev_slow_device_waiting(device) == 0 { usleep(200) }
     defer {
-      unsafe cdev_slow_hold(device, 0)
+      unsafe cdev_slow_device_hold(device, 0)
       isOver.wait()
     }
     try body()

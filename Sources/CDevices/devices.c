@@ -1,5 +1,5 @@
 // Drivers and devices: one that pins memory under a lock of its own, and one that is as slow as a test wants.
-#include "CTestSupport.h"
+#include "CDevices.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -17,7 +17,7 @@
 
 // ---- AF_XDP ----
 
-int ct_register_umem(uint64_t address, uint64_t length) {
+int cdev_register_umem(uint64_t address, uint64_t length) {
   struct {
     uint64_t address, length;
     uint32_t chunk_size, headroom, flags, metadata;
@@ -34,7 +34,7 @@ int ct_register_umem(uint64_t address, uint64_t length) {
 
 enum { root = 1, file = 2, file_size = 1 << 20 };
 
-struct ct_slow_device {
+struct cdev_slow_device {
   int fuse;
   pthread_t server;
   char directory[256];
@@ -60,7 +60,7 @@ static struct fuse_attr attributes(uint64_t node) {
   return found;
 }
 
-static void serve_read(struct ct_slow_device *device, const struct fuse_in_header *in) {
+static void serve_read(struct cdev_slow_device *device, const struct fuse_in_header *in) {
   const struct fuse_read_in *read_in = (const void *)(in + 1);
   atomic_fetch_add(&device->waiting, 1);
   while (atomic_load(&device->is_held)) usleep(200);
@@ -71,7 +71,7 @@ static void serve_read(struct ct_slow_device *device, const struct fuse_in_heade
   free(bytes);
 }
 
-static void serve(struct ct_slow_device *device, const struct fuse_in_header *in) {
+static void serve(struct cdev_slow_device *device, const struct fuse_in_header *in) {
   switch (in->opcode) {
     case FUSE_INIT: {
       struct fuse_init_out out = {.major = 7, .minor = 31, .max_write = 65536, .max_readahead = 0};
@@ -107,7 +107,7 @@ static void serve(struct ct_slow_device *device, const struct fuse_in_header *in
 }
 
 static void *run(void *context) {
-  struct ct_slow_device *device = context;
+  struct cdev_slow_device *device = context;
   size_t size = 1 << 18;
   char *request = malloc(size);
   for (;;) {
@@ -120,8 +120,8 @@ static void *run(void *context) {
   return 0;
 }
 
-int ct_slow_device_start(const char *directory, uint8_t byte, struct ct_slow_device **made) {
-  struct ct_slow_device *device = calloc(1, sizeof *device);
+int cdev_slow_device_start(const char *directory, uint8_t byte, struct cdev_slow_device **made) {
+  struct cdev_slow_device *device = calloc(1, sizeof *device);
   snprintf(device->directory, sizeof device->directory, "%s", directory);
   device->byte = byte;
   device->fuse = open("/dev/fuse", O_RDWR | O_CLOEXEC);
@@ -144,17 +144,17 @@ int ct_slow_device_start(const char *directory, uint8_t byte, struct ct_slow_dev
   return 0;
 }
 
-int ct_slow_device_open(struct ct_slow_device *device) {
+int cdev_slow_device_open(struct cdev_slow_device *device) {
   char path[300];
   snprintf(path, sizeof path, "%s/data", device->directory);
   int fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
   return fd < 0 ? -errno : fd;
 }
 
-void ct_slow_device_hold(struct ct_slow_device *device, int is_held) { atomic_store(&device->is_held, is_held); }
-int ct_slow_device_waiting(struct ct_slow_device *device) { return atomic_load(&device->waiting); }
+void cdev_slow_device_hold(struct cdev_slow_device *device, int is_held) { atomic_store(&device->is_held, is_held); }
+int cdev_slow_device_waiting(struct cdev_slow_device *device) { return atomic_load(&device->waiting); }
 
-void ct_slow_device_end(struct ct_slow_device *device) {
+void cdev_slow_device_end(struct cdev_slow_device *device) {
   atomic_store(&device->is_held, 0);
   umount2(device->directory, MNT_DETACH);
   // The server has an error for its next read once the mount is gone; nobody has the file open any more.
@@ -163,7 +163,7 @@ void ct_slow_device_end(struct ct_slow_device *device) {
   free(device);
 }
 
-ssize_t ct_read_at(int fd, uint64_t address, size_t length, uint64_t offset) {
+ssize_t cdev_read_at(int fd, uint64_t address, size_t length, uint64_t offset) {
   ssize_t got = pread(fd, (void *)address, length, (off_t)offset);
   return got < 0 ? -errno : got;
 }
