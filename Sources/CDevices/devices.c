@@ -167,16 +167,3 @@ ssize_t cdev_read_at(int fd, uint64_t address, size_t length, uint64_t offset) {
   ssize_t got = pread(fd, (void *)address, length, (off_t)offset);
   return got < 0 ? -errno : got;
 }
-
-uint64_t ct_map_sealed(uint64_t length) {
-  int fd = memfd_create("sealed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-  if (fd < 0) return 0;
-  void *memory = MAP_FAILED;
-  if (!ftruncate(fd, (off_t)length)) memory = mmap(0, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (memory != MAP_FAILED && fcntl(fd, F_ADD_SEALS, 0x10 /* F_SEAL_FUTURE_WRITE */)) {
-    munmap(memory, length);
-    memory = MAP_FAILED;
-  }
-  close(fd);
-  return memory == MAP_FAILED ? 0 : (uint64_t)memory;
-}

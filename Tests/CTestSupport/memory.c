@@ -265,3 +265,16 @@ void ct_store_word(uint64_t address, uint64_t value) {
 uint64_t ct_load_word(uint64_t address) {
   return __atomic_load_n((const uint64_t *)(uintptr_t)address, __ATOMIC_RELAXED);
 }
+
+uint64_t ct_map_sealed(uint64_t length) {
+  int fd = memfd_create("sealed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (fd < 0) return 0;
+  void *memory = MAP_FAILED;
+  if (!ftruncate(fd, (off_t)length)) memory = mmap(0, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (memory != MAP_FAILED && fcntl(fd, F_ADD_SEALS, 0x10 /* F_SEAL_FUTURE_WRITE */)) {
+    munmap(memory, length);
+    memory = MAP_FAILED;
+  }
+  close(fd);
+  return memory == MAP_FAILED ? 0 : (uint64_t)memory;
+}

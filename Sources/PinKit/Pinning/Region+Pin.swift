@@ -66,7 +66,7 @@ extension Region {
   func requirePinnable(_ pages: Range<Int>, _ options: PinOptions) throws(PinError) {
     _ = try addresses(of: pages)
     guard !pages.isEmpty else { throw PinError(.invalidArgument, operation: "pin", advice: "The range of pages is empty.") }
-    try requireLongTerm(options)
+    try requireAllowed(options)
     try requireRights(pages, forWriting: options.isForWriting, "pin")
   }
 

@@ -33,7 +33,7 @@ struct BesideDriverScene: BesideScene {
     // Memory that nobody manages: whether there is such a driver here at all.
     let plain = UnsafeMutableRawPointer.allocate(byteCount: Self.pages * 4096, alignment: 4096)
     defer { unsafe plain.deallocate() }
-    let socket = unsafe cdev_register_umem(UInt64(UInt(bitPattern: plain)), UInt64(Self.pages * 4096))
+    let socket = cdev_register_umem(UInt64(UInt(bitPattern: plain)), UInt64(Self.pages * 4096))
     guard socket >= 0 else { throw BesideObstacle("AF_XDP is not to be had here: errno \(-socket).") }
     close(socket)
     var outcome = Outcome()
@@ -58,8 +58,8 @@ struct BesideDriverScene: BesideScene {
     let bare = cdev_register_umem(UInt64(region.addresses.start), UInt64(region.addresses.count))
     if bare >= 0 { close(bare) } else { kind.bare = -bare }
     _ = try tracker.collect()
-    let registration = try region.register(0..<pages) { bytes in
-      let socket = unsafe cdev_register_umem(UInt64(UInt(bitPattern: bytes.baseAddress)), UInt64(bytes.count))
+    let registration = unsafe try region.register(0..<pages) { bytes in
+      let socket = cdev_register_umem(UInt64(UInt(bitPattern: bytes.baseAddress)), UInt64(bytes.count))
       guard socket >= 0 else { throw LedgerFailure("XDP_UMEM_REG", -socket) }
       return { close(socket) }
     }
