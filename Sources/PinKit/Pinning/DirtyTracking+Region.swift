@@ -30,7 +30,9 @@ extension Region {
   func requireAllowed(_ options: PinOptions) throws(PinError) {
     guard options.contains(.longTerm) else {
       guard case .adopted(.file) = backing.kind, pinDomain.load(ordering: .acquiring) == 0 else { return }
-      return try pinVerdict(for: .reading, lasting: .short).check("pin", addresses)
+      // Where /proc cannot be read any more nothing speaks against it.
+      if let verdict = try? pinVerdict(for: .reading, lasting: .short) { try verdict.check("pin", addresses) }
+      return
     }
     try pinVerdict(for: options.contains(.write) ? .writing : .reading, lasting: .long).check("pin for long", addresses)
   }

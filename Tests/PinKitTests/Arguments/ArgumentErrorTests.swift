@@ -70,7 +70,8 @@ private final class MiscountingStore: PageStore {
     #expect(error?.code == .invalidArgument, "\(String(describing: error))")
   }
 
-  @Test("P1: a region that is gone has no verdict", arguments: [Subject.anonymous, .pool, .adoptedAnonymous, .adoptedShared])
+  @Test(
+    "P1: a region that is gone has no verdict", arguments: [Subject.anonymous, .pool, .adoptedAnonymous, .adoptedShared])
   func verdictOfNothing(_ subject: Subject) throws {
     let space = try AddressSpace.forTests()
     try subject.with(space, pages: 2) { region in

@@ -56,7 +56,7 @@ enum FuzzedMemory: String, Codable, Sendable, CaseIterable, CustomTestStringConv
     arguments: FuzzedMemory.possible)
   func regions(_ memory: FuzzedMemory) async throws {
     let note = LastCall()
-    await #expect(processExitsWith: .success, note.comment) {
+    let result = await #expect(processExitsWith: .success) {
       [memory = memory as FuzzedMemory, path = note.path as String] in
       ct_deadline(500)
       LastCall.open(path)
@@ -78,13 +78,13 @@ enum FuzzedMemory: String, Codable, Sendable, CaseIterable, CustomTestStringConv
       }
       try space.close()
     }
-    note.remove()
+    note.close(result == nil)
   }
 
   @Test("K5: no integer that any other call is given ends the process", .timeLimit(.minutes(10)))
   func others() async throws {
     let note = LastCall()
-    await #expect(processExitsWith: .success, note.comment) { [path = note.path as String] in
+    let result = await #expect(processExitsWith: .success) { [path = note.path as String] in
       ct_deadline(500)
       LastCall.open(path)
       let space = try AddressSpace.forTests()
@@ -97,6 +97,6 @@ enum FuzzedMemory: String, Codable, Sendable, CaseIterable, CustomTestStringConv
           + OtherCalls.kernel() + [OtherCalls.holders()], evil)
       try space.close()
     }
-    note.remove()
+    note.close(result == nil)
   }
 }

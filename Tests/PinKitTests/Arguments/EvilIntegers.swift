@@ -87,11 +87,9 @@ struct LastCall {
     path = "/tmp/pinkit-last-call-\(getpid())-\(UInt32.random(in: 0 ... .max))"
   }
 
-  /// What was noted last; asked for when the process is dead.
-  var comment: Comment { "the last call, see \(path)" }
-
-  func remove() {
-    if let text = try? ProcessMaps.readFile(path) { print("the last call was \(text.prefix { $0 != "\n" })") }
+  /// Says what was noted last if that was the end of it.
+  func close(_ isDead: Bool) {
+    if isDead, let text = try? ProcessMaps.readFile(path) { print("the last call was \(text.prefix { $0 != "\n" })") }
     unsafe unlink(path)
   }
 
