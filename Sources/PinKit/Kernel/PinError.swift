@@ -174,6 +174,12 @@ extension PinError {
 
   /// Throws unless `result` is a descriptor of the file of `/proc` or `/sys` at `path`.
   static func opened(_ result: CInt, _ path: String) throws(PinError) -> CInt {
+    if result == -Errno.permissionDenied.rawValue, path.hasPrefix("/proc/self/") {
+      throw PinError(
+        .permissionDenied, operation: "open \(path)", errno: .permissionDenied,
+        advice: "A process that has changed its user is not dumpable, and its /proc/self is root's: call "
+          + "prctl(PR_SET_DUMPABLE, 1) after setuid(2), or keep CAP_SYS_PTRACE.")
+    }
     guard result == -Errno.noSuchFileOrDirectory.rawValue else { return CInt(try check(result, "open \(path)")) }
     throw PinError(
       .unsupported, operation: "open \(path)", errno: .noSuchFileOrDirectory,

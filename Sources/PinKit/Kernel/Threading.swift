@@ -1,4 +1,5 @@
 internal import CUffd
+internal import SystemPackage
 
 /// Futexes, clocks, event descriptors and threads: what the fault path needs of the kernel beside memory.
 enum Kernel {
@@ -84,7 +85,7 @@ struct EventDescriptor: ~Copyable, Sendable {
   func wait(milliseconds: CInt) -> Bool { cuffd_poll_readable(descriptor, milliseconds) > 0 }
 }
 
-/// A pthread that never receives a signal sent to the process.
+/// A pthread that never receives a signal sent to the process, with a stack of the size that `ulimit -s` says (8 MiB as a rule).
 struct KernelThread: Sendable {
   private let handle: UInt64
 
@@ -96,6 +97,12 @@ struct KernelThread: Sendable {
   ) throws(PinError) {
     var handle: UInt64 = 0
     let result = unsafe name.withCString { unsafe cuffd_thread_start($0, body, onExit, context, &handle) }
+    if result == -Errno.resourceTemporarilyUnavailable.rawValue {
+      throw PinError(
+        .limitReached, operation: "start the thread \(name)", errno: .resourceTemporarilyUnavailable,
+        advice: "The user or the cgroup may have no more threads: raise `ulimit -u`, or the cgroup's pids.max "
+          + "(TasksMax= under systemd); `sysctl kernel.threads-max` is the machine's.")
+    }
     try PinError.check(result, "pthread_create")
     self.handle = handle
   }

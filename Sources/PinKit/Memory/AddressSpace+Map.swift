@@ -165,11 +165,18 @@ enum Adoption {
         details.flags.contains("nh") ? .never : details.flags.contains("hg") ? .prefer : .systemDefault
       return (.anonymous(hugePages), pageSize)
     }
-    let path = first.path
-    let isMemory =
-      path.hasPrefix("/memfd:") || path.hasPrefix("/dev/shm/") || path.hasPrefix("/dev/zero")
-      || path.hasPrefix("/SYSV") || path.isEmpty || ProcessMaps.isTmpfs(path)
-    if isMemory && first.isShared { return (.sharedMemory, pageSize) }
-    return (.file(path: path, isShared: first.isShared), pageSize)
+    if first.isShared, isMemory(first) { return (.sharedMemory, pageSize) }
+    return (.file(path: first.path, isShared: first.isShared), pageSize)
+  }
+
+  /// Whether a shared mapping is of tmpfs, a memfd or the like, by the number of its device: the name of a file may be gone. A System V
+  /// segment is not among them: the kernel registers it for tracking only, as it does files.
+  private static func isMemory(_ mapping: ProcessMapping) -> Bool {
+    if let type = (try? MountTable())?.type(of: mapping.device) {
+      return (type == "tmpfs" || type == "devtmpfs") && mapping.isSpecialFile != true
+    }
+    // Of a file system that this process cannot see, or one that the kernel has mounted for itself.
+    let names = ["/memfd:", "/dev/zero", "[anon_shmem:"]
+    return mapping.path.isEmpty || names.contains(where: mapping.path.hasPrefix) || ProcessMaps.isTmpfs(mapping.path)
   }
 }

@@ -23,11 +23,11 @@ public struct Backing: Sendable, Hashable, CustomStringConvertible {
   /// What kind of memory was adopted, from `/proc/self/maps`.
   public enum Adopted: Sendable, Hashable {
     case anonymous(HugePages)
-    /// memfd, tmpfs, System V or anonymous shared memory.
+    /// memfd, tmpfs or anonymous shared memory.
     case sharedMemory
     /// hugetlbfs or `MAP_HUGETLB`.
     case hugetlb(pageSize: Int)
-    /// A mapping of a file of a file system.
+    /// A mapping of a file of a file system, or a segment of System V shared memory, which the kernel lets be watched in the same ways.
     case file(path: String, isShared: Bool)
   }
 

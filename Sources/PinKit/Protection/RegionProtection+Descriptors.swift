@@ -24,11 +24,14 @@ extension RegionProtection {
       features.insert(.wpHugetlbfsShmem)
     }
     let access = try Uffd.withoutForks { () throws(PinError) in try open(features, slot: slot) }
-    if access == .userModeOnly {
+    if access == .userModeOnly, !Self.hasWarned.exchange(true, ordering: .relaxed) {
       handler.logger.warning(
         "userfaultfd is open in user mode only: system calls that write into protected memory fail with EFAULT")
     }
   }
+
+  /// It is so for the whole process, and said once.
+  private static let hasWarned = Atomic<Bool>(false)
 
   /// A child that was forked in between would keep a descriptor that it does not know of.
   private func open(_ features: Userfaultfd.Features, slot: Int) throws(PinError) -> Userfaultfd.Access {

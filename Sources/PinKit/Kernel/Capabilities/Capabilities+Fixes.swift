@@ -41,8 +41,9 @@ extension Capabilities {
     case .permissionDenied:
       [
         Fix(
-          problem: problem, command: "setfacl -m u:\(effectiveUser):rw /dev/userfaultfd",
-          effect: "gives this user the device until the next boot; to keep it: a udev rule "
+          problem: problem, command: "setfacl -m u:\(outerUser ?? effectiveUser):rw /dev/userfaultfd",
+          effect: (outerUser == nil ? "" : "outside of this user namespace, where user \(effectiveUser) is that one: ")
+            + "gives this user the device until the next boot; to keep it: a udev rule "
             + "`KERNEL==\"userfaultfd\", GROUP=\"userfaultfd\", MODE=\"0660\"`")
       ]
     case .noSuchFileOrDirectory, .notPermitted:

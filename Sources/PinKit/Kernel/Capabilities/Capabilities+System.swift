@@ -5,6 +5,7 @@ extension Capabilities {
   mutating func readSystem() {
     pageSize = Memory.pageSize
     effectiveUser = cuffd_effective_user()
+    outerUser = Self.text("/proc/self/uid_map").flatMap { Self.outerUser(effectiveUser, map: $0) }
     kernelRelease = Self.kernelRelease()
     container = Self.containerName()
 
@@ -66,6 +67,17 @@ extension Capabilities {
   /// The word in brackets of `always [madvise] never`.
   private static func choice(_ path: String) -> String? {
     text(path)?.split(separator: " ").first { $0.first == "[" }.map { String($0.dropFirst().prefix { $0 != "]" }) }
+  }
+
+  /// The lines of a map are: first number inside, first number outside, how many.
+  static func outerUser(_ user: UInt32, map: String) -> UInt32? {
+    for line in map.split(separator: "\n") {
+      let fields = line.split(separator: " ").compactMap { UInt32($0) }
+      guard fields.count == 3, user >= fields[0], user - fields[0] < fields[2] else { continue }
+      let (outside, isTooLarge) = fields[1].addingReportingOverflow(user - fields[0])
+      return isTooLarge || outside == user ? nil : outside
+    }
+    return nil
   }
 
   private static func number(_ path: String) -> Int? { text(path).flatMap { Int($0.prefix { $0 != "\n" }) } }

@@ -8,6 +8,9 @@ public struct Capabilities: Sendable, Hashable, Codable {
   public var kernelRelease = ""
   /// The effective user id.
   public var effectiveUser: UInt32 = 0
+  /// The same user outside of this process's user namespace, as `/proc/self/uid_map` says; `nil` where it has none there, or the process
+  /// is in no user namespace of its own.
+  public var outerUser: UInt32?
   /// Whether `CAP_SYS_PTRACE` is effective; `nil` where `/proc` does not say.
   public var hasPtraceCapability: Bool?
   public var seccomp: Seccomp?
