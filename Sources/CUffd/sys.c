@@ -290,6 +290,11 @@ int64_t cuffd_filesystem(const char *path) {
   return statfs(path, &result) < 0 ? -errno : (int64_t)result.f_type;
 }
 
+int cuffd_current_directory(char *path, uint64_t size) {
+  if (!getcwd(path, size)) return -errno;
+  return path[0] == '/' ? (int)strlen(path) : -ENOENT;
+}
+
 void cuffd_close(int fd) { close(fd); }
 
 int cuffd_dup(int fd) {

@@ -102,6 +102,8 @@ int64_t cuffd_seek_hole(int fd, int64_t offset);
 int cuffd_move_mapping(uint64_t start, uint64_t length, uint64_t target);
 // The magic number of the file system that holds `path`, or -errno.
 int64_t cuffd_filesystem(const char *_Nonnull path);
+// The working directory's path, and its length; -errno, also where it cannot be reached from the root.
+int cuffd_current_directory(char *_Nonnull path, uint64_t size);
 void cuffd_close(int fd);
 int cuffd_dup(int fd);
 long cuffd_page_size(void);

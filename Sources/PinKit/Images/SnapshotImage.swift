@@ -33,7 +33,7 @@ public struct SnapshotImage: Sendable, Hashable {
   public var storedPages: DirtySet { header.pages }
 
   init(path: String, header: ImageHeader) {
-    self.path = path
+    self.path = NamedFile.absolute(path)
     self.header = header
   }
 

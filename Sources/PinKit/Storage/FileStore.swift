@@ -19,12 +19,13 @@ public import SystemPackage
 /// All calls may be made from any thread, also at the same time. A child of `fork()` must not use the parent's.
 public final class FileStore: PageStore {
   public let geometry: StoreGeometry
-  /// The file's path; `nil` if it was opened from a descriptor.
+  /// The file's path, from the root on; `nil` if it was opened from a descriptor.
   public let path: String?
   public let options: Options
   /// Whether writes go around the page cache (`O_DIRECT`).
   public let isDirect: Bool
-  /// Whether ``pageMakeWritable(_:)`` takes space: the file has holes, and its file system can fill them.
+  /// Whether ``pageMakeWritable(_:)`` takes space: the file has holes, and its file system has not refused to fill them. One that cannot
+  /// (ext2, NFS before 4.2) says so when it is first asked, which is for the first page that becomes writable; until then this is true.
   public var reservesSpace: Bool { reservations?.isPossible ?? false }
 
   let file: StoreFile
@@ -40,8 +41,8 @@ public final class FileStore: PageStore {
   /// Blocks. Symbolic links are followed, and a new file is readable by its owner only.
   ///
   /// - Parameters:
-  ///   - path: It names the file for as long as the store is used (``Options/checksName``): an absolute one, if the program changes its
-  ///     directory.
+  ///   - path: It names the file for as long as the store is used (``Options/checksName``). A relative one is taken from the directory that
+  ///     the program has now; that it changes it later (chdir(2)) does not matter.
   ///   - byteCount: Makes the file, of so many bytes that are all a hole, if there is none or an empty one. A file of another size
   ///     is refused. `nil`: it must be there.
   ///   - options: How it is opened and used.
@@ -49,6 +50,7 @@ public final class FileStore: PageStore {
   ///   `.unsupported` if an option cannot be had; `.invalidArgument` for what is no file, or is empty.
   public convenience init(path: String, creating byteCount: Int? = nil, options: Options = Options()) throws(PinError) {
     try NamedFile.check(path: path)
+    let path = NamedFile.absolute(path)
     try self.init(try .open(path, creating: byteCount, options), path: path, options)
   }
 

@@ -12,7 +12,8 @@ extension Region {
   /// Blocks for as long as the store does. Several threads may call it: they wait for each other.
   ///
   /// - Throws: ``PinError``: `.unsupported` for memory without a store, `.unmapped`, `.wouldDeadlock` from a fault callback, and what
-  ///   the store says: `.inputOutput`, `.outOfSpace`, `.fileChanged`, `.readOnly`.
+  ///   the store says: `.inputOutput`, `.outOfSpace`, `.fileChanged`, `.readOnly`. `.mappingChanged` for as long as other code goes on dropping
+  ///   pages that have changed (`madvise(2)`): what is still there stays dirty, and the next call tries again.
   public func flush() throws(PinError) {
     try requireOutsideFaultPath("flush")
     try enter("flush")

@@ -162,6 +162,18 @@ internal import SystemPackage
     }
   }
 
+  /// The same path from the root on, so that it names the same file when the program changes its directory; as it is where the directory
+  /// has no name any more.
+  static func absolute(_ path: String) -> String {
+    if path.hasPrefix("/") { return path }
+    var buffer = [CChar](repeating: 0, count: 4096)
+    let length = Int(
+      unsafe buffer.withUnsafeMutableBufferPointer { unsafe cuffd_current_directory($0.baseAddress!, UInt64($0.count)) })
+    guard length > 0 else { return path }
+    let directory = String(decoding: buffer.prefix(length).map(UInt8.init(bitPattern:)), as: UTF8.self)
+    return directory == "/" ? "/\(path)" : "\(directory)/\(path)"
+  }
+
   // MARK: Results
 
   private static func call(
