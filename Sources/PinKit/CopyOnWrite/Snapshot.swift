@@ -119,6 +119,9 @@ extension Region {
   /// Ends the protection that stays between snapshots: from now on writes cost nothing, unless trackers need it too.
   /// ``Snapshot/changes(since:)`` does not reach across it. Does nothing if there was none.
   ///
+  /// Gives back what snapshots of a large and sparse region take beside their copies: the page tables of what is empty, 2 MiB for
+  /// each GiB (from Linux 6.14 on).
+  ///
   /// - Throws: ``PinError``: `.inUse` while a snapshot is open, `.unmapped`, `.wouldDeadlock` from a fault callback.
   public func endSnapshots() throws(PinError) {
     try requireOutsideFaultPath("endSnapshots")

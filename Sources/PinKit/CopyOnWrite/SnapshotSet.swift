@@ -187,6 +187,7 @@ internal import Synchronization
       state.unclaimed = nil
       state.guards = nil
       session.remove(participant)
+      recycler.drop()
     }
   }
 

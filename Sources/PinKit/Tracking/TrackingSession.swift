@@ -103,7 +103,11 @@ final class TrackingSession: RegionAttachment {
       if share.callback != nil { updateCallbacks(state) }
       updateChunks(state)
       updateFaultAround(state)
-      if state.trackers.isEmpty { end(&state) }
+      if state.trackers.isEmpty {
+        end(&state)
+        // Not before somebody else begins: a range has one userfaultfd at a time.
+        if !state.isEnded { giveTablesBack() }
+      }
     }
   }
 
