@@ -36,26 +36,37 @@ struct Bench: ParsableCommand {
     }
   }
 
+  /// Measuring nothing is no success.
+  private func checkSelection() throws {
+    guard let only else { return }
+    let chosen = BenchTopics.all.filter { topics.isEmpty || topics.contains($0.name) }
+    if chosen.contains(where: { $0.rows.contains { $0.name.contains(only) } }) { return }
+    Output.note("No row has \"\(only)\" in its name. There are:")
+    for topic in chosen { Output.note("  \(topic.name): \(topic.rows.map(\.name).joined(separator: ", "))") }
+    throw ExitCode.failure
+  }
+
   func run() throws {
     LoggingSystem.bootstrap { label in
       var handler = StreamLogHandler.standardError(label: label)
       handler.logLevel = .warning
       return handler
     }
+    try checkSelection()
     let plan = BenchPlan(rounds: rounds, quick: quick)
     var report = BenchReport()
     for topic in BenchTopics.all where topics.isEmpty || topics.contains(topic.name) {
       try topic.check()
       for row in topic.rows where only.map(row.name.contains) ?? true {
-        if !json { FileHandle.standardError.write(Data("\(row.name) …\n".utf8)) }
+        if !json { Output.note("\(row.name) …") }
         do {
           report.entries.append((row.goal, try row.run(plan)))
         } catch let skip as BenchSkip {
-          FileHandle.standardError.write(Data("\(row.name) was skipped: \(skip)\n".utf8))
+          Output.note("\(row.name) was skipped: \(skip)")
         }
       }
     }
-    print(json ? try report.json() : report.table())
+    Output.line(json ? try report.json() : report.table())
     if let plot { try report.plot().write(toFile: plot, atomically: true, encoding: .utf8) }
   }
 }

@@ -13,7 +13,7 @@ struct Doctor: ParsableCommand {
 
   func run() throws {
     let report = DoctorReport(Capabilities.probe())
-    print(json ? try report.json() : report.text())
+    Output.line(json ? try report.json() : report.text())
     guard report.canRun else { throw ExitCode(1) }
   }
 }

@@ -28,7 +28,7 @@ struct ImageInfo: ParsableCommand {
 
   func run() throws {
     let reports = try paths.map { try ImageReport(SnapshotImage(path: $0)) }
-    print(json ? try ImageReport.json(reports) : reports.map { $0.text() }.joined(separator: "\n\n"))
+    Output.line(json ? try ImageReport.json(reports) : reports.map { $0.text() }.joined(separator: "\n\n"))
   }
 }
 
@@ -47,7 +47,7 @@ struct ImageVerify: ParsableCommand {
     for path in paths {
       let image = try SnapshotImage(path: path)
       try image.verify()
-      print("\(path): all \(image.storedPages.count) stored pages are as they were written")
+      Output.line("\(path): all \(image.storedPages.count) stored pages are as they were written")
     }
   }
 }
@@ -72,7 +72,7 @@ struct ImageRestore: ParsableCommand {
   func run() throws {
     let chain = try ([full] + increments).map { try SnapshotImage(path: $0) }
     try SnapshotImage.compose(chain, to: to, replacing: replace)
-    print("\(to): \(chain[0].byteCount) bytes from \(chain.count) \(chain.count == 1 ? "image" : "images")")
+    Output.line("\(to): \(chain[0].byteCount) bytes from \(chain.count) \(chain.count == 1 ? "image" : "images")")
   }
 }
 

@@ -1,4 +1,5 @@
 internal import ArgumentParser
+internal import Glibc
 
 @main
 struct Pinctl: ParsableCommand {
@@ -6,4 +7,26 @@ struct Pinctl: ParsableCommand {
     commandName: "pinctl",
     abstract: "Shows, measures and checks what PinKit does on this machine.",
     subcommands: [Doctor.self, Inspect.self, ImageCommand.self, DemoCommand.self, Bench.self])
+
+  /// Runs the command, and fails if its output did not arrive, whatever else came of it.
+  static func main() {
+    var outcome: (any Error)?
+    do {
+      var command = try parseAsRoot()
+      try command.run()
+    } catch {
+      outcome = error
+    }
+    if let error = outcome, exitCode(for: error) == .success {
+      // Help, or a success that a command has thrown.
+      let text = fullMessage(for: error)
+      if !text.isEmpty { Output.line(text) }
+      outcome = nil
+    }
+    do throws(Output.Failure) { try Output.check() } catch {
+      Output.note("Error: \(error)")
+      Glibc.exit(1)
+    }
+    if let outcome { exit(withError: outcome) }
+  }
 }

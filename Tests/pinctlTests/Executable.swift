@@ -8,11 +8,7 @@ func startPinctl(
   _ arguments: [String], temporary: String? = nil, error: Any = FileHandle.nullDevice
 ) throws -> (process: Process, output: Pipe) {
   let process = Process()
-  let own = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
-  let beside = URL(fileURLWithPath: CommandLine.arguments[0]).deletingLastPathComponent()
-  let candidates = [own.deletingLastPathComponent(), beside].map { $0.appendingPathComponent("pinctl") }
-  let executable: URL = try #require(candidates.first { FileManager.default.isExecutableFile(atPath: $0.path) })
-  process.executableURL = executable
+  process.executableURL = try pinctlExecutable()
   process.arguments = arguments
   if let temporary {
     process.environment = ProcessInfo.processInfo.environment.merging(["TMPDIR": temporary]) { $1 }
@@ -32,4 +28,12 @@ func pinctl(_ arguments: [String]) throws -> (code: Int32, output: Data, error: 
   let complained = error.fileHandleForReading.readDataToEndOfFile()
   process.waitUntilExit()
   return (process.terminationStatus, printed, String(decoding: complained, as: UTF8.self))
+}
+
+/// Where it was built.
+func pinctlExecutable() throws -> URL {
+  let own = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
+  let beside = URL(fileURLWithPath: CommandLine.arguments[0]).deletingLastPathComponent()
+  let candidates = [own.deletingLastPathComponent(), beside].map { $0.appendingPathComponent("pinctl") }
+  return try #require(candidates.first { FileManager.default.isExecutableFile(atPath: $0.path) })
 }

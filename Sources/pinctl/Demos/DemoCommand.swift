@@ -24,7 +24,7 @@ struct DemoCommand: ParsableCommand {
   /// Runs one demo, prints its result and exits with its code.
   static func perform(_ demo: any Demo, on stage: DemoStage? = nil, json: Bool) throws {
     let result = try demo.run(on: stage ?? DemoStage(isSilent: json))
-    if json { print(try encode(result)) }
+    if json { Output.line(try encode(result)) }
     if !result.ok { throw ExitCode.failure }
   }
 
@@ -47,7 +47,7 @@ struct DemoAllCommand: ParsableCommand {
     let stage = DemoStage(isSilent: json)
     var results: [DemoResult] = []
     for demo in Demos.all { results.append(Self.show(demo, on: stage)) }
-    if json { print(try DemoCommand.encode(results)) }
+    if json { Output.line(try DemoCommand.encode(results)) }
     if !results.allSatisfy(\.ok) { throw ExitCode.failure }
   }
 

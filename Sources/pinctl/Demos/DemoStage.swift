@@ -52,7 +52,7 @@ struct DemoStage: Sendable {
   func show(_ line: String = "") {
     guard !isSilent else { return }
     // Not print(_:), which keeps lines back when they go into a pipe.
-    FileHandle.standardOutput.write(Data((line + "\n").utf8))
+    Output.line(line)
   }
 
   /// Prints a picture, between two empty lines.

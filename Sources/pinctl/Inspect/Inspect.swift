@@ -26,7 +26,7 @@ struct Inspect: ParsableCommand {
     if json {
       let encoder = JSONEncoder()
       encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-      print(String(decoding: try encoder.encode(report), as: UTF8.self))
+      Output.line(String(decoding: try encoder.encode(report), as: UTF8.self))
     } else {
       let stage = DemoStage()
       InspectPicture(stage: stage, report: report).lines.forEach { stage.show($0) }

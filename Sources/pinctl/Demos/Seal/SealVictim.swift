@@ -37,7 +37,7 @@ enum SealVictim {
     unsafe canary.deallocate()
   }
 
-  private static func answer(_ text: String) { FileHandle.standardOutput.write(Data((text + "\n").utf8)) }
+  private static func answer(_ text: String) { Output.line(text) }
 }
 
 extension SealNeedles {
