@@ -202,6 +202,10 @@ int cuffd_madvise(uint64_t start, uint64_t length, int advice) {
   return madvise((void *)(uintptr_t)start, length, advice) < 0 ? -errno : 0;
 }
 
+int cuffd_mincore(uint64_t start, uint64_t length, unsigned char *pages) {
+  return mincore((void *)(uintptr_t)start, length, pages) < 0 ? -errno : 0;
+}
+
 #if defined(__has_feature)
 #if __has_feature(thread_sanitizer)
 #define HAS_THREAD_SANITIZER 1

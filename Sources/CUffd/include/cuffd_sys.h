@@ -80,6 +80,8 @@ int cuffd_mmap(uint64_t hint, uint64_t length, int prot, int flags, int fd, int6
 int cuffd_munmap(uint64_t start, uint64_t length);
 int cuffd_mprotect(uint64_t start, uint64_t length, int prot);
 int cuffd_madvise(uint64_t start, uint64_t length, int advice);
+// A byte for each page of the range, of which the lowest bit says what mincore(2) does. 0 or -errno.
+int cuffd_mincore(uint64_t start, uint64_t length, unsigned char *_Nonnull pages);
 int cuffd_memfd(const char *_Nonnull name, unsigned flags);
 // Copies memory that other threads may write meanwhile: whoever calls it finds out by other means whether they did. The thread
 // sanitizer is not told, as it knows nothing of page-table entries.

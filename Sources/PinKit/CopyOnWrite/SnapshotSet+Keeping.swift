@@ -154,7 +154,7 @@ extension SnapshotSet {
   /// The parts of `pages` that hold something; of the others it is on record that they hold zeros. All of them if that cannot be
   /// told. `owner` is the store that has been the newest since before the call.
   ///
-  /// A page that was absent when it was looked at, and was owed then, held zeros at the moment of the snapshot, as nobody can have
+  /// A page that had none when it was looked at, and was owed then, held zeros at the moment of the snapshot, as nobody can have
   /// written it in between. It may be written, and kept, while it is put on record here: that copies zeros too.
   private func populated(_ pages: Range<Int>, _ owner: UInt, in domain: borrowing FaultDomain) -> [Range<Int>] {
     // From before looking: whoever hears that pages were removed must know that this may have seen them without bytes.
@@ -173,13 +173,12 @@ extension SnapshotSet {
     return present.runs
   }
 
-  /// The pages that have an entry in the page table that holds something, and not just the kernel's page of zeros. Private anonymous
-  /// memory only.
+  /// The pages that have bytes (K4), and not just the kernel's page of zeros. Private anonymous memory only.
   func presentPages(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> DirtySet? {
     var found = DirtySet(pageCount: domain.table.pageCount)
-    let query = PageMap.Query(required: .zeroFrame, inverted: .zeroFrame, anyOf: PageMap.populated, returned: [])
+    let query = PageMap.Query(required: .zeroFrame, inverted: .zeroFrame)
     do throws(PinError) {
-      try PageMap().scan(domain.addresses(of: pages), query) { run, _ in
+      try PageMap().scanPopulated(domain.addresses(of: pages), query, isPrivateAnonymous: true) { run in
         found.append(domain.page(at: run.start)..<domain.page(at: run.end - 1) + 1)
       }
     } catch { return nil }

@@ -26,11 +26,32 @@ enum PagemapEntry {
   static let file: UInt64 = 1 << 61
   static let writeProtected: UInt64 = 1 << 57
   static let exclusive: UInt64 = 1 << 56
+  /// Of a page that is not present: `MADV_GUARD_INSTALL` (Linux 6.15).
+  static let guarded: UInt64 = 1 << 58
   /// 0 without CAP_SYS_ADMIN.
   static let frame: UInt64 = (1 << 55) - 1
 
-  /// The mark of a write-protected absent page looks like an entry of the last swap device there could be.
+  /// A marker (a write-protected absent page, a guard) looks like an entry of the last type of swap entries there is; pages that are under
+  /// migration have types of their own below it, and swap devices those below these.
   static func isMarker(_ entry: UInt64) -> Bool { entry & 31 == 31 }
+
+  /// Where the bytes of a page are.
+  enum Residence: Equatable {
+    /// It has none: nobody has written it, or it is a guard.
+    case nowhere
+    case inMemory
+    /// In a swap device, in the memory of a device, or on their way from one frame to another (migration).
+    case away
+    /// Away, or nowhere: who opened the file may not see which.
+    case hidden
+  }
+
+  static func residence(_ entry: UInt64) -> Residence {
+    if entry & present != 0 { return .inMemory }
+    if entry & swapped == 0 || entry & guarded != 0 { return .nowhere }
+    if entry & frame == 0 { return .hidden }
+    return isMarker(entry) ? .nowhere : .away
+  }
 }
 
 /// The bits of `/proc/kpageflags`; `KPF_…` in `linux/kernel-page-flags.h`.

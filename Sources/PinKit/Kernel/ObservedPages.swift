@@ -16,7 +16,8 @@ public struct ObservedPages: ~Copyable {
     public let rawValue: UInt32
     public init(rawValue: UInt32) { self.rawValue = rawValue }
     public static let present = State(rawValue: 1 << 0)
-    /// In a swap device. Who may not see where cannot tell it from a page that is absent and write-protected.
+    /// In a swap device, or on its way from one frame to another at this moment (K4). Who may not see which entry it has cannot tell it
+    /// from a page that is absent and write-protected; where the machine has no swap, it is taken for such a one.
     public static let swapped = State(rawValue: 1 << 1)
     /// Of a file or of shared memory; others are anonymous.
     public static let file = State(rawValue: 1 << 2)
@@ -55,7 +56,7 @@ public struct ObservedPages: ~Copyable {
     map = try PageMap(path: "/proc/\(pid)/pagemap")
     counts = try? FrameTable("/proc/kpagecount")
     flags = try? FrameTable("/proc/kpageflags")
-    hasSwap = PageMap.populated.contains(.swapped)
+    hasSwap = MemoryResidence.hasSwap
   }
 
   /// Whether ``Run/mapCount`` is known: `/proc/kpagecount` can be read (root).
@@ -102,7 +103,7 @@ public struct ObservedPages: ~Copyable {
   private func populated(_ range: AddressRange) -> [(AddressRange, PageMap.Categories)] {
     var found: [(AddressRange, PageMap.Categories)] = []
     let query = PageMap.Query(
-      anyOf: PageMap.Categories.present.union(.swapped), returned: PageMap.Categories.huge.union(.zeroFrame))
+      anyOf: [.present, .swapped], returned: [.huge, .zeroFrame, .swapped])
     do throws(PinError) {
       try map.scan(range, query) { found.append(($0, $1)) }
       return found
@@ -132,6 +133,16 @@ public struct ObservedPages: ~Copyable {
     }
   }
 
+  /// Whether a page that is not present has bytes.
+  private func isAway(_ entry: UInt64, _ known: PageMap.Categories) -> Bool {
+    switch PagemapEntry.residence(entry) {
+    case .away: true
+    case .hidden: hasSwap || entry & PagemapEntry.writeProtected == 0
+    // The entry of a hugetlb page under migration says nothing of it, the scan does.
+    default: known.isSuperset(of: [.huge, .swapped]) && entry & PagemapEntry.writeProtected == 0
+    }
+  }
+
   private func run(_ page: AddressRange, _ entry: UInt64, _ known: PageMap.Categories) -> Run? {
     var run = Run(range: page, state: [], mapCount: nil)
     if entry & PagemapEntry.writeProtected != 0 { run.state.insert(.writeProtected) }
@@ -146,7 +157,7 @@ public struct ObservedPages: ~Copyable {
         run.state.formUnion(FrameFlags.state(flags?.value(of: frame) ?? 0))
       }
       if known.contains(.zeroFrame) { run.state.insert(.zero) }
-    } else if entry & PagemapEntry.swapped != 0, hasSwap, !PagemapEntry.isMarker(entry) {
+    } else if isAway(entry, known) {
       run.state.insert(.swapped)
     }
     return run.state.isEmpty ? nil : run

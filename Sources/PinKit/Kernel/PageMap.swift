@@ -12,20 +12,6 @@ internal import SystemPackage
   /// The kernel cuts a longer read off without a word.
   private static let mostEntries = 1 << 27
 
-  /// The categories of which an entry has one that holds anything, or may.
-  ///
-  /// The mark of a write-protected page that is absent looks like a page that was swapped out. The two cannot be told apart, so where
-  /// the machine has swap, both count.
-  static var populated: Categories {
-    do throws(PinError) {
-      // A line of headings, then one for each device.
-      let lines = try ProcessMaps.readFile("/proc/swaps").split(separator: "\n")
-      return lines.count > 1 ? [.present, .swapped] : .present
-    } catch {
-      return [.present, .swapped]
-    }
-  }
-
   /// What the kernel knows of a page. The corresponding C constants are `PAGE_IS_…`.
   public struct Categories: OptionSet, Sendable, Hashable, Codable {
     public let rawValue: UInt64

@@ -36,8 +36,11 @@ internal import Synchronization
     backing.isPrivateAnonymous
       // Kernels differ in whether an absent entry reads as written; asking for one that is there works on all of them.
       ? PageMap.Query(
-        required: [.written, .zeroFrame], inverted: .zeroFrame, anyOf: [.present, .swapped], writeProtects: true)
-      : PageMap.Query(required: .written, writeProtects: true)
+        required: [.written, .zeroFrame], inverted: .zeroFrame, anyOf: [.present, .swapped], returned: [.written, .swapped],
+        writeProtects: true)
+      // Asking for one category alone takes the kernel half the time; hugetlb memory is not scanned that way.
+      : PageMap.Query(
+        required: .written, returned: backing.isFileLike ? .written : [.written, .swapped], writeProtects: true)
   }
 
   /// An absent entry without the mark.
@@ -64,9 +67,19 @@ internal import Synchronization
       for run in huge {
         guard try Self.mark(run, domain) else { return false }
       }
-      if huge != [self.addresses] { try self.pageMap.writeProtect(self.addresses, self.written) }
-      return true
+      if huge == [self.addresses] { return true }
+      var away: [AddressRange] = []
+      try self.pageMap.scan(self.addresses, self.written) { if $1.contains(.swapped) { away.append($0) } }
+      return try Self.mark(away, domain)
     }
+  }
+
+  /// Marks again what a scan has marked while it was not present. The mark of a writable page that was under migration does not outlast
+  /// that: the page would be reported once more, although nobody wrote it. These pages are in the set at hand, which whoever
+  /// collects has not got yet: what is written to them before this mark needs to be in no other (W5).
+  private static func mark(_ away: [AddressRange], _ domain: borrowing FaultDomain) throws(PinError) -> Bool {
+    for run in away where try !mark(run, domain) { return false }
+    return true
   }
 
   /// Where huge pages are mapped: marking those by `UFFDIO_WRITEPROTECT` flushes the TLB once, by `PAGEMAP_SCAN` once for each of
@@ -99,7 +112,12 @@ internal import Synchronization
     // Who may write what is the kernel's to know here.
     try protection.untilDone(.writeTracking, .pages(0..<pageCount)) { domain, _ throws(PinError) in
       do throws(PinError) {
-        if !isSuspended { try scan(written, into: &found) }
+        if !isSuspended {
+          var away: [AddressRange] = []
+          try scan(written, into: &found) { away.append($0) }
+          // Tried again, it scans again: what has lost its mark by then is found, and marked for good.
+          if try !Self.mark(away, domain) { return false }
+        }
         if !isSuspended, backing.isFileLike {
           var absent = DirtySet(pageCount: pageCount)
           defer { found.formUnion(absent) }
@@ -135,14 +153,17 @@ internal import Synchronization
     }
   }
 
-  private func scan(_ query: PageMap.Query, into dirty: inout DirtySet) throws(PinError) {
+  private func scan(
+    _ query: PageMap.Query, into dirty: inout DirtySet, noteAway: (AddressRange) -> Void = { _ in }
+  ) throws(PinError) {
     let base = addresses.start
     let pageSize = UInt(pageSize)
     var found = consume dirty
     dirty = DirtySet(pageCount: pageCount)
     defer { dirty = found }
-    try pageMap.scan(addresses, query) { range, _ in
+    try pageMap.scan(addresses, query) { range, categories in
       found.append(Int((range.start - base) / pageSize)..<Int((range.end - base) / pageSize))
+      if categories.contains(.swapped) { noteAway(range) }
     }
   }
 

@@ -95,8 +95,7 @@ extension TrackingSession {
     let base = addresses.start
     let pageSize = UInt(addresses.count / pageCount)
     do throws(PinError) {
-      let query = PageMap.Query(anyOf: PageMap.populated, returned: [])
-      try PageMap().scan(addresses, query) { run, _ in
+      try PageMap().scanPopulated(addresses, isPrivateAnonymous: backing.isPrivateAnonymous) { run in
         populated.append(Int((run.start - base) / pageSize)..<Int((run.end - base + pageSize - 1) / pageSize))
       }
     } catch {
