@@ -79,9 +79,9 @@ private struct RestoredRegion: ImageTarget {
   mutating func putZeros(_ pages: Range<Int>) throws(PinError) {
     if region.backing.support.contains(.discard), pages.count * region.pageSize >= Self.worthDiscarding {
       hasChanged = true
-      // Memory that is locked, or was pinned since, cannot be dropped.
+      // Memory that is locked, or was pinned since, cannot be dropped. Whatever else the kernel has against it, zeros can be written.
       do throws(PinError) { return try region.discard(pages) } catch
-        where error.code == .unsupported || error.code == .pinned
+        where error.code == .unsupported || error.code == .pinned || error.errno != nil
       {}
     }
     for page in pages {

@@ -103,14 +103,15 @@ extension AddressSpace {
   public func adopt(_ addresses: AddressRange) throws(PinError) -> Region {
     LockOrder.mayBlock("adopt")
     try requireOpen("adopt")
-    let (kind, pageSize) = try Adoption.examine(addresses)
+    let (kind, pageSize, hugetlb) = try Adoption.examine(addresses)
     if !Memory.prepareCheckedCopies() {
       configuration.logger.warning(
         "process_vm_readv and process_vm_writev are forbidden and /proc/self/mem cannot be opened: a guard page, or a truncated file, under adopted memory ends the process if it is read"
       )
     }
     return try Region(
-      space: self, backing: Backing(kind: .adopted(kind)), addresses: addresses, pageSize: pageSize, owned: nil)
+      space: self, backing: Backing(kind: .adopted(kind), hugetlb: hugetlb), addresses: addresses, pageSize: pageSize,
+      owned: nil)
   }
 
   /// Takes memory under management that the program has mapped already; see ``adopt(_:)-(AddressRange)``.
@@ -124,7 +125,9 @@ extension AddressSpace {
 
 /// What `/proc/self` says of memory that somebody wants managed.
 enum Adoption {
-  static func examine(_ addresses: AddressRange) throws(PinError) -> (Backing.Adopted, pageSize: Int) {
+  static func examine(
+    _ addresses: AddressRange
+  ) throws(PinError) -> (Backing.Adopted, pageSize: Int, hugetlb: Backing.HugetlbMapping) {
     func refuse(_ advice: String) -> PinError {
       PinError(.invalidArgument, operation: "adopt", range: addresses, advice: advice)
     }
@@ -159,14 +162,18 @@ enum Adoption {
     guard addresses.start % UInt(pageSize) == 0, addresses.count % pageSize == 0 else {
       throw refuse("Both ends must be multiples of the page size, \(pageSize) bytes.")
     }
-    if pageSize > Memory.pageSize { return (.hugetlb(pageSize: pageSize), pageSize) }
+    if pageSize > Memory.pageSize {
+      // MAP_HUGETLB without a descriptor has a file of its own, in which nothing ever is.
+      let own: Backing.HugetlbMapping = first.path.hasPrefix("/anon_hugepage") ? .private : .privateOfFile
+      return (.hugetlb(pageSize: pageSize), pageSize, first.isShared ? .shared : own)
+    }
     if first.isAnonymous {
       let hugePages: Backing.HugePages =
         details.flags.contains("nh") ? .never : details.flags.contains("hg") ? .prefer : .systemDefault
-      return (.anonymous(hugePages), pageSize)
+      return (.anonymous(hugePages), pageSize, .shared)
     }
-    if first.isShared, isMemory(first) { return (.sharedMemory, pageSize) }
-    return (.file(path: first.path, isShared: first.isShared), pageSize)
+    if first.isShared, isMemory(first) { return (.sharedMemory, pageSize, .shared) }
+    return (.file(path: first.path, isShared: first.isShared), pageSize, .shared)
   }
 
   /// Whether a shared mapping is of tmpfs, a memfd or the like, by the number of its device: the name of a file may be gone. A System V

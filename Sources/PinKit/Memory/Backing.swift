@@ -8,6 +8,18 @@ public struct Backing: Sendable, Hashable, CustomStringConvertible {
     case file(StoredPages)
   }
   let kind: Kind
+  /// Of adopted hugetlb memory.
+  var hugetlb = HugetlbMapping.shared
+
+  /// Whose pages a mapping of huge pages shows, and what is there when they are dropped.
+  enum HugetlbMapping: Sendable, Hashable {
+    /// Those of a file, which a hole can be punched in.
+    case shared
+    /// The process's own; nothing is beneath them.
+    case `private`
+    /// The process's own where it has written; beneath them is a file, whose bytes come back.
+    case privateOfFile
+  }
 
   /// Whether the kernel should back private memory with transparent huge pages. Protecting them costs a hundredth of what
   /// 4 KiB pages cost; the first write to a protected one splits it.
@@ -66,6 +78,8 @@ public struct Backing: Sendable, Hashable, CustomStringConvertible {
   public var support: Support {
     switch kind {
     case .pool: [.synchronousFaults, .asynchronousTracking, .mprotectTracking, .discard, .snapshot, .clone]
+    case .adopted(.hugetlb) where hugetlb == .privateOfFile:
+      [.synchronousFaults, .asynchronousTracking, .mprotectTracking, .snapshot]
     case .anonymous, .hugetlb, .adopted(.anonymous), .adopted(.sharedMemory), .adopted(.hugetlb):
       [.synchronousFaults, .asynchronousTracking, .mprotectTracking, .discard, .snapshot]
     case .adopted(.file): [.asynchronousTracking, .mprotectTracking, .snapshot]
@@ -110,6 +124,12 @@ public struct Backing: Sendable, Hashable, CustomStringConvertible {
     }
   }
 
+  /// Whether a page that is taken out of the mapping reads as zeros, and not as what a file has.
+  var isDroppedByUnmapping: Bool {
+    if case .adopted(.hugetlb) = kind { return hugetlb == .private }
+    return isPrivateAnonymous
+  }
+
   /// Whether the kernel can take a page out of the mapping and bring it back from a file.
   var isFileLike: Bool {
     switch kind {
@@ -129,6 +149,8 @@ public struct Backing: Sendable, Hashable, CustomStringConvertible {
     case .hugetlb(let pageSize): "hugetlb, \(pageSize >> 20) MiB pages"
     case .adopted(.anonymous): "adopted anonymous memory"
     case .adopted(.sharedMemory): "adopted shared memory"
+    case .adopted(.hugetlb(let pageSize)) where hugetlb == .privateOfFile:
+      "adopted private mapping of hugetlb memory, \(pageSize >> 20) MiB pages"
     case .adopted(.hugetlb(let pageSize)): "adopted hugetlb memory, \(pageSize >> 20) MiB pages"
     case .adopted(.file(let path, let isShared)): "adopted \(isShared ? "shared" : "private") mapping of \(path)"
     }

@@ -10,7 +10,8 @@ extension Region {
   ///   - pages: Page indices.
   ///   - whilePinned: What to do if one of them is pinned (P4): to fail, unless given. `.leaveFrames` is for whole regions.
   /// - Throws: ``PinError``: `.pinned`, naming the pages, and nothing has changed; `.outOfBounds`, `.unmapped`, `.accessDenied` where pages are
-  ///   protected against writing, `.unsupported` for a mapping of a file and for adopted shared memory that is locked, `.wouldDeadlock` from a fault callback. Does not block on other faults, but waits as a writer does
+  ///   protected against writing, `.unsupported` for a mapping of a file (also a private one of hugetlb memory) and for adopted shared memory
+  ///   that is locked, `.wouldDeadlock` from a fault callback. Does not block on other faults, but waits as a writer does
   ///   where a snapshot holds writers.
   public func discard(_ pages: Range<Int>, whilePinned: PinnedPages = .fail) throws(PinError) {
     let range = try addresses(of: pages)
@@ -131,7 +132,7 @@ extension Region {
     }
     // Shared pages live in a file: dropping their mapping would not drop them.
     do throws(PinError) {
-      try Memory.advise(range, backing.isPrivateAnonymous ? .dontNeed : .remove)
+      try Memory.advise(range, backing.isDroppedByUnmapping ? .dontNeed : .remove)
     } catch  where error.errno == .invalidArgument && pageSize > Memory.pageSize {
       // A private mapping of huge pages has no file to punch a hole in.
       try Memory.advise(range, .dontNeed)
