@@ -21,6 +21,7 @@
 #include "cuffd_chain.h"
 #include "cuffd_checked.h"
 #include "cuffd_section.h"
+#include "cuffd_descriptor.h"
 #include "cuffd_sys.h"
 
 #define TLS static __thread __attribute__((tls_model("initial-exec")))
@@ -272,10 +273,11 @@ int cuffd_fault_installed(void) {
 // ---- fork ----
 
 static pthread_mutex_t opening = PTHREAD_MUTEX_INITIALIZER;
-static int *descriptors;  // a free slot holds -1
+static struct { int fd; struct cuffd_identity identity; } *descriptors;  // the number of a free slot is -1
 static int descriptor_count;
 static _Atomic uint32_t generation;
 static int watching;
+static atomic_int has_spaces;  // the program uses more than files and rings
 
 static void before_fork(void) {
   pthread_mutex_lock(&opening);
@@ -297,19 +299,19 @@ static void in_child(void) {
   atomic_store(&inside[1], 0);
   for (int i = 0; i < descriptor_count; i++) {
     // Other code may have closed the number, and have it now.
-    if (descriptors[i] >= 0 && cuffd_is_userfaultfd(descriptors[i])) close(descriptors[i]);
-    descriptors[i] = -1;
+    cuffd_close_own(descriptors[i].fd, descriptors[i].identity);
+    descriptors[i].fd = -1;
   }
   fault_depth = 0;
   notified_depth = 0;
-  cuffd_section_forget_others();
+  if (atomic_load(&has_spaces)) cuffd_section_forget_others();
   cuffd_checked_forget();
   atomic_fetch_add(&generation, 1);
   pthread_mutex_unlock(&changes);
   pthread_mutex_unlock(&opening);
 }
 
-int cuffd_fork_watch(void) {
+static int watch(void) {
   pthread_mutex_lock(&changes);
   int result = watching ? 0 : -pthread_atfork(before_fork, in_parent, in_child);
   if (!result) watching = 1;
@@ -317,26 +319,39 @@ int cuffd_fork_watch(void) {
   return result;
 }
 
+// A store, an image or a ring needs no address space, and must know its process as well.
+__attribute__((constructor)) static void watch_from_the_start(void) { watch(); }
+
+int cuffd_fork_watch(void) {
+  atomic_store(&has_spaces, 1);
+  return watch();
+}
+
 void cuffd_fork_hold(void) { pthread_mutex_lock(&opening); }
 void cuffd_fork_allow(void) { pthread_mutex_unlock(&opening); }
 
 int cuffd_fork_add_descriptor(int fd) {
-  int result = 0;
+  struct cuffd_identity identity;
+  int result = cuffd_identify(fd, &identity);
+  if (result) return result;
   pthread_mutex_lock(&changes);
   int slot = 0;
-  while (slot < descriptor_count && descriptors[slot] >= 0) slot++;
+  while (slot < descriptor_count && descriptors[slot].fd >= 0) slot++;
   if (slot == descriptor_count) {
     int count = descriptor_count ? 2 * descriptor_count : 64;
-    int *larger = realloc(descriptors, sizeof *larger * (size_t)count);
+    void *larger = realloc(descriptors, sizeof *descriptors * (size_t)count);
     if (larger) {
-      for (int i = descriptor_count; i < count; i++) larger[i] = -1;
       descriptors = larger;
+      for (int i = descriptor_count; i < count; i++) descriptors[i].fd = -1;
       descriptor_count = count;
     } else {
       result = -ENOMEM;
     }
   }
-  if (!result) descriptors[slot] = fd;
+  if (!result) {
+    descriptors[slot].fd = fd;
+    descriptors[slot].identity = identity;
+  }
   pthread_mutex_unlock(&changes);
   return result;
 }
@@ -344,7 +359,7 @@ int cuffd_fork_add_descriptor(int fd) {
 void cuffd_fork_remove_descriptor(int fd) {
   pthread_mutex_lock(&changes);
   for (int i = 0; i < descriptor_count; i++)
-    if (descriptors[i] == fd) descriptors[i] = -1;
+    if (descriptors[i].fd == fd) descriptors[i].fd = -1;
   pthread_mutex_unlock(&changes);
 }
 

@@ -9,18 +9,19 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cuffd_descriptor.h"
 #include "cuffd_sys.h"
 
 int cuffd_file_create(const char *path) {
   int error = cuffd_inject_here(cuffd_call_create);
   if (error) return error;
   int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-  return fd < 0 ? -errno : fd;
+  return fd < 0 ? -errno : cuffd_raise(fd);
 }
 
 int cuffd_file_open(const char *path, int follow) {
   int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC | (follow ? 0 : O_NOFOLLOW));
-  return fd < 0 ? -errno : fd;
+  return fd < 0 ? -errno : cuffd_raise(fd);
 }
 
 int cuffd_file_open_directory(const char *path) {

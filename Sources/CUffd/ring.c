@@ -6,15 +6,22 @@
 #include <fcntl.h>
 #include <liburing.h>
 #include <stdlib.h>
+#include <unistd.h>
 
+#include "cuffd_descriptor.h"
 #include "cuffd_sys.h"
 
 #ifndef RWF_ATOMIC
 #define RWF_ATOMIC 0x40
 #endif
 
+// In milliseconds: how long a ring whose number is lost is waited for.
+enum { lost_turns = 10000 };
+
 struct cuffd_ring {
   struct io_uring ring;
+  struct cuffd_identity identity;
+  pid_t process;  // a child of fork() has the queues, too, and must leave them alone
   uint32_t in_flight;  // queued and not reaped
 };
 
@@ -26,9 +33,20 @@ int cuffd_ring_create(uint32_t entries, struct cuffd_ring **out) {
     free(made);
     return error;
   }
+  made->ring.ring_fd = made->ring.enter_ring_fd = cuffd_raise(made->ring.ring_fd);
+  error = cuffd_identify(made->ring.ring_fd, &made->identity);
+  if (error < 0) {
+    io_uring_queue_exit(&made->ring);
+    free(made);
+    return error;
+  }
+  made->process = getpid();
   *out = made;
   return 0;
 }
+
+// Otherwise the number may be another ring's, of the program: what is queued there is not ours to submit.
+static int is_own(const struct cuffd_ring *ring) { return cuffd_is(ring->ring.ring_fd, ring->identity); }
 
 uint32_t cuffd_ring_discard(struct cuffd_ring *ring) {
   // Without SQPOLL the kernel reads the queue only inside io_uring_enter: between calls its tail is ours to take back.
@@ -44,13 +62,20 @@ uint32_t cuffd_ring_discard(struct cuffd_ring *ring) {
 // Closing a ring does not wait for its operations, and one that is still running writes into its buffer later. So: drop
 // what was not submitted, cancel what can be cancelled, and wait for the rest.
 void cuffd_ring_destroy(struct cuffd_ring *ring) {
-  cuffd_ring_discard(ring);
-  if (ring->in_flight) {
+  int inherited = ring->process != getpid(), own = is_own(ring);
+  if (inherited) ring->in_flight = 0;  // they are the parent's
+  else cuffd_ring_discard(ring);
+  // The mappings keep a ring alive whose number was closed, and operations on files end in time. What waits for a pipe goes with the ring.
+  for (int turns = 0; !own && ring->in_flight && turns < lost_turns; turns++) {
+    struct cuffd_completion entry;
+    if (cuffd_ring_reap(ring, &entry, 1) == 0) cuffd_pause(1000000);
+  }
+  if (own && ring->in_flight) {
     struct io_uring_sync_cancel_reg all = {
       .fd = -1, .flags = IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL, .timeout = {-1, -1}};
     io_uring_register_sync_cancel(&ring->ring, &all);  // Linux 6.0; older kernels only wait
   }
-  while (ring->in_flight) {
+  while (own && ring->in_flight) {
     struct io_uring_cqe *entry;
     int error = io_uring_wait_cqe(&ring->ring, &entry);
     if (error == -EINTR) continue;
@@ -58,6 +83,7 @@ void cuffd_ring_destroy(struct cuffd_ring *ring) {
     io_uring_cqe_seen(&ring->ring, entry);
     ring->in_flight--;
   }
+  if (!own) ring->ring.ring_fd = ring->ring.enter_ring_fd = -1;
   io_uring_queue_exit(&ring->ring);
   free(ring);
 }
@@ -118,6 +144,8 @@ int cuffd_ring_start_writeback(struct cuffd_ring *ring, int fd, uint64_t data) {
 }
 
 static int submit(struct cuffd_ring *ring, uint32_t wait_for) {
+  if (!is_own(ring)) return -EBADF;
+  if (ring->process != getpid()) return -ECHILD;
   // More than the completion queue holds never becomes visible at once.
   uint32_t most = ring->in_flight < ring->ring.cq.ring_entries ? ring->in_flight : ring->ring.cq.ring_entries;
   uint32_t wanted = wait_for < most ? wait_for : most;
@@ -175,6 +203,7 @@ int cuffd_ring_write_fixed(
 }
 
 int cuffd_ring_register_buffers(struct cuffd_ring *ring, const struct cuffd_buffer *buffers, uint32_t count) {
+  if (!is_own(ring)) return -EBADF;
   struct iovec *vectors = calloc(count, sizeof *vectors);
   if (!vectors) return -ENOMEM;
   for (uint32_t i = 0; i < count; i++) vectors[i] = (struct iovec){(void *)(uintptr_t)buffers[i].start, buffers[i].length};
@@ -184,8 +213,11 @@ int cuffd_ring_register_buffers(struct cuffd_ring *ring, const struct cuffd_buff
 }
 
 int cuffd_ring_register_buffer(struct cuffd_ring *ring, void *buffer, uint64_t length) {
+  if (!is_own(ring)) return -EBADF;
   struct iovec vector = {buffer, length};
   return io_uring_register_buffers(&ring->ring, &vector, 1);
 }
 
-int cuffd_ring_unregister_buffers(struct cuffd_ring *ring) { return io_uring_unregister_buffers(&ring->ring); }
+int cuffd_ring_unregister_buffers(struct cuffd_ring *ring) {
+  return is_own(ring) ? io_uring_unregister_buffers(&ring->ring) : -EBADF;
+}

@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cuffd_descriptor.h"
 #include "cuffd_sys.h"
 
 #ifndef RWF_ATOMIC
@@ -40,7 +41,7 @@ static int become_blocking(int fd) {
 int cuffd_store_open(const char *path, int writes, int direct, int create) {
   int flags = (writes ? O_RDWR : O_RDONLY) | (direct ? O_DIRECT : 0) | (create ? O_CREAT | O_EXCL | O_NOFOLLOW : 0);
   int fd = open(path, flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0600);
-  return fd < 0 ? -errno : become_blocking(fd);
+  return fd < 0 ? -errno : cuffd_raise(become_blocking(fd));
 }
 
 int cuffd_store_reopen(int fd, int writes, int direct) {

@@ -20,6 +20,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cuffd_descriptor.h"
+
 #define CUFFD_PAGEMAP_SCAN _IOWR('f', 16, struct cuffd_pm_scan)
 
 static atomic_int inject_call, inject_error, inject_skip, inject_times, inject_count;
@@ -61,10 +63,10 @@ int cuffd_open(int how) {
     int fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
     error = fd < 0 ? -errno : fd;
     close(device);
-    return error;
+    return cuffd_raise(error);
   }
   int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | (how == 2 ? UFFD_USER_MODE_ONLY : 0));
-  return fd < 0 ? -errno : fd;
+  return fd < 0 ? -errno : cuffd_raise(fd);
 }
 
 int cuffd_api(int fd, uint64_t features, uint64_t *features_out, uint64_t *ioctls_out) {
@@ -251,7 +253,7 @@ int cuffd_memfd(const char *name, unsigned flags) {
   int error = injected(cuffd_call_memfd);
   if (error) return error;
   int fd = memfd_create(name, flags);
-  return fd < 0 ? -errno : fd;
+  return fd < 0 ? -errno : cuffd_raise(fd);
 }
 
 ssize_t cuffd_pread(int fd, void *buffer, size_t length, int64_t offset) {
@@ -301,30 +303,15 @@ int cuffd_current_directory(char *path, uint64_t size) {
 
 void cuffd_close(int fd) { close(fd); }
 
-int cuffd_dup(int fd) {
-  int copy = fcntl(fd, F_DUPFD_CLOEXEC, 256);
-  if (copy < 0) copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-  return copy < 0 ? -errno : copy;
-}
-
 long cuffd_page_size(void) { return sysconf(_SC_PAGESIZE); }
-
-int cuffd_is_userfaultfd(int fd) {
-  char link[64], target[64];
-  snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-  ssize_t length = readlink(link, target, sizeof target - 1);
-  if (length < 0) return errno != ENOENT && fcntl(fd, F_GETFD) >= 0;  // without /proc: open is all that can be known
-  target[length] = 0;
-  return strcmp(target, "anon_inode:[userfaultfd]") == 0;
-}
-
-uint64_t cuffd_inode(int fd) {
-  struct stat info;
-  return fstat(fd, &info) < 0 ? 0 : info.st_ino;
-}
 
 int cuffd_futex_wait(const uint32_t *word, uint32_t expected) {
   return syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0) < 0 ? -errno : 0;
+}
+
+int cuffd_futex_wait_for(const uint32_t *word, uint32_t expected, int timeout_ms) {
+  struct timespec span = {timeout_ms / 1000, timeout_ms % 1000 * 1000000L};
+  return syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, timeout_ms < 0 ? NULL : &span, NULL, 0) < 0 ? -errno : 0;
 }
 
 int cuffd_futex_wake(const uint32_t *word, int count) {
@@ -374,15 +361,12 @@ int cuffd_stack(uint64_t *start, uint64_t *end) {
 
 int cuffd_epoll_create(void) {
   int fd = epoll_create1(EPOLL_CLOEXEC);
-  return fd < 0 ? -errno : fd;
+  return fd < 0 ? -errno : cuffd_raise(fd);
 }
 
 int cuffd_epoll_set(int epoll, int fd, uint64_t data, int one_shot, int modify) {
   struct epoll_event event = {.events = EPOLLIN | (one_shot ? EPOLLONESHOT : 0), .data = {.u64 = data}};
-  if (epoll_ctl(epoll, modify ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event) == 0) return 0;
-  // The set knows a file by its number: a spare descriptor that took over is new to it.
-  if (modify && errno == ENOENT && epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0) return 0;
-  return -errno;
+  return epoll_ctl(epoll, modify ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
 }
 
 int cuffd_epoll_remove(int epoll, int fd) {
@@ -400,17 +384,12 @@ int cuffd_epoll_wait(int epoll, uint64_t *data, int capacity, int timeout_ms) {
 
 int cuffd_eventfd(void) {
   int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  return fd < 0 ? -errno : fd;
+  return fd < 0 ? -errno : cuffd_raise(fd);
 }
 
 int cuffd_eventfd_signal(int fd) {
   uint64_t one = 1;
   return write(fd, &one, sizeof one) < 0 ? -errno : 0;
-}
-
-int cuffd_eventfd_drain(int fd) {
-  uint64_t value;
-  return read(fd, &value, sizeof value) < 0 ? -errno : 0;
 }
 
 int cuffd_poll_readable(int fd, int timeout_ms) {

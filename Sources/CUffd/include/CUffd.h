@@ -3,6 +3,7 @@
 #include "cuffd_chain.h"
 #include "cuffd_checked.h"
 #include "cuffd_checksum.h"
+#include "cuffd_descriptor.h"
 #include "cuffd_fault.h"
 #include "cuffd_file.h"
 #include "cuffd_limit.h"

@@ -22,9 +22,9 @@ int64_t cuffd_fault_add(
 // Removes a range. When it returns, no handler is running with its context and none will.
 void cuffd_fault_remove(int64_t token);
 
-// Descriptors to close in a child after fork(), so that it does not keep the parent's userfaultfd alive.
+// Descriptors to close in a child after fork(), so that it neither keeps the parent's userfaultfd alive nor sees the parent's memory.
 int cuffd_fork_watch(void);
-// Returns 0 or -ENOMEM.
+// Returns 0 or -errno.
 int cuffd_fork_add_descriptor(int fd);
 void cuffd_fork_remove_descriptor(int fd);
 // Between the two, fork() waits: a descriptor that is being opened is not in that list yet.

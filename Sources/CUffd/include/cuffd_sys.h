@@ -107,13 +107,11 @@ int64_t cuffd_filesystem(const char *_Nonnull path);
 // The working directory's path, and its length; -errno, also where it cannot be reached from the root.
 int cuffd_current_directory(char *_Nonnull path, uint64_t size);
 void cuffd_close(int fd);
-int cuffd_dup(int fd);
 long cuffd_page_size(void);
-int cuffd_is_userfaultfd(int fd);
-// Every userfaultfd has an inode of its own (Linux 5.12); 0 if the number is not open.
-uint64_t cuffd_inode(int fd);
 
 int cuffd_futex_wait(const uint32_t *_Nonnull word, uint32_t expected);
+// Waits for at most `timeout_ms`; without end if it is negative.
+int cuffd_futex_wait_for(const uint32_t *_Nonnull word, uint32_t expected, int timeout_ms);
 int cuffd_futex_wake(const uint32_t *_Nonnull word, int count);
 uint64_t cuffd_now_ns(void);
 void cuffd_pause(uint64_t ns);
@@ -132,7 +130,6 @@ int cuffd_epoll_remove(int epoll, int fd);
 int cuffd_epoll_wait(int epoll, uint64_t *_Nonnull data, int capacity, int timeout_ms);
 int cuffd_eventfd(void);
 int cuffd_eventfd_signal(int fd);
-int cuffd_eventfd_drain(int fd);
 int cuffd_poll_readable(int fd, int timeout_ms);
 
 // Starts a thread that blocks every signal but those of faults; `on_exit` runs however it ends (return, pthread_exit, cancel).

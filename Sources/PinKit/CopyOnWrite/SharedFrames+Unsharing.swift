@@ -9,6 +9,11 @@ internal import Synchronization
 extension SharedFrames {
   func unshareAlone(_ page: Int, in domain: borrowing FaultDomain) -> Unsharing {
     let pages = page..<page + 1
+    let file = frames.pool.descriptor
+    guard file >= 0 else {
+      domain.fail(.poolClosed, errno: UffdResult.badDescriptor)
+      return .failed
+    }
     guard RegionFrames.pieces.load(ordering: .relaxed) <= pieceBudget else { return .failed }
     guard let target = unsafe frames.targetExtent, unsafe frames.claimTarget(pages, target) else { return .retry }
     var invalidation: Invalidation?
@@ -20,7 +25,7 @@ extension SharedFrames {
       return .retry
     }
     defer { invalidation?.end() }
-    let copied = unsafe copyBytes(of: pages, to: target, in: domain)
+    let copied = unsafe copyBytes(of: pages, to: target, file: file, in: domain)
     guard copied == 0 else {
       domain.copyError.store(-copied, ordering: .relaxed)
       unsafe frames.unclaimTarget(pages, target)
@@ -34,7 +39,7 @@ extension SharedFrames {
     let waits = domain.delivery.load(ordering: .acquiring) == .inPlace || domain.hasSource || domain.hasSeals
     let range = domain.addresses(of: pages)
     let offset = unsafe target.pointee.offsets(of: pages).lowerBound
-    guard Memory.replace(range, file: frames.pool.descriptor, offset: offset, stays || waits ? .read : .readWrite) == 0
+    guard Memory.replace(range, file: file, offset: offset, stays || waits ? .read : .readWrite) == 0
     else {
       unsafe frames.unclaimTarget(pages, target)
       return .failed

@@ -11,13 +11,13 @@ internal import Synchronization
     let set: SnapshotSet
   }
   private let items = Mutex<[Item]>([])
-  private let bell: EventDescriptor
+  private let bell: Bell
   private let isStopping = Atomic<Bool>(false)
   private var thread: KernelThread?
   private let forkGeneration = Kernel.forkGeneration
 
   init() throws(PinError) {
-    bell = try EventDescriptor()
+    bell = Bell()
     thread = unsafe try start(Unmanaged.passRetained(self).toOpaque())
   }
 

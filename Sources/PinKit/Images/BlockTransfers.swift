@@ -15,7 +15,7 @@ struct BlockTransfers: ~Copyable {
 
   private var ring: SubmissionRing?
   private let hasRing: Bool
-  private let descriptor: CInt
+  private let file: KnownDescriptor
   private let path: String
   private let direction: Direction
   private var transfers: [Transfer]
@@ -27,16 +27,19 @@ struct BlockTransfers: ~Copyable {
 
   private var isWritingBack = false
 
+  /// -1 if other code has closed it (K5): looked at for every block.
+  private var descriptor: CInt { file.checked }
+
   private static let depth = 128
   private static let writeback = UInt64.max
 
   /// `path` is what an error calls the file.
-  init(_ direction: Direction, _ descriptor: CInt, path: String) {
+  init(_ direction: Direction, _ file: KnownDescriptor, path: String) {
     let ring = try? SubmissionRing(entries: Self.depth)
     hasRing = ring != nil
     self.ring = ring
     self.direction = direction
-    self.descriptor = descriptor
+    self.file = file
     self.path = path
     transfers = [Transfer](
       repeating: Transfer(buffer: 0, offset: 0, memory: AddressRange(start: 0, end: 0)), count: Self.depth)

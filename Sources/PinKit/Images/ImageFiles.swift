@@ -45,7 +45,7 @@ struct ImageFiles: ~Copyable {
   }
 
   /// Where the pages go.
-  var descriptor: CInt { data.file.descriptor }
+  var known: KnownDescriptor { data.file.known }
 
   /// Makes the image exist. All pages have been written; when it returns, the image survives a power failure. When it throws, there
   /// is no image, or the old one.

@@ -42,7 +42,7 @@ struct ImageReader: ~Copyable {
     _ wanted: DirtySet, _ body: (Block, _ bytesRead: Int) throws(PinError) -> Void
   ) throws(PinError) {
     let (checksums, bytesBefore) = (image.header.checksums, bytesRead)
-    var transfers = BlockTransfers(.read, file.descriptor, path: image.path)
+    var transfers = BlockTransfers(.read, file.known, path: image.path)
     var blocks = ImageBlocks(image.storedPages.runs, pageSize: image.pageSize).enumerated().makeIterator()
     var ahead: [Ahead] = []
     var count = 0

@@ -16,7 +16,7 @@ enum ImageWriter {
     let pages = try check(source)
     var files = try ImageFiles.begin(path, replacing: replacing, size: source.pageSize * source.pageCount)
     let checksums = try stream(
-      source, to: files.descriptor, path: path, buffers: try BlockBuffers(holdsSecrets: source.holdsSecrets), progress)
+      source, to: files.known, path: path, buffers: try BlockBuffers(holdsSecrets: source.holdsSecrets), progress)
     let header = ImageHeader(
       identity: source.identity, parent: source.parent, pageSize: source.pageSize, pageCount: source.pageCount,
       backing: source.backing, pages: pages, checksums: checksums)
@@ -48,20 +48,24 @@ enum ImageWriter {
   }
 
   private static func stream(
-    _ source: some ImageSource, to descriptor: CInt, path: String, buffers: borrowing BlockBuffers,
+    _ source: some ImageSource, to file: KnownDescriptor, path: String, buffers: borrowing BlockBuffers,
     _ progress: (ImageProgress) -> ImageProgress.Decision
   ) throws(PinError) -> [Checksum] {
     let (pageSize, pagesTotal) = (source.pageSize, source.runs.pageTotal)
-    var transfers = BlockTransfers(.write, descriptor, path: path)
+    var transfers = BlockTransfers(.write, file, path: path)
     var zeros = ZeroChecksums()
     var checksums: [Checksum] = []
     checksums.reserveCapacity(ImageBlocks.count(pages: pagesTotal, pageSize: pageSize))
     /// Per buffer, the pages that were last in it.
     var pages = [Int](repeating: 0, count: BlockBuffers.count)
     var pagesTaken = 0
+    let forkGeneration = Kernel.forkGeneration
     func report(_ pagesDone: Int, _ bytes: Int) throws(PinError) {
       let state = ImageProgress(pagesDone: pagesDone, pagesTotal: pagesTotal, bytesTransferred: bytes)
-      guard progress(state) == .proceed else { throw .cancelled("write \(path)") }
+      let decision = progress(state)
+      // A child that was forked in there must not go on with its parent's file.
+      guard forkGeneration == Kernel.forkGeneration else { throw .notInherited("write \(path)") }
+      guard decision == .proceed else { throw .cancelled("write \(path)") }
     }
     try report(0, 0)
     for block in ImageBlocks(source.runs, pageSize: pageSize) {

@@ -8,6 +8,7 @@ struct PartialFile: ~Copyable {
   let target: String
   let file: NamedFile
   private var isPublished = false
+  private let forkGeneration = Kernel.forkGeneration
 
   private init(target: String, file: consuming NamedFile) {
     self.target = target
@@ -15,7 +16,8 @@ struct PartialFile: ~Copyable {
   }
 
   deinit {
-    guard !isPublished else { return }
+    // A child of fork() that drops it leaves the file to its parent.
+    guard !isPublished, forkGeneration == Kernel.forkGeneration else { return }
     _ = try? NamedFile.remove(file.path)
     // The kernel holds files of io_uring operations for a moment after they have completed: the name alone does not give the
     // space back before the caller hears of the failure.

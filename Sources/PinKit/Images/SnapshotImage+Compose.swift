@@ -21,7 +21,7 @@ extension SnapshotImage {
         advice: "It would lie beside the header of an image, and not be what that describes; choose another path.")
     }
     try file.file.setSize(chain[0].byteCount)
-    var target = ComposedFile(descriptor: file.file.descriptor, path: path, pageSize: chain[0].pageSize)
+    var target = ComposedFile(file: file.file.known, path: path, pageSize: chain[0].pageSize)
     try ImageRestoring.run(chain, into: &target, operation: "restore to \(path)", cancelsLate: true, progress)
     try file.file.sync()
     try file.publish(replacing: replacing)
@@ -31,7 +31,7 @@ extension SnapshotImage {
 
 /// New and all a hole, so that zeros need nothing. Lives no longer than its file is open.
 private struct ComposedFile: ImageTarget {
-  let descriptor: CInt
+  let file: KnownDescriptor
   let path: String
   let pageSize: Int
 
@@ -39,7 +39,7 @@ private struct ComposedFile: ImageTarget {
     var rest = AddressRange(start: UInt(bitPattern: bytes.baseAddress), count: bytes.count)
     var offset = pages.lowerBound * pageSize
     while !rest.isEmpty {
-      let moved = try NamedFile.move(false, descriptor, path, at: offset, rest)
+      let moved = try NamedFile.move(false, file.checked, path, at: offset, rest)
       guard moved > 0 else { throw .outOfSpace("write \(path) at \(offset)") }
       offset += moved
       rest.start += UInt(moved)

@@ -94,17 +94,12 @@ enum Uffd {
     UffdResult(cuffd_unregister(descriptor, UInt64(range.start), UInt64(range.count)))
   }
 
-  /// Whether the number names a userfaultfd at all.
-  static func isUserfaultfd(_ descriptor: CInt) -> Bool { cuffd_is_userfaultfd(descriptor) != 0 }
-  /// Which userfaultfd it is: its duplicates have the same, no other that is open has.
-  static func identity(_ descriptor: CInt) -> UInt64 { cuffd_inode(descriptor) }
-
   static func duplicate(_ descriptor: CInt) throws(PinError) -> CInt {
-    CInt(try PinError.check(cuffd_dup(descriptor), "dup of a userfaultfd"))
+    CInt(try PinError.check(cuffd_duplicate(descriptor), "dup of a userfaultfd"))
   }
   static func close(_ descriptor: CInt) { cuffd_close(descriptor) }
 
-  /// A child of `fork()` closes them, so that it does not keep the parent's memory registered.
+  /// A child of `fork()` closes them, so that it neither keeps the parent's memory registered nor sees it.
   static func closeInChild(_ descriptor: CInt) throws(PinError) {
     try PinError.check(cuffd_fork_add_descriptor(descriptor), "note a descriptor")
   }
@@ -115,11 +110,6 @@ enum Uffd {
     defer { cuffd_fork_allow() }
     return try body()
   }
-}
-
-/// An eventfd that may be signalled anywhere.
-enum Alarm {
-  static func ring(_ descriptor: CInt) { _ = cuffd_eventfd_signal(descriptor) }
 }
 
 /// Faults that arrive as signals.

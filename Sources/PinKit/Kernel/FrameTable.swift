@@ -2,16 +2,17 @@ internal import CUffd
 
 /// `/proc/kpagecount` or `/proc/kpageflags`: 64 bits for each page frame of the machine.
 struct FrameTable: ~Copyable {
-  private let descriptor: CInt
+  private let file: KnownDescriptor
 
   init(_ path: String) throws(PinError) {
-    descriptor = try PinError.opened(unsafe path.withCString { unsafe cuffd_open_file($0, 0) }, path)
+    file = .raised(try PinError.opened(unsafe path.withCString { unsafe cuffd_open_file($0, 0) }, path))
   }
 
-  deinit { cuffd_close(descriptor) }
+  deinit { file.close() }
 
   func value(of frame: UInt64) -> UInt64? {
     var value: UInt64 = 0
+    let descriptor = file.checked
     let got = unsafe withUnsafeMutableBytes(of: &value) {
       unsafe cuffd_pread(descriptor, $0.baseAddress!, 8, Int64(frame) * 8)
     }

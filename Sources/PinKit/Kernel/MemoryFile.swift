@@ -1,4 +1,5 @@
 internal import CUffd
+internal import Synchronization
 internal import SystemPackage
 
 /// A memfd: a file without a name that lives in memory; what a frame pool takes its frames from.
@@ -7,9 +8,15 @@ internal import SystemPackage
 /// maps it. The descriptor is always close-on-exec. No call here waits for anything but the kernel's own allocation.
 @safe public struct MemoryFile: ~Copyable, Sendable {
   /// The descriptor's number.
-  public let descriptor: CInt
+  public var descriptor: CInt { number.load(ordering: .acquiring) }
   /// In bytes.
-  public private(set) var size: Int
+  public var size: Int { byteCount.load(ordering: .acquiring) }
+
+  private let number: Atomic<CInt>
+  private let spare = Atomic<CInt>(-1)
+  private let tookSpare = Atomic<Bool>(false)
+  private let identity: FileIdentity
+  private let byteCount: Atomic<Int>
 
   /// The corresponding C constants are `MFD_…`.
   public struct Options: OptionSet, Sendable, Hashable {
@@ -37,22 +44,32 @@ internal import SystemPackage
       cuffd_close(descriptor)
       throw error
     }
-    self.descriptor = descriptor
-    self.size = size
+    guard let identity = FileIdentity(of: descriptor) else { throw .kernel(-9, "memfd_create") }
+    self.identity = identity
+    number = Atomic(descriptor)
+    byteCount = Atomic(size)
   }
 
-  deinit { cuffd_close(descriptor) }
+  deinit {
+    let (first, second) = (descriptor, spare.load(ordering: .acquiring))
+    identity.close(first)
+    if second != first { identity.close(second) }
+  }
 
   /// The memory it takes now, in bytes; fstat(2)'s `st_blocks`.
-  public var residentBytes: Int { Int(cuffd_file_blocks(descriptor)) * 512 }
+  public var residentBytes: Int { Int(cuffd_file_blocks(checked)) * 512 }
 
   /// Changes the size. Growing adds a hole; shrinking discards what is behind the new end, and touching it through a mapping
   /// then raises SIGBUS.
   public mutating func resize(to size: Int) throws(PinError) {
+    try setSize(size)
+  }
+
+  func setSize(_ size: Int) throws(PinError) {
     guard size >= 0 else { throw PinError(.invalidArgument, operation: "ftruncate to \(size) bytes") }
-    let descriptor = descriptor
+    let descriptor = checked
     try Self.retrying("ftruncate to \(size) bytes") { cuffd_resize(descriptor, Int64(size)) }
-    self.size = size
+    byteCount.store(size, ordering: .releasing)
   }
 
   /// Gives the memory of `range` (bytes) back: it reads as zeros, in every mapping, and costs nothing. `FALLOC_FL_PUNCH_HOLE`.
@@ -62,7 +79,7 @@ internal import SystemPackage
     try check(range, "fallocate(PUNCH_HOLE)")
     guard !range.isEmpty else { return }
     try Self.retrying("fallocate(PUNCH_HOLE) of \(range)") {
-      cuffd_punch_hole(descriptor, Int64(range.lowerBound), Int64(range.count))
+      cuffd_punch_hole(checked, Int64(range.lowerBound), Int64(range.count))
     }
   }
 
@@ -73,7 +90,7 @@ internal import SystemPackage
     try check(range, "fallocate")
     guard !range.isEmpty else { return }
     try Self.retrying("fallocate of \(range)") {
-      cuffd_allocate(descriptor, Int64(range.lowerBound), Int64(range.count))
+      cuffd_allocate(checked, Int64(range.lowerBound), Int64(range.count))
     }
   }
 
@@ -101,7 +118,7 @@ internal import SystemPackage
     while done < bytes.count {
       let position = offset + done
       let got = unsafe bytes.withUnsafeMutableBytes {  // pread stays within $0
-        unsafe cuffd_pread(descriptor, $0.baseAddress! + done, $0.count - done, Int64(position))
+        unsafe cuffd_pread(checked, $0.baseAddress! + done, $0.count - done, Int64(position))
       }
       if got == -Int(Errno.interrupted.rawValue) { continue }
       done += try PinError.check(got, "pread at \(position)")
@@ -119,7 +136,7 @@ internal import SystemPackage
     while done < bytes.count {
       let position = offset + done
       let put = unsafe bytes.withUnsafeBytes {  // pwrite stays within $0
-        unsafe cuffd_pwrite(descriptor, $0.baseAddress! + done, $0.count - done, Int64(position))
+        unsafe cuffd_pwrite(checked, $0.baseAddress! + done, $0.count - done, Int64(position))
       }
       if put == -Int(Errno.interrupted.rawValue) { continue }
       done += try PinError.check(put, "pwrite at \(position)")
@@ -143,6 +160,36 @@ internal import SystemPackage
     var result = call()
     while result == -Errno.interrupted.rawValue { result = call() }
     try PinError.check(result, operation())
+  }
+}
+
+extension MemoryFile {
+  /// Keeps a second descriptor of the file, which takes over if other code closes the first.
+  func keepSpare() { spare.store(max(-1, cuffd_duplicate(descriptor)), ordering: .releasing) }
+
+  /// The number, after a look at which file it stands for: the spare's if other code has closed the first, -1 if it has closed both. One
+  /// fstat(2); async-signal-safe.
+  var checked: CInt {
+    let now = descriptor
+    if identity.isOf(now) { return now }
+    let other = spare.load(ordering: .acquiring)
+    guard other != now, identity.isOf(other) else { return -1 }
+    tookSpare.store(true, ordering: .sequentiallyConsistent)
+    _ = number.compareExchange(expected: now, desired: other, ordering: .sequentiallyConsistent)
+    return other
+  }
+
+  /// Looks at both numbers, and makes a new spare if one is gone. One caller at a time; of a file that keeps a spare.
+  func repair() -> MarkedDescriptor.Outcome {
+    let (first, second) = (descriptor, spare.load(ordering: .acquiring))
+    let (hasFirst, hasSecond) = (identity.isOf(first), second != first && identity.isOf(second))
+    if hasFirst, hasSecond { return .whole }
+    guard hasFirst || hasSecond else { return .lost }
+    let good = hasFirst ? first : second
+    number.store(good, ordering: .sequentiallyConsistent)
+    spare.store(max(-1, cuffd_duplicate(good)), ordering: .sequentiallyConsistent)
+    let wasTaken = tookSpare.exchange(false, ordering: .sequentiallyConsistent)
+    return wasTaken || !hasFirst || second >= 0 ? .repaired : .whole
   }
 }
 

@@ -6,7 +6,8 @@ internal import SystemPackage
 /// See `Documentation/admin-guide/mm/pagemap.rst`. A scan costs about 3 ns a page that does not match.
 /// Not `Sendable`: a scan uses the value's buffer, so one thread at a time.
 @safe public struct PageMap: ~Copyable {
-  private let descriptor: CInt
+  private let file: KnownDescriptor
+  private let isShared: Bool
   private let buffer: UnsafeMutablePointer<cuffd_page_region>
   private static let capacity = 4096
   /// The kernel cuts a longer read off without a word.
@@ -51,19 +52,34 @@ internal import SystemPackage
     }
   }
 
-  /// Opens `/proc/self/pagemap`.
-  public init() throws(PinError) { try self.init(path: "/proc/self/pagemap") }
+  /// Of this process: `/proc/self/pagemap`, opened when the first ``AddressSpace`` was made.
+  ///
+  /// - Throws: ``PinError`` `.unsupported` where this process cannot reach /proc and could not then.
+  public init() throws(PinError) { self.init(try ProcessPageMap.file(), isShared: true) }
 
   /// Of another process: `/proc/PID/pagemap`.
   init(path: String) throws(PinError) {
-    descriptor = try PinError.opened(unsafe path.withCString { unsafe cuffd_open_file($0, 0) }, path)
+    let opened = try PinError.opened(unsafe path.withCString { unsafe cuffd_open_file($0, 0) }, path)
+    self.init(.raised(opened), isShared: false)
+  }
+
+  private init(_ file: KnownDescriptor, isShared: Bool) {
+    self.file = file
+    self.isShared = isShared
     unsafe buffer = .allocate(capacity: Self.capacity)
     unsafe buffer.initialize(repeating: cuffd_page_region(), count: Self.capacity)
   }
 
   deinit {
-    cuffd_close(descriptor)
+    if !isShared { file.close() }
     unsafe buffer.deallocate()
+  }
+
+  /// -1 if other code has closed it, and another one is not to be had.
+  private var descriptor: CInt {
+    let number = file.checked
+    if number >= 0 || !isShared { return number }
+    do throws(PinError) { return try ProcessPageMap.file().checked } catch { return -1 }
   }
 
   /// Calls `body` with every maximal run of matching pages, in order of address.

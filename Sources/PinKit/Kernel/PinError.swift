@@ -84,6 +84,8 @@ public struct PinError: Error, Sendable, Hashable, CustomStringConvertible {
     public static let tampered = Code("tampered with")
     /// The key was wiped: nothing can be sealed or opened with it any more.
     public static let keyGone = Code("key is gone")
+    /// Other code in this process closed a descriptor of PinKit's: of a store, of an image, of an io_uring.
+    public static let descriptorLost = Code("descriptor was closed by other code")
     /// Any other refusal of the kernel; see ``PinError/errno``.
     public static let system = Code("system error")
   }
@@ -146,7 +148,7 @@ extension PinError {
     case .badFileDescriptor:
       (
         .handlerLost,
-        "A descriptor of PinKit was closed by other code in this process; find the loop that closes descriptors."
+        closedAdvice
       )
     case .resourceBusy: (.inUse, "")
     case .ioError:
@@ -183,6 +185,8 @@ extension PinError {
     guard result == -Errno.noSuchFileOrDirectory.rawValue else { return CInt(try check(result, "open \(path)")) }
     throw PinError(
       .unsupported, operation: "open \(path)", errno: .noSuchFileOrDirectory,
-      advice: "This kernel does not have it, or /proc is not mounted here.")
+      advice:
+        "This kernel does not have it, or this process cannot reach /proc (after chroot, or with another file system mounted over it): do this before the process locks itself in, or bind-mount /proc there."
+    )
   }
 }

@@ -51,40 +51,6 @@ enum Kernel {
   }
 }
 
-/// An epoll set.
-struct EventSet: ~Copyable, Sendable {
-  private let descriptor: CInt
-  init() throws(PinError) { descriptor = CInt(try PinError.check(cuffd_epoll_create(), "epoll_create1")) }
-  deinit { cuffd_close(descriptor) }
-
-  /// Reports `fd` while it is readable to every thread that waits; or, `once`, to one thread, until ``rearm(_:data:)``.
-  func add(_ fd: CInt, data: UInt64, once: Bool) throws(PinError) {
-    try PinError.check(cuffd_epoll_set(descriptor, fd, data, once ? 1 : 0, 0), "epoll_ctl(ADD)")
-  }
-  /// Reports `fd` once more as soon as it is readable.
-  func rearm(_ fd: CInt, data: UInt64) { _ = cuffd_epoll_set(descriptor, fd, data, 1, 1) }
-  func remove(_ fd: CInt) { _ = cuffd_epoll_remove(descriptor, fd) }
-
-  /// Waits for at most `milliseconds` (-1: without end); returns how many of `ready` were filled, 0 also when interrupted.
-  func wait(_ ready: inout InlineArray<16, UInt64>, milliseconds: CInt) -> Int {
-    let count = unsafe withUnsafeMutablePointer(to: &ready) {
-      unsafe cuffd_epoll_wait(descriptor, UnsafeMutableRawPointer($0).assumingMemoryBound(to: UInt64.self), 16, milliseconds)
-    }
-    return max(0, Int(count))
-  }
-}
-
-/// An eventfd: wakes a thread that waits in an ``EventSet`` or in ``wait(milliseconds:)``.
-struct EventDescriptor: ~Copyable, Sendable {
-  let descriptor: CInt
-  init() throws(PinError) { descriptor = CInt(try PinError.check(cuffd_eventfd(), "eventfd")) }
-  deinit { cuffd_close(descriptor) }
-  func signal() { _ = cuffd_eventfd_signal(descriptor) }
-  func drain() { _ = cuffd_eventfd_drain(descriptor) }
-  /// True if it was signalled within the time.
-  func wait(milliseconds: CInt) -> Bool { cuffd_poll_readable(descriptor, milliseconds) > 0 }
-}
-
 /// A pthread that never receives a signal sent to the process, with a stack of the size that `ulimit -s` says (8 MiB as a rule).
 struct KernelThread: Sendable {
   private let handle: UInt64
@@ -117,6 +83,10 @@ enum Futex {
   /// Sleeps while the 32-bit word at `address` holds `value`; may return early.
   static func wait(_ address: UnsafeRawPointer, while value: UInt32) {
     _ = unsafe cuffd_futex_wait(address.assumingMemoryBound(to: UInt32.self), value)
+  }
+  /// The same for at most `milliseconds`; -1: without end.
+  static func wait(_ address: UnsafeRawPointer, while value: UInt32, milliseconds: CInt) {
+    _ = unsafe cuffd_futex_wait_for(address.assumingMemoryBound(to: UInt32.self), value, milliseconds)
   }
   static func wakeAll(_ address: UnsafeRawPointer) {
     _ = unsafe cuffd_futex_wake(address.assumingMemoryBound(to: UInt32.self), CInt.max)

@@ -33,7 +33,7 @@ extension AddressSpace {
       let file = try MemoryFile(name: "pinkit-hugetlb", size: bytes, options: .hugetlb)
       do throws(PinError) {
         mapping = try Mapping(
-          count: bytes, source: .file(file.descriptor, offset: 0, shared: true), forHugetlb: true)
+          count: bytes, source: .file(file.checked, offset: 0, shared: true), forHugetlb: true)
       } catch {
         throw PinError(
           error.code, operation: "map \(pages) huge pages", errno: error.errno,

@@ -57,6 +57,8 @@ public final class AddressSpace: Sendable {
         .invalidArgument, operation: "AddressSpace", advice: "metricsInterval must not be below 0 seconds.")
     }
     try Kernel.watchForks()
+    // Early: the program may lock itself in later. Without it, what needs it says so.
+    _ = try? ProcessPageMap.file()
     self.configuration = configuration
   }
 

@@ -9,7 +9,6 @@ internal import SystemPackage
 /// reference are gone.
 public final class FramePool: Sendable {
   private struct State: ~Copyable {
-    var file: MemoryFile?
     var nextFrame = 0
     var extents: [UInt] = []
     /// Empty extents by size.
@@ -28,9 +27,14 @@ public final class FramePool: Sendable {
   private let forkGeneration = Kernel.forkGeneration
   /// Frames died since memory was last given back.
   private let hasDead = Atomic<Bool>(false)
-  private let fileDescriptor = Atomic<CInt>(-1)
+  private let file: MemoryFile
+  private let isLossKnown = Atomic<Bool>(false)
 
-  init() throws(PinError) { table = try Mapping(count: Self.capacity * 8) }
+  init() throws(PinError) {
+    table = try Mapping(count: Self.capacity * 8)
+    file = try MemoryFile(name: "pinkit-pool", size: 0)
+    file.keepSpare()
+  }
 
   deinit {
     state.withLock { state in
@@ -44,8 +48,16 @@ public final class FramePool: Sendable {
     }
   }
 
-  /// The memfd, once there is one.
-  var descriptor: CInt { fileDescriptor.load(ordering: .acquiring) }
+  /// The memfd's number, after a look at which file it stands for (K5); -1 if other code has closed it and its spare. One fstat(2):
+  /// whoever maps or writes asks each time.
+  var descriptor: CInt { file.checked }
+
+  /// Puts a new spare in the place of a number that was closed. `.lost` is said once.
+  func repairDescriptor() -> MarkedDescriptor.Outcome {
+    let outcome = file.repair()
+    if outcome != .lost { return outcome }
+    return isLossKnown.exchange(true, ordering: .relaxed) ? .whole : .lost
+  }
 
   // MARK: Extents
 
@@ -68,12 +80,7 @@ public final class FramePool: Sendable {
       }
       let alignment = (2 << 20) / Memory.pageSize
       let length = (pageCount + alignment - 1) / alignment * alignment
-      if state.file == nil {
-        let file = try MemoryFile(name: "pinkit-pool", size: 0)
-        fileDescriptor.store(file.descriptor, ordering: .releasing)
-        state.file = consume file
-      }
-      try state.file?.resize(to: (state.nextFrame + length) * Memory.pageSize)
+      try file.setSize((state.nextFrame + length) * Memory.pageSize)
       let id = UInt32(state.extents.count + 1)
       let extent = try Extent(id: id, firstFrame: state.nextFrame, pageCount: pageCount)
       state.nextFrame += length
@@ -105,6 +112,7 @@ public final class FramePool: Sendable {
 
   /// Takes extents back from a region that is gone: at once, or when the last frame of each is let go of.
   func adopt(_ extents: [UInt]) {
+    guard isOfThisProcess else { return }
     state.withLock { state in
       for raw in extents where unsafe !Extent.Pointer(bitPattern: raw)!.pointee.isAdopted.exchange(true, ordering: .relaxed)
       {
@@ -220,7 +228,8 @@ public final class FramePool: Sendable {
 
   /// Makes frames read as zeros and cost nothing. 0 or a negative errno: it can fail for want of memory only.
   @discardableResult func punch(_ extent: borrowing Extent, _ frames: Range<Int>) -> CInt {
-    Memory.punchHole(file: descriptor, extent.offsets(of: frames))
+    // A child of fork() shares the file with its parent.
+    isOfThisProcess ? Memory.punchHole(file: descriptor, extent.offsets(of: frames)) : -1
   }
 
   // MARK: The direct map
@@ -238,7 +247,7 @@ public final class FramePool: Sendable {
       let bytes = unsafe extent.pointee.pageCount * Memory.pageSize
       let mapping = try Mapping(
         count: bytes, alignment: bytes >= 2 << 20 ? 2 << 20 : 4096,
-        source: .file(fileDescriptor.load(ordering: .acquiring), offset: offset, shared: true))
+        source: .file(file.checked, offset: offset, shared: true))
       let range = mapping.keep()
       for advice in [Memory.Advice.dontFork, .dontDump] { try? Memory.advise(range, advice) }
       state.directMaps.append(range)
@@ -268,7 +277,7 @@ public final class FramePool: Sendable {
     guard isOfThisProcess else { return usage }
     giveBackDead()
     let extents = state.withLock { state in
-      usage.residentBytes = state.file?.residentBytes ?? 0
+      usage.residentBytes = file.residentBytes
       let free = Set(state.free.values.joined())
       return state.extents.filter { !free.contains($0) }
     }

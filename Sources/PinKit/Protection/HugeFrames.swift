@@ -144,7 +144,7 @@ enum HugeFrames {
     try PageMap().scan(made, PageMap.Query(required: .huge, returned: .huge)) { run, _ in huge.append(run) }
     for part in huge where part.start % UInt(size) == 0 && part.count % size == 0 {
       let target = domain.addresses(of: run).start + (part.start - made.start)
-      try Remap.move(part, to: target, descriptor: descriptor)
+      try Remap.move(part, to: target, in: domain)
       TestHooks.reach(.moved)
       if rest.start < part.start { Mapping.unmap(AddressRange(start: rest.start, end: part.start)) }
       rest = AddressRange(start: part.end, end: made.end)
@@ -166,13 +166,14 @@ enum Remap {
     }
   }
 
-  static func move(_ from: AddressRange, to target: UInt, descriptor: CInt) throws(PinError) {
+  static func move(_ from: AddressRange, to target: UInt, in domain: borrowing FaultDomain) throws(PinError) {
     let job = Job(from, target)
     let context = unsafe Unmanaged.passRetained(job).toOpaque()
     let thread = unsafe try start(context)
     var batch = FaultBatch()
     while !job.isDone.load(ordering: .acquiring) {
-      _ = batch.read(from: descriptor)
+      let descriptor = domain.descriptor.load(ordering: .acquiring)
+      if batch.read(from: descriptor) == UffdResult.badDescriptor { _ = domain.useSpareDescriptor(insteadOf: descriptor) }
       for index in 0..<batch.count {
         // Whoever faulted tries again when this is over.
         if case .pageFault(let address, _, _) = batch[index] {

@@ -37,7 +37,6 @@ extension RegionProtection {
   private func open(_ features: Userfaultfd.Features, slot: Int) throws(PinError) -> Userfaultfd.Access {
     let made = try Userfaultfd(features: features)
     try made.register(addresses, for: unsafe Self.traps(domain.pointee))
-    // A high number: out of the way of code that closes and reuses low ones.
     let descriptor = try Uffd.duplicate(made.descriptor)
     let access = made.access
     let spare = made.release()
@@ -50,8 +49,8 @@ extension RegionProtection {
       Self.close([descriptor, spare])
       throw error
     }
-    state.withLock { state in
-      state.identity = Uffd.identity(descriptor)
+    state.withLock { _ in
+      unsafe domain.pointee.identify(by: descriptor)
       unsafe domain.pointee.descriptor.store(descriptor, ordering: .sequentiallyConsistent)
       unsafe domain.pointee.spareDescriptor.store(spare, ordering: .sequentiallyConsistent)
     }
@@ -66,7 +65,12 @@ extension RegionProtection {
         unsafe domain.pointee.spareDescriptor.exchange(-1, ordering: .sequentiallyConsistent),
       ]
     }
-    Uffd.withoutForks { Self.close(open) }
+    Uffd.withoutForks {
+      for number in open where number >= 0 {
+        Uffd.forgetInChild(number)
+        if unsafe domain.pointee.isOwn(number) { Uffd.close(number) }
+      }
+    }
   }
 
   private static func close(_ descriptors: [CInt]) {
@@ -96,7 +100,7 @@ extension RegionProtection {
 
   /// Puts a new spare in the place of a descriptor that other code has closed.
   func repairDescriptors() {
-    let isRepaired = Uffd.withoutForks { state.withLock { state in unsafe repair(domain.pointee, state.identity) } }
+    let isRepaired = Uffd.withoutForks { state.withLock { _ in unsafe repair(domain.pointee) } }
     guard isRepaired else { return }
     // A reader that went by the old number may have set another region's place in the epoll set, and left its own unset.
     for protection in handler.protections { protection.listenAgain() }
@@ -112,14 +116,14 @@ extension RegionProtection {
     }
   }
 
-  private func repair(_ domain: borrowing FaultDomain, _ identity: UInt64) -> Bool {
+  private func repair(_ domain: borrowing FaultDomain) -> Bool {
     let descriptor = domain.descriptor.load(ordering: .acquiring)
     let spare = domain.spareDescriptor.load(ordering: .acquiring)
     guard descriptor >= 0 else { return false }
-    let isOurs = { (number: CInt) in number >= 0 && Uffd.identity(number) == identity && Uffd.isUserfaultfd(number) }
-    if isOurs(descriptor), isOurs(spare) { return false }
-    if !isOurs(descriptor) {
-      guard isOurs(spare), domain.useSpareDescriptor(insteadOf: descriptor) else {
+    let hasOne = domain.isOwn(descriptor)
+    if hasOne, domain.isOwn(spare) { return false }
+    if !hasOne {
+      guard domain.useSpareDescriptor(insteadOf: descriptor) else {
         domain.fail(.descriptorClosed, errno: UffdResult.badDescriptor)
         return false
       }

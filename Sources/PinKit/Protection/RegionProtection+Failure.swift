@@ -43,6 +43,9 @@ extension FaultDomain.Failure {
     switch self {
     case .descriptorClosed:
       "Other code in this process closed PinKit's userfaultfd. What was written since cannot be known."
+    case .poolClosed:
+      "The file of the frame pool was closed, and its spare with it: no page can leave a frame that others have. "
+        + PinError.closedAdvice
     case .refused: "The kernel refused to lift the protection of a page."
     case .timedOut: "The kernel kept asking to retry; the thread that unmaps or discards memory may be stopped."
     case .readerDied: "A thread that serves faults ended."

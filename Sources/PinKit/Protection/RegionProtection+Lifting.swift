@@ -30,7 +30,9 @@ extension RegionProtection {
   private func unregister(_ domain: borrowing FaultDomain) {
     defer { if !domain.hasSeals { domain.hasMinorFaults.store(false, ordering: .sequentiallyConsistent) } }
     var descriptor = domain.descriptor.load(ordering: .acquiring)
-    if !Uffd.isUserfaultfd(descriptor) { descriptor = domain.spareDescriptor.load(ordering: .acquiring) }
+    if !domain.isOwn(descriptor) { descriptor = domain.spareDescriptor.load(ordering: .acquiring) }
+    // With its last number the userfaultfd went, and let everybody go who waited for it.
+    guard domain.isOwn(descriptor) else { return }
     // Removes protection from the entries; memory unmapped behind our back is skipped piece by piece.
     if Uffd.unregister(descriptor, addresses) != .done {
       for mapping in (try? ProcessMaps.mappings(in: addresses)) ?? [] {

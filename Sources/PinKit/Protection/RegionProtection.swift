@@ -26,8 +26,6 @@ internal import SystemPackage
     var signalToken: Int64?
     var isReported = false
     var faultAround = FaultAroundPolicy.exact
-    /// Of the userfaultfd, to know its descriptors from numbers that have gone to another one.
-    var identity: UInt64 = 0
   }
 
   init(region: Region, handler: FaultHandler) {
@@ -42,7 +40,7 @@ internal import SystemPackage
     unsafe domain = .allocate(capacity: 1)
     unsafe domain.initialize(
       to: FaultDomain(
-        region: region, counters: handler.counters, patience: handler.patience, alarm: handler.alarm.descriptor))
+        region: region, counters: handler.counters, patience: handler.patience, alarm: handler.alarm.alarm))
   }
 
   deinit {

@@ -97,6 +97,9 @@ struct OpenedStore: ~Copyable {
     }
     if options.writesWholePages || options.direct != .never {
       let result = file.openDirect(writes: !options.isReadOnly)
+      if result == -Errno.noSuchFileOrDirectory.rawValue, options.writesWholePages || options.direct == .required {
+        throw .withoutProc("\(operation) for direct I/O")
+      }
       if result < 0, options.writesWholePages || options.direct == .required {
         throw PinError(
           .unsupported, operation: "\(operation) for direct I/O", errno: Errno(rawValue: -result),

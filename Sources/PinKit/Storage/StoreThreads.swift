@@ -34,7 +34,7 @@ internal import Synchronization
   private let idle = Atomic<Int>(0)
   private let started = Atomic<Int>(0)
   private let isStopping = Atomic<Bool>(false)
-  private let bell: EventDescriptor
+  private let bell: Bell
   private let threads = Mutex<[(thread: KernelThread, worker: StoreWorker)]>([])
   private let forkGeneration = Kernel.forkGeneration
   let handler: FaultHandler
@@ -42,7 +42,7 @@ internal import Synchronization
   init(_ handler: FaultHandler) throws(PinError) {
     self.handler = handler
     unsafe ring = .allocate(capacity: Self.capacity)
-    bell = try EventDescriptor()
+    bell = Bell()
     try startThread()
     handler.everyTick { [weak self] in self?.look() ?? false }
   }
@@ -101,6 +101,11 @@ internal import Synchronization
     if isStopping.load(ordering: .sequentiallyConsistent) { return false }
     idle.subtract(1, ordering: .sequentiallyConsistent)
     bell.drain()
+    if isStopping.load(ordering: .sequentiallyConsistent) {
+      // It may have rung for that meanwhile, and the others must hear it too.
+      bell.signal()
+      return false
+    }
     return true
   }
 

@@ -201,4 +201,23 @@ long ct_read_of_process(pid_t process, uint64_t address, void *_Nonnull target, 
 int ct_write_file(const char *_Nonnull path, const char *_Nonnull text);
 int ct_may_write(const char *_Nonnull path);
 
+// ---- programs that close what they did not open, and lock themselves in ----
+
+// Closes every number from `first` to `last` (at most the limit) whose link in /proc says `kind` ("": all of them), then opens a file of the
+// program's own in the place of each that was open: 64 KiB of which all bytes are known. Returns how many, or -errno.
+int ct_seize_descriptors(int first, int last, const char *_Nonnull kind);
+// 0 if all those files are open, and as they were made; or a number of which it is not so.
+int ct_check_seized(void);
+// How many numbers from 3 up to `below` have that kind.
+int ct_low_descriptors_of(const char *_Nonnull kind, int below);
+// From now on kcmp(2) fails with EPERM.
+int ct_forbid_kcmp(void);
+// chroot(2).
+int ct_enter_jail(const char *_Nonnull directory);
+// The calling thread, and those it starts, have mounts of their own; then an empty file system over /proc.
+int ct_own_mounts(void);
+int ct_cover_proc(void);
+// ct_userfaultfd_count where there is no /proc.
+int ct_userfaultfd_count_by_ioctl(void);
+
 #endif

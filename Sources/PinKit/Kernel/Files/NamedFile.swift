@@ -1,17 +1,30 @@
 internal import CUffd
+internal import Synchronization
 internal import SystemPackage
 
 /// An open file that has a name. Noncopyable: dropping the value closes the descriptor and leaves the file.
 @safe struct NamedFile: ~Copyable, Sendable {
   let path: String
-  let descriptor: CInt
+  let known: KnownDescriptor
+  private let isLocked = Atomic<Bool>(false)
+  private let forkGeneration = Kernel.forkGeneration
 
   private init(path: String, descriptor: CInt) {
     self.path = path
-    self.descriptor = descriptor
+    known = KnownDescriptor(descriptor)
   }
 
-  deinit { cuffd_close(descriptor) }
+  deinit {
+    // A child of fork() may have the descriptor, and with it the lock. There the lock is the parent's.
+    if isLocked.load(ordering: .relaxed), forkGeneration == Kernel.forkGeneration {
+      let number = known.checked
+      if number >= 0 { cuffd_store_unlock(number) }
+    }
+    known.close()
+  }
+
+  /// The number, after a look at which file it stands for; -1 if other code has closed it.
+  var descriptor: CInt { known.checked }
 
   /// Makes a file that its owner may read and write; `.alreadyExists` if there is something of that name.
   static func create(_ path: String) throws(PinError) -> NamedFile {
@@ -65,6 +78,7 @@ internal import SystemPackage
     let result = cuffd_file_lock(descriptor)
     if result == -Errno.wouldBlock.rawValue { return false }
     try Self.check(result, "lock", path)
+    isLocked.store(true, ordering: .relaxed)
     return true
   }
 
@@ -218,6 +232,7 @@ extension PinError {
     case .readOnlyFileSystem: (code, advice) = (.permissionDenied, "The file system is mounted read-only.")
     case .isDirectory, .fileNameTooLong, .tooManySymbolicLinkLevels:
       (code, advice) = (.invalidArgument, "Name a plain file, in fewer bytes.")
+    case .badFileDescriptor: (code, advice) = (.descriptorLost, closedAdvice)
     case .ioError: (code, advice) = (.system, "The device failed; `dmesg` has its report.")
     default:
       let other = PinError.kernel(result, operation)

@@ -5,26 +5,35 @@ internal import SystemPackage
 @safe struct StoreFile: ~Copyable, Sendable {
   /// What errors call it.
   let name: String
-  let descriptor: CInt
-  /// The same file opened with `O_DIRECT`; -1 without.
-  private(set) var direct: CInt = -1
+  private let main: KnownDescriptor
+  private var directFile: KnownDescriptor?
   /// The same file, for io_uring: a process that was killed is gone before its rings are, and they keep what they use open. The lock is not
   /// to be among it.
-  private(set) var writer: CInt
+  private var writerFile: KnownDescriptor
   private var isLocked = false
+  private let forkGeneration = Kernel.forkGeneration
+
+  /// The number, after a look at which file it stands for; -1 if other code has closed it (K5).
+  var descriptor: CInt { main.checked }
+  /// The same file opened with `O_DIRECT`; -1 without.
+  var direct: CInt { directFile?.checked ?? -1 }
+  var writer: CInt { writerFile.checked }
 
   private init(name: String, descriptor: CInt) {
     self.name = name
-    self.descriptor = descriptor
-    writer = descriptor
+    main = KnownDescriptor(descriptor)
+    writerFile = main
   }
 
   deinit {
-    // A child of fork() may have the descriptor, and with it the lock.
-    if isLocked { cuffd_store_unlock(descriptor) }
-    if writer != descriptor { cuffd_close(writer) }
-    if direct >= 0 { cuffd_close(direct) }
-    cuffd_close(descriptor)
+    // A child of fork() may have the descriptor, and with it the lock. There the lock is the parent's.
+    if isLocked, forkGeneration == Kernel.forkGeneration {
+      let number = descriptor
+      if number >= 0 { cuffd_store_unlock(number) }
+    }
+    if !writerFile.isSameNumber(as: main) { writerFile.close() }
+    directFile?.close()
+    main.close()
   }
 
   static func open(_ path: String, writes: Bool) throws(PinError) -> StoreFile {
@@ -44,25 +53,30 @@ internal import SystemPackage
   /// Opens what a descriptor stands for once more.
   static func reopen(_ descriptor: CInt, writes: Bool) throws(PinError) -> StoreFile {
     let name = "descriptor \(descriptor)"
+    guard FileIdentity(of: descriptor) != nil else {
+      throw PinError(.invalidArgument, operation: "open \(name)", errno: .badFileDescriptor, advice: "It is not open.")
+    }
     let allowed = try check(cuffd_store_writes(descriptor), "look at", name) == 1
     guard allowed || !writes else {
       throw PinError(
         .readOnly, operation: "open \(name)", advice: "It was opened for reading only: ask for a read-only store.")
     }
     let made = retrying { cuffd_store_reopen(descriptor, writes ? 1 : 0, 0) }
+    if made == -Errno.noSuchFileOrDirectory.rawValue { throw .withoutProc("open \(name)") }
     return StoreFile(name: name, descriptor: CInt(try check(made, "open", name)))
   }
 
   /// Returns 0, or why there is no direct I/O for this file, negative.
   mutating func openDirect(writes: Bool) -> CInt {
-    direct = cuffd_store_reopen(descriptor, writes ? 1 : 0, 1)
-    return min(0, direct)
+    let made = cuffd_store_reopen(descriptor, writes ? 1 : 0, 1)
+    if made >= 0 { directFile = KnownDescriptor(made) }
+    return min(0, made)
   }
 
   /// Opens what writes go through. Without /proc that is the descriptor itself.
   mutating func openWriter() {
     let made = cuffd_store_reopen(descriptor, 1, 0)
-    if made >= 0 { writer = made }
+    if made >= 0 { writerFile = KnownDescriptor(made) }
   }
 
   /// `.inUse` if another store writes to it.
@@ -99,6 +113,13 @@ internal import SystemPackage
 }
 
 extension PinError {
+  /// A file is opened once more through /proc/self/fd.
+  static func withoutProc(_ operation: String) -> PinError {
+    PinError(
+      .unsupported, operation: operation, errno: .noSuchFileOrDirectory,
+      advice: "It needs /proc/self/fd, and this process cannot reach /proc: open the store before the process locks itself in.")
+  }
+
   // Of Linux only: SystemPackage has no names for them.
   private static let noDevice = Errno(rawValue: 19)
   private static let shutDown = Errno(rawValue: 108)

@@ -89,7 +89,13 @@ public import SystemPackage
   /// Signals do not end it. Returns how many operations were submitted.
   @discardableResult
   public mutating func submit(waitingFor count: Int = 0) throws(PinError) -> Int {
-    try PinError.check(unsafe cuffd_ring_submit(raw, UInt32(clamping: count)), "io_uring_enter")
+    let result = unsafe cuffd_ring_submit(raw, UInt32(clamping: count))
+    if result == -Errno.noChildProcess.rawValue { throw .notInherited("io_uring_enter") }
+    if result == -Errno.badFileDescriptor.rawValue {
+      throw PinError(
+        .descriptorLost, operation: "io_uring_enter", errno: .badFileDescriptor, advice: PinError.closedAdvice)
+    }
+    return try PinError.check(result, "io_uring_enter")
   }
 
   /// Takes one completion without waiting; `nil` if there is none.

@@ -29,14 +29,17 @@ struct FaultDomain: ~Copyable, Sendable {
   let faultAround = FaultAround()
   /// In nanoseconds: how long the kernel may keep asking to retry.
   let patience: UInt64
-  /// An eventfd of the watchdog.
-  let alarm: CInt
+  /// The watchdog's.
+  let alarm: Alarm
 
   let delivery = Atomic<FaultDelivery>(.none)
   /// The userfaultfd, or -1.
   let descriptor = Atomic<CInt>(-1)
   /// A second descriptor of the same userfaultfd: closing one number by mistake does not end the protection.
   let spareDescriptor = Atomic<CInt>(-1)
+  /// Which file both stand for: device and inode.
+  private let ownDevice = Atomic<UInt64>(0)
+  private let ownInode = Atomic<UInt64>(0)
   /// The number under which the userfaultfd was put into the readers' epoll set.
   var listening: CInt { descriptor.load(ordering: .acquiring) }
   let isPrivateAnonymous: Bool
@@ -100,9 +103,10 @@ struct FaultDomain: ~Copyable, Sendable {
     case storeEnded
     case storeSilent
     case noFrame
+    case poolClosed
   }
 
-  init(region: Region, counters: FaultCounters, patience: Double, alarm: CInt) {
+  init(region: Region, counters: FaultCounters, patience: Double, alarm: Alarm) {
     self.region = region.id
     addresses = region.addresses
     pageSize = region.pageSize
@@ -221,17 +225,39 @@ struct FaultDomain: ~Copyable, Sendable {
     return start <= pages.lowerBound && pages.upperBound <= end
   }
 
+  /// What the descriptors are from now on.
+  func identify(by descriptor: CInt) {
+    guard let found = FileIdentity(of: descriptor)?.words else { return }
+    ownDevice.store(found.device, ordering: .relaxed)
+    ownInode.store(found.inode, ordering: .relaxed)
+  }
+
+  /// Whether a number stands for the region's userfaultfd, and not for what other code has opened since. One fstat(2);
+  /// async-signal-safe.
+  @inline(__always) func isOwn(_ descriptor: CInt) -> Bool {
+    let identity = FileIdentity(device: ownDevice.load(ordering: .relaxed), inode: ownInode.load(ordering: .relaxed))
+    return identity.isOf(descriptor)
+  }
+
   /// Takes the spare in the place of `closed`, a descriptor that turned out closed, unless somebody was faster; false if there is none.
   /// Async-signal-safe.
   func useSpareDescriptor(insteadOf closed: CInt) -> Bool {
     let spare = spareDescriptor.load(ordering: .sequentiallyConsistent)
     if descriptor.load(ordering: .sequentiallyConsistent) != closed { return true }
-    guard spare >= 0, spare != closed else { return false }
+    guard spare != closed, isOwn(spare) else { return false }
     let isMine = descriptor.compareExchange(expected: closed, desired: spare, ordering: .sequentiallyConsistent).exchanged
     // In this order, or another thread would find neither.
     if isMine { _ = spareDescriptor.compareExchange(expected: spare, desired: -1, ordering: .sequentiallyConsistent) }
     Alarm.ring(alarm)
     return true
+  }
+
+  /// Whether there is a userfaultfd to read from: otherwise the region has failed.
+  func hasDescriptor() -> Bool {
+    let now = descriptor.load(ordering: .acquiring)
+    if isOwn(now) || useSpareDescriptor(insteadOf: now) { return true }
+    fail(.descriptorClosed, errno: UffdResult.badDescriptor)
+    return false
   }
 
   /// True if a protection change is done, false if the kernel asked to try again.

@@ -8,7 +8,7 @@ internal import Synchronization
 @safe final class FaultHandler: AddressSpaceService, @unchecked Sendable {  // slots hold atomics only
   static let capacity = 4096
   /// The epoll data of the descriptor that stops the readers.
-  private static let stopData = UInt64.max
+  static let stopData = UInt64.max
 
   let counters: FaultCounters
   let policy: AddressSpace.FailurePolicy
@@ -17,8 +17,8 @@ internal import Synchronization
   let metricsInterval: Double
   let logger: Logger
   let events: EventSet
-  let alarm: EventDescriptor
-  private let stop: EventDescriptor
+  let alarm: Bell
+  let stop: EventDescriptor
   let isStopping = Atomic<Bool>(false)
   private let forkGeneration = Kernel.forkGeneration
   private let slots: UnsafeMutablePointer<DomainSlot>
@@ -42,7 +42,7 @@ internal import Synchronization
     metricsInterval = configuration.metricsInterval
     logger = configuration.logger
     events = try EventSet()
-    alarm = try EventDescriptor()
+    alarm = Bell()
     stop = try EventDescriptor()
     unsafe slots = .allocate(capacity: Self.capacity)
     for index in 0..<Self.capacity { unsafe (slots + index).initialize(to: DomainSlot()) }

@@ -32,6 +32,8 @@ internal import Synchronization
 
   /// In nanoseconds.
   private static let longestSpin: UInt64 = 25_000
+  /// In milliseconds: what wakes this thread may have been closed by other code, with everything it waits for.
+  private static let longestWait: CInt = 500
   /// In nanoseconds: regions that fault all the time take turns.
   private static let longestVisit: UInt64 = 1_000_000
   /// A batch of this size calls for another reader.
@@ -72,7 +74,7 @@ internal import Synchronization
     Kernel.enterFaultPath()
     while !handler.isStopping.load(ordering: .acquiring) {
       TestHooks.reach(.readerIdle)
-      let count = handler.events.wait(&ready, milliseconds: parked.isEmpty ? -1 : 1)
+      let count = handler.events.wait(&ready, milliseconds: parked.isEmpty ? Self.longestWait : 1)
       unvisited = 0..<count
       while unvisited.lowerBound < unvisited.upperBound {
         let next = unvisited.lowerBound
@@ -95,6 +97,8 @@ internal import Synchronization
 
   /// Reads and resolves until nothing has come for a while. False if somebody else will have the descriptor reported again.
   private func serve(_ domain: borrowing FaultDomain, slot: Int) -> Bool {
+    // Reading from a file of the program's would take away what is not ours (K5).
+    guard domain.hasDescriptor() else { return false }
     let started = Kernel.now()
     if started &- lastIdle < 2 * Self.longestSpin { spinBudget = Self.longestSpin }
     var idleSince: UInt64 = 0

@@ -56,6 +56,7 @@ internal import Synchronization
     handler.runErrands()
     handler.runTicks()
     handler.pool?.giveBackDead()
+    handler.repairDescriptors()
     checkReaders()
     if handler.metricsInterval > 0, Double(Kernel.now() - published) > handler.metricsInterval * 1e9 {
       published = Kernel.now()

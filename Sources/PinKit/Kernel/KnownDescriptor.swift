@@ -1,0 +1,61 @@
+internal import CUffd
+internal import SystemPackage
+
+/// Which file a descriptor's number stands for: its device and inode.
+struct FileIdentity: Sendable, Hashable {
+  private let device: UInt64
+  private let inode: UInt64
+
+  /// `nil` if the number is not open.
+  init?(of descriptor: CInt) {
+    var found = cuffd_identity()
+    guard unsafe cuffd_identify(descriptor, &found) == 0 else { return nil }
+    self.init(device: found.device, inode: found.inode)
+  }
+
+  init(device: UInt64, inode: UInt64) {
+    self.device = device
+    self.inode = inode
+  }
+
+  var words: (device: UInt64, inode: UInt64) { (device, inode) }
+  fileprivate var raw: cuffd_identity { cuffd_identity(device: device, inode: inode) }
+
+  /// Whether the number stands for this file. One fstat(2), about 150 ns; async-signal-safe.
+  @inline(__always) func isOf(_ descriptor: CInt) -> Bool { cuffd_is(descriptor, raw) != 0 }
+  /// Closes the number if it stands for this file.
+  func close(_ descriptor: CInt) { cuffd_close_own(descriptor, raw) }
+  func hasMark(_ descriptor: CInt, _ mark: CInt, owner: CInt) -> Bool { cuffd_has_mark(descriptor, raw, mark, owner) != 0 }
+}
+
+/// A descriptor that is kept for long, and which file it was made for: other code of the process may close any number, and have it for a
+/// file of its own then (K5). Whoever uses the number asks for ``checked`` each time.
+///
+/// Between the look and the use nothing is held: a number that is closed *and* taken by other code in that moment is not noticed.
+struct KnownDescriptor: Sendable {
+  private let number: CInt
+  private let identity: FileIdentity
+
+  /// `number` was opened just now.
+  init(_ number: CInt) {
+    self.number = number
+    // An open number has an identity; one that was closed already never has this one.
+    identity = FileIdentity(of: number) ?? FileIdentity(device: .max, inode: .max)
+  }
+
+  /// The number, or -1 if it does not stand for the file any more: whatever is done with that fails with EBADF.
+  @inline(__always) var checked: CInt { identity.isOf(number) ? number : -1 }
+  func isSameNumber(as other: KnownDescriptor) -> Bool { number == other.number }
+  /// Closes it, unless the number is somebody else's.
+  func close() { identity.close(number) }
+
+  /// Moves what was opened out of the way of code that closes low numbers.
+  static func raised(_ number: CInt) -> KnownDescriptor { KnownDescriptor(cuffd_raise(number)) }
+}
+
+extension PinError {
+  /// The advice where a number of PinKit's was closed.
+  static let closedAdvice =
+    "Other code in this process closed a descriptor of PinKit's, which are not its own to close: find the loop that closes descriptors "
+    + "(closefrom, close_range, or close in a loop), and let it run before PinKit is used, or leave out what it did not open."
+}

@@ -1,0 +1,87 @@
+import CTestSupport
+import Glibc
+import Synchronization
+import SystemPackage
+import Testing
+
+@testable import PinKit
+
+/// K5: files, rings and maps of PinKit whose numbers other code has closed and taken.
+@Suite("K5: closed descriptors of stores, images and rings") struct ClosedFileTests {
+  @Test("A store neither reads nor writes the program's files, says what happened, and leaves them open", arguments: [false, true])
+  func store(_ isDirect: Bool) async {
+    await #expect(processExitsWith: .success) { [isDirect = isDirect as Bool] in
+      ct_deadline(240)
+      let directory = try ImageDirectory()
+      var store: FileStore? = try FileStore(
+        path: directory("file"), creating: 64 * 4096, options: .init { $0.direct = isDirect ? .preferred : .never })
+      for page in 0..<8 { try store!.put(page, UInt64(page) + 1) }
+      check(unsafe ct_seize_descriptors(3, CInt.max, "") > 1, "nothing was seized")
+      check(errorCode { try store!.put(2, 77) }, is: .descriptorLost)
+      check(errorCode { _ = try store!.get(2) }, is: .descriptorLost)
+      let buffer = try PageBuffer(1)
+      check(!store!.fillNow(buffer, 0..<1, from: 2..<3), "bytes came out of the program's file")
+      check(errorCode { try store!.flush() }, is: .descriptorLost)
+      _ = try? store!.pageMakeWritable(30..<31)
+      store = nil
+      check(ct_check_seized(), is: 0)
+      // What was written before is there.
+      let again = try FileStore(path: directory("file"))
+      for page in 0..<8 { try check(again.get(page), is: UInt64(page) + 1) }
+    }
+  }
+
+  @Test("An image in the making is given up, and no file of the program's has its pages", arguments: [false, true])
+  func image(_ hasRing: Bool) async {
+    await #expect(processExitsWith: .success) { [hasRing = hasRing as Bool] in
+      ct_deadline(240)
+      if !hasRing { check(ct_forbid_io_uring(), is: 0) }
+      let directory = try ImageDirectory()
+      let source = ArraySource(pages: 3000)
+      var calls = 0
+      let code = errorCode {
+        _ = try ImageWriter.write(source, to: directory("image")) { _ in
+          calls += 1
+          if calls == 2 { check(unsafe ct_seize_descriptors(3, CInt.max, "") > 0, "nothing was seized") }
+          return .proceed
+        }
+      }
+      check(code, is: .descriptorLost)
+      check(ct_check_seized(), is: 0)
+      try check(ImageWriter.write(source, to: directory("image")).byteCount, is: source.bytes.count)
+      check(ct_check_seized(), is: 0)
+    }
+  }
+
+  @Test("A ring whose number was taken submits nothing, and can be dropped", .enabled(if: hasRing, "needs io_uring"))
+  func ring() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(240)
+      let memory = try Mapping(count: 4096)
+      let file = try MemoryFile(name: "target", size: 4096)
+      do {
+        var ring = try SubmissionRing(entries: 8)
+        check(ring.queueWrite(to: file.descriptor, at: 0, from: memory.range, userData: 1), is: .queued)
+        check(unsafe ct_seize_descriptors(3, CInt.max, "io_uring"), is: 1)
+        var code: PinError.Code?
+        do throws(PinError) { try ring.submit(waitingFor: 1) } catch { code = error.code }
+        check(code, is: .descriptorLost)
+      }
+      check(ct_check_seized(), is: 0)
+    }
+  }
+
+  @Test("A tracker whose pagemap was closed opens it again")
+  func pagemap() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(240)
+      let tracked = try Tracked(.asynchronous)
+      check(unsafe ct_seize_descriptors(3, CInt.max, "/pagemap") > 0, "nothing was seized")
+      try tracked.expectExact()
+      try tracked.close()
+      check(ct_check_seized(), is: 0)
+    }
+  }
+
+  static let hasRing = (try? SubmissionRing(entries: 1)) != nil
+}
