@@ -12,6 +12,12 @@ import Testing
   static let low: CInt = 255
   static let all = CInt.max
 
+  /// What `body` throws, in words.
+  private static func failure(_ body: () throws -> Void) -> String {
+    do { try body() } catch { return "\(error)" }
+    return ""
+  }
+
   /// A tracked region beside all that has descriptors, under `.failRegion`.
   private struct Host {
     let log = LogCapture()
@@ -23,6 +29,8 @@ import Testing
     let sealer = RecordingSealer()
     let stored: Region
     let store: FileStore
+    /// What clones and snapshots go by.
+    let synchronous: WriteTracking.Mechanism
 
     init(_ mechanism: WriteTracking.Mechanism) throws {
       _ = ct_handle(SIGSEGV, CInt(ct_plain))
@@ -36,7 +44,7 @@ import Testing
         })
       parent = try tracked.space.map(.pool, pages: 16)
       try parent.fill(with: 5)
-      let synchronous: WriteTracking.Mechanism = mechanism == .asynchronous ? .handlerThread : mechanism
+      synchronous = mechanism == .asynchronous ? .handlerThread : mechanism
       child = try parent.clone(mechanism: synchronous)
       snapshot = try parent.snapshot(SnapshotOptions(mechanism: synchronous))
       sealed = try tracked.space.map(.pool, pages: 16)
@@ -92,13 +100,12 @@ import Testing
         try check(host.snapshot.read(page)[0], is: 5)
       }
       try check(Array(host.tracked.tracker.collect().pages), is: Array(0..<16))
-      try host.stored.flush()
-      let grandchild = try host.child.clone()
-      check(grandchild.peek(3), is: 9)
+      check(Self.failure { try host.stored.flush() }, is: "")
+      check(Self.failure { try check(host.child.clone(mechanism: host.synchronous).peek(3), is: 9) }, is: "")
       check(host.log.texts(.error) + host.log.texts(.critical), is: [])
       check(ct_check_seized(), is: 0)
       host.snapshot.close()
-      try host.tracked.close()
+      check(Self.failure { try host.tracked.close() }, is: "")
       check(ct_check_seized(), is: 0)
     }
   }
