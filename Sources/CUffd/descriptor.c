@@ -52,7 +52,10 @@ int cuffd_identify(int fd, struct cuffd_identity *out) {
 
 int cuffd_is(int fd, struct cuffd_identity identity) {
   struct stat found;
-  return fd >= 0 && fstat(fd, &found) == 0 && found.st_dev == identity.device && found.st_ino == identity.inode;
+  if (fd < 0) return 0;
+  // A file system that has failed does not say: the number is open, and nothing speaks for another file.
+  if (fstat(fd, &found) < 0) return errno != EBADF;
+  return found.st_dev == identity.device && found.st_ino == identity.inode;
 }
 
 void cuffd_close_own(int fd, struct cuffd_identity identity) {
