@@ -69,7 +69,7 @@ internal import Synchronization
 
   /// `.failed` if the kernel has no mapping left for a piece of this size.
   private func copyOnce(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> FaultResolution {
-    // Once for all that is done with it below: 150 ns of the several microseconds that a break takes.
+    // Once for all that is done with it below: 0.4 µs of the several that a break takes.
     let file = frames.pool.descriptor
     guard file >= 0 else {
       domain.fail(.poolClosed, errno: UffdResult.badDescriptor)

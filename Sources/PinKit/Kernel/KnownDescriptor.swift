@@ -21,7 +21,7 @@ struct FileIdentity: Sendable, Hashable {
   var words: (device: UInt64, inode: UInt64) { (device, inode) }
   fileprivate var raw: cuffd_identity { cuffd_identity(device: device, inode: inode) }
 
-  /// Whether the number stands for this file. One fstat(2), about 150 ns; async-signal-safe.
+  /// Whether the number stands for this file. One fstat(2), 0.4 µs; async-signal-safe.
   @inline(__always) func isOf(_ descriptor: CInt) -> Bool { cuffd_is(descriptor, raw) != 0 }
   /// Closes the number if it stands for this file.
   func close(_ descriptor: CInt) { cuffd_close_own(descriptor, raw) }

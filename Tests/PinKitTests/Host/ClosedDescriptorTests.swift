@@ -79,7 +79,8 @@ import Testing
     }
   }
 
-  @Test("Descriptors of every kind lie above those that a loop up to 255 closes: nothing notices it", arguments: Mechanisms.all)
+  @Test(
+    "Descriptors of every kind lie above those that a loop up to 255 closes: nothing notices it", arguments: Mechanisms.all)
   func lowOnes(_ mechanism: WriteTracking.Mechanism) async {
     await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
       ct_deadline(240)
@@ -110,7 +111,8 @@ import Testing
     }
   }
 
-  @Test("All of them closed: writers end, causes are said, everything closes, and no file changes", arguments: Mechanisms.all)
+  @Test(
+    "All of them closed: writers end, causes are said, everything closes, and no file changes", arguments: Mechanisms.all)
   func allOfThem(_ mechanism: WriteTracking.Mechanism) async {
     await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
       ct_deadline(240)
@@ -194,7 +196,9 @@ import Testing
     #expect(text.contains("find the loop that closes descriptors"))
   }
 
-  @Test("Epoll sets and eventfds are told apart, and taken over or made anew", arguments: ["eventpoll", "eventfd"], [false, true])
+  @Test(
+    "Epoll sets and eventfds are told apart, and taken over or made anew", arguments: ["eventpoll", "eventfd"],
+    [false, true])
   func events(_ kind: String, forbidsKcmp: Bool) async {
     await #expect(processExitsWith: .success) { [kind = kind as String, forbidsKcmp = forbidsKcmp as Bool] in
       ct_deadline(240)

@@ -8,7 +8,9 @@ import Testing
 
 /// K5: files, rings and maps of PinKit whose numbers other code has closed and taken.
 @Suite("K5: closed descriptors of stores, images and rings") struct ClosedFileTests {
-  @Test("A store neither reads nor writes the program's files, says what happened, and leaves them open", arguments: [false, true])
+  @Test(
+    "A store neither reads nor writes the program's files, says what happened, and leaves them open",
+    arguments: [false, true])
   func store(_ isDirect: Bool) async {
     await #expect(processExitsWith: .success) { [isDirect = isDirect as Bool] in
       ct_deadline(240)

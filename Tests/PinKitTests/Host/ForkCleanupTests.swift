@@ -85,7 +85,9 @@ struct ForkCleanupTests {
     }
   }
 
-  @Test("A child that drops a ring neither cancels nor drops what the parent has in it", .enabled(if: ClosedFileTests.hasRing, "needs io_uring"))
+  @Test(
+    "A child that drops a ring neither cancels nor drops what the parent has in it",
+    .enabled(if: ClosedFileTests.hasRing, "needs io_uring"))
   func ring() async {
     await #expect(processExitsWith: .success) {
       ct_deadline(240)

@@ -90,7 +90,9 @@ import Testing
       check(error?.advice.contains("/proc") == true, "\(String(describing: error))")
       let file = try MemoryFile(name: "store", size: 8192)
       error = nil
-      do throws(PinError) { _ = try FileStore(descriptor: .init(rawValue: file.descriptor)) } catch let refused { error = refused }
+      do throws(PinError) { _ = try FileStore(descriptor: .init(rawValue: file.descriptor)) } catch let refused {
+        error = refused
+      }
       check(error?.code, is: .unsupported)
       check(error?.advice.contains("/proc") == true, "\(String(describing: error))")
       try space.close()

@@ -117,7 +117,8 @@ extension PinError {
   static func withoutProc(_ operation: String) -> PinError {
     PinError(
       .unsupported, operation: operation, errno: .noSuchFileOrDirectory,
-      advice: "It needs /proc/self/fd, and this process cannot reach /proc: open the store before the process locks itself in.")
+      advice:
+        "It needs /proc/self/fd, and this process cannot reach /proc: open the store before the process locks itself in.")
   }
 
   // Of Linux only: SystemPackage has no names for them.

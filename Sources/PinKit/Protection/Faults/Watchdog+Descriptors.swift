@@ -20,15 +20,19 @@ extension FaultHandler {
     if let pool {
       report(
         pool.repairDescriptor(), "the file of the frame pool",
-        lost: "its frames stay as they are, no region can be mapped or cloned, and one whose frames others have fails at its next write")
+        lost:
+          "its frames stay as they are, no region can be mapped or cloned, and one whose frames others have fails at its next write"
+      )
     }
   }
 
   private func report(_ outcome: MarkedDescriptor.Outcome, _ what: String, lost: String) {
     switch outcome {
     case .whole: return
-    case .repaired: logger.error("\(what) was closed by other code in this process; its spare took over. \(PinError.closedAdvice)")
-    case .lost: logger.critical("\(what) was closed by other code in this process, and its spare: \(lost). \(PinError.closedAdvice)")
+    case .repaired:
+      logger.error("\(what) was closed by other code in this process; its spare took over. \(PinError.closedAdvice)")
+    case .lost:
+      logger.critical("\(what) was closed by other code in this process, and its spare: \(lost). \(PinError.closedAdvice)")
     }
   }
 }
