@@ -8,14 +8,13 @@ extension SealedPages {
   func seal(_ pages: Range<Int>) throws(PinError) {
     // What broke away from others left a frame behind with the same bytes.
     defer { frames.pool.buryDead() }
-    let first = sealed.first(in: pages, isSet: false)
-    if first == pages.upperBound { return }
+    if sealed.first(in: pages, isSet: false) == pages.upperBound { return }
     // A page that is being dropped must not be sealed meanwhile, and who subscribes waits until this is over.
     try protection.withoutDiscards { () throws(PinError) in
       // One for all of them (N10).
-      var invalidation = try protection.start(.seal, first..<pages.upperBound)
+      var invalidation = try protection.start(.seal, pages)
       defer { invalidation?.end() }
-      var next = first
+      var next = pages.lowerBound
       while next < pages.upperBound {
         let part = next..<min(pages.upperBound, next + Self.chunk)
         next = part.upperBound
