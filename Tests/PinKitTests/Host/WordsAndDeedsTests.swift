@@ -22,7 +22,7 @@ import Testing
     try space.close()
   }
 
-  @Test("P1: a file on a disk that is named like memory is a file", .needs(.ext4)) func names() throws {
+  @Test("P1: a file on a disk that has lost its name stays a file", .needs(.ext4)) func unnamed() throws {
     let mount = try MountedGround(.ext4)
     let mapping = try GroundMapping(.ext4, mount, shared: true, named: false)
     let space = try AddressSpace.forTests()
