@@ -96,12 +96,11 @@ extension Region {
     try seals?.forget(pages)
     let before = backing.isFileLike && frames == nil ? protection.discardedPages(in: pages) : nil
     do throws(PinError) { try drop(range, &invalidation) } catch {
-      if error.isRefusalOfAll, let before, (try? ProcessMaps.mappings(in: range))?.count == 1 {
-        // One mapping, refused as a whole: the kernel may have announced what it then did not do.
-        protection.forgetDiscards(of: pages, butFor: before)
+      if frames == nil, Self.isUntouched(range, after: error) {
+        // The kernel may have announced what it then did not do.
+        if let before { protection.forgetDiscards(of: pages, butFor: before) }
         throw error
       }
-      if error.isRefusalOfAll, frames == nil, (try? ProcessMaps.mappings(in: range))?.count == 1 { throw error }
       // The kernel drops what lies before the piece that it refuses. A userfaultfd has been told exactly what that is; where there
       // is none, all of it may have changed.
       if unsafe frames != nil || protection.domain.pointee.delivery.load(ordering: .acquiring) == .mprotect {
@@ -111,6 +110,15 @@ extension Region {
     }
     // After the fact: whoever collects from now on protects the fresh pages again and reports them.
     protection.recordDiscard(pages)
+  }
+
+  /// Whether a refusal was of the first piece, so that nothing was dropped: of the one mapping there is, or of its one file, which is sealed.
+  private static func isUntouched(_ range: AddressRange, after error: PinError) -> Bool {
+    guard error.errno == .notPermitted || error.errno == .invalidArgument || error.errno == .permissionDenied,
+      let mappings = try? ProcessMaps.mappings(in: range), let first = mappings.first
+    else { return false }
+    if mappings.count == 1 { return true }
+    return error.errno == .notPermitted && mappings.allSatisfy { $0.inode == first.inode && $0.device == first.device }
   }
 
   private func drop(_ range: AddressRange) throws(PinError) {
@@ -144,9 +152,4 @@ extension Region {
       )
     }
   }
-}
-
-extension PinError {
-  /// What the kernel answers before it has changed anything of a mapping: it is sealed, locked, or not of a kind.
-  fileprivate var isRefusalOfAll: Bool { errno == .notPermitted || errno == .invalidArgument || errno == .permissionDenied }
 }

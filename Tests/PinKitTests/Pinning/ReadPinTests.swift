@@ -5,13 +5,17 @@ import Testing
 @testable import PinKit
 
 @Suite("Pins for reading", .serialized) struct ReadPinTests {
-  private func family(_ space: AddressSpace, _ mechanism: WriteTracking.Mechanism) throws -> (template: Region, clone: Region) {
-    let template = try space.map(.pool, pages: 8)
+  private func family(_ space: AddressSpace, _ mechanism: WriteTracking.Mechanism, pages: Int = 8) throws -> (
+    template: Region, clone: Region
+  ) {
+    let template = try space.map(.pool, pages: pages)
     try template.fill(with: 1)
     return (template, try template.clone(mechanism: mechanism))
   }
 
-  @Test("P10: a pin for reading that breaks sharing is no write, and what is written later is one", arguments: Mechanisms.synchronous)
+  @Test(
+    "P10: a pin for reading that breaks sharing is no write, and what is written later is one",
+    arguments: Mechanisms.synchronous)
   func unshares(_ mechanism: WriteTracking.Mechanism) throws {
     let space = try AddressSpace.forTests()
     let (template, clone) = try family(space, mechanism)
@@ -109,14 +113,14 @@ import Testing
   func inTheWindow() throws {
     let space = try AddressSpace.forTests()
     for mechanism in Mechanisms.synchronous {
-      let (template, clone) = try family(space, mechanism)
+      let (template, clone) = try family(space, mechanism, pages: 2_800)
       let tracker = try clone.trackWrites()
-      let held = HeldThreads(at: .mapped, 3..<4)
-      let pinning = TestThread { try clone.pin(3..<4, .unshare).unpin() }
+      let held = HeldThreads(at: .mapped, 2_777..<2_778)
+      let pinning = TestThread { try clone.pin(2_777..<2_778, .unshare).unpin() }
       #expect(held.first())
       let writer = TestThread {
         ct_unblock_signals()
-        clone.poke(66, 3, at: 100)
+        clone.poke(66, 2_777, at: 100)
       }
       // By handler threads it goes through at once; elsewhere it waits.
       if mechanism == .handlerThread { #expect(spin { writer.hasEnded }) } else { yieldForAWhile() }
@@ -124,8 +128,8 @@ import Testing
       held.letGo()
       try pinning.join()
       try writer.join()
-      #expect(clone.peek(3, at: 100) == 66 && template.peek(3, at: 100) == 0)
-      #expect(try tracker.collect().runs == [3..<4])
+      #expect(clone.peek(2_777, at: 100) == 66 && template.peek(2_777, at: 100) == 0)
+      #expect(try tracker.collect().runs == [2_777..<2_778])
       #expect(try tracker.collect().isEmpty)
       try tracker.stop()
       for region in [clone, template] { try region.unmap() }

@@ -64,7 +64,9 @@ import Testing
     try space.close()
   }
 
-  @Test("A discard that a sealed memfd refuses leaves nothing in any set, and no snapshot is given up", arguments: Mechanisms.all)
+  @Test(
+    "A discard that a sealed memfd refuses leaves nothing in any set, and no snapshot is given up", arguments: Mechanisms.all
+  )
   func sealedMemory(_ mechanism: WriteTracking.Mechanism) throws {
     let space = try AddressSpace.forTests()
     let address = ct_map_sealed(8 * 4096)
@@ -92,7 +94,9 @@ import Testing
     try space.close()
   }
 
-  @Test("Buffers, windows, registrations and brackets that are refused leave nothing in any set", arguments: Mechanisms.synchronous)
+  @Test(
+    "Buffers, windows, registrations and brackets that are refused leave nothing in any set",
+    arguments: Mechanisms.synchronous)
   func refusedPins(_ mechanism: WriteTracking.Mechanism) throws {
     let space = try AddressSpace.forTests()
     let region = try space.map(.pool, pages: 16)
@@ -120,7 +124,7 @@ import Testing
     try region.fill(with: 1)
     let pin = try region.pin(2..<3, .write)
     try region.protect(2..<3, to: .none)
-    for policy: SnapshotOptions.AtLimit in [.giveUp, .holdWriters] {
+    for policy: SnapshotOptions.LimitPolicy in [.giveUp, .holdWriters] {
       #expect(errorCode { _ = try region.snapshot(.init(captureLimit: 0, atLimit: policy)) } == .limitReached)
     }
     pin.unpin()
