@@ -65,9 +65,10 @@ extension Region {
   ) throws(PinError) {
     let errno = Errno(rawValue: CInt(-result))
     // What madvise(2) says of a right that is not there.
-    guard errno == .badAddress || errno == .invalidArgument,
-      Memory.isReadable(addressesUnchecked(of: page..<page + 1).start)
-    else { throw refusal(result, page, operation) }
+    guard errno == .badAddress || errno == .invalidArgument else { throw refusal(result, page, operation) }
+    guard Memory.isReadable(addressesUnchecked(of: page..<page + 1).start) else {
+      throw refusal(Int(Memory.noBytes), page, operation)
+    }
     let now = Kernel.now()
     let isFirst = begun == 0
     if isFirst { begun = now }

@@ -1,4 +1,5 @@
 import CTestSupport
+import CUffd
 import Glibc
 import Synchronization
 import Testing
@@ -19,7 +20,7 @@ struct FileMemory {
 
   init(_ kind: Kind, pages: Int) throws {
     switch kind {
-    case .memfd: descriptor = dup(try MemoryFile(name: "truncated", size: 4096).descriptor)
+    case .memfd: descriptor = unsafe cuffd_memfd("truncated", 1)
     case .tmpfs: descriptor = try Self.file("/dev/shm/pinkit-test-XXXXXX")
     case .disk: descriptor = try Self.file("/tmp/pinkit-test-XXXXXX")
     }
