@@ -29,6 +29,12 @@ enum GuardPages {
     return body(memory.range)
   }
 
+  /// Dropping a page of shared memory that userfaultfd has armed leaves a mark, which the kernel (6.18) takes for a page to be dropped, again
+  /// and again: madvise(2) does not return.
+  static func canInstall(_ mechanism: WriteTracking.Mechanism, _ subject: Subject, _ moment: Moment) -> Bool {
+    !(subject == .adoptedShared && moment == .afterSnapshot && mechanism != .mprotect)
+  }
+
   static func install(_ range: AddressRange, _ page: Int) -> Bool { advise(range, page, 102) == 0 }
   static func remove(_ range: AddressRange, _ page: Int) -> Bool { advise(range, page, 103) == 0 }
   static func isGuard(_ range: AddressRange, _ page: Int) -> Bool { advise(range, page, 22) == EFAULT }
