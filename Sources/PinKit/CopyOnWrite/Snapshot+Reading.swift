@@ -66,7 +66,8 @@ extension Snapshot {
     PinError(
       .inaccessible, operation: "read page \(page) of a snapshot", range: region.addressesUnchecked(of: page..<page + 1),
       advice:
-        "It was a guard page, or behind the end of its file, or became that before its bytes were kept. The other pages can be read.")
+        "It was a guard page, or behind the end of its file, or became that before its bytes were kept. The other pages can be read."
+    )
   }
 
   /// The bytes of one page.

@@ -86,7 +86,7 @@ private struct RestoredRegion: ImageTarget {
     }
     for page in pages {
       // What has no bytes, as a guard page has none, holds nothing else either.
-      do throws(PinError) { if try isZero(page) { continue } } catch where error.code == .inaccessible { continue }
+      do throws(PinError) { if try isZero(page) { continue } } catch  where error.code == .inaccessible { continue }
       hasChanged = true
       unsafe try trying { bytes throws(PinError) in
         try unsafe region.copy(UnsafeRawBufferPointer(bytes), toByteOffset: page * region.pageSize)

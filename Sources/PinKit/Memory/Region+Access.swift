@@ -39,7 +39,9 @@ extension Region {
     defer { endChecked() }
     try check(offset, MemoryLayout<Value>.size, denied: .denied, "store")
     if isAdopted {
-      try unsafe Swift.withUnsafeBytes(of: value) { source throws(PinError) in try unsafe storeChecked(source, offset, "store") }
+      try unsafe Swift.withUnsafeBytes(of: value) { source throws(PinError) in
+        try unsafe storeChecked(source, offset, "store")
+      }
       return
     }
     unsafe bytes.storeBytes(of: value, toByteOffset: offset, as: Value.self)

@@ -6,7 +6,8 @@ internal import SystemPackage
 extension Region {
   func loadChecked<Value: BitwiseCopyable>(_ offset: Int, _ type: Value.Type) throws(PinError) -> Value {
     let (size, alignment) = (MemoryLayout<Value>.size, MemoryLayout<Value>.alignment)
-    return try unsafe withUnsafeTemporaryAllocation(byteCount: max(1, size), alignment: alignment) { bytes throws(PinError) in
+    return try unsafe withUnsafeTemporaryAllocation(byteCount: max(1, size), alignment: alignment) {
+      bytes throws(PinError) in
       let place = unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[..<size])
       try unsafe loadChecked(offset, into: place, "load")
       return unsafe bytes.loadUnaligned(as: type)

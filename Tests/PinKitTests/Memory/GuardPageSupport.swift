@@ -16,12 +16,14 @@ enum GuardPages {
 
   static let areKnown = attempt { range in install(range, 0) && isGuard(range, 0) }
   /// Whether the kernel says which pages are guard pages.
-  static let canBeFound = areKnown && attempt { range in
-    var found = 0
-    let query = PageMap.Query(required: .guardPage, returned: .guardPage)
-    do throws(PinError) { try PageMap().scan(range, query) { _, _ in found += 1 } } catch { return false }
-    return found == 0
-  }
+  static let canBeFound =
+    areKnown
+    && attempt { range in
+      var found = 0
+      let query = PageMap.Query(required: .guardPage, returned: .guardPage)
+      do throws(PinError) { try PageMap().scan(range, query) { _, _ in found += 1 } } catch { return false }
+      return found == 0
+    }
 
   private static func attempt(_ body: (AddressRange) -> Bool) -> Bool {
     guard let memory = try? ForeignMemory(.adoptedAnonymous, pages: 1) else { return false }
@@ -136,7 +138,9 @@ enum GuardScenario {
   ) throws {
     let stored = DirtySet(pageCount: GuardPages.count, runs: try snapshot.storedRuns())
     let wereThere = moment != .afterSnapshot && GuardPages.canBeFound
-    for page in GuardPages.pages { check(stored.contains(page), is: !wereThere, "\(note): page \(page) among the stored runs") }
+    for page in GuardPages.pages {
+      check(stored.contains(page), is: !wereThere, "\(note): page \(page) among the stored runs")
+    }
     for page in GuardPages.others { check(stored.contains(page), "\(note): page \(page) is stored") }
     try withImagePath { path in
       guard wereThere else { return check(code { _ = try snapshot.write(to: path) }, is: .inaccessible, note) }

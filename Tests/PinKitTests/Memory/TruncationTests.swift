@@ -93,7 +93,8 @@ enum Truncation {
           try region.write(version: 3, to: 0..<Truncation.rest)
           try Truncation.expect(snapshot, "\(note), written")
           withImagePath { path in check(code { _ = try snapshot.write(to: path) }, is: .inaccessible, note) }
-          check(code { _ = try region.load(fromByteOffset: Truncation.rest * 4096, as: UInt8.self) }, is: .inaccessible, note)
+          check(
+            code { _ = try region.load(fromByteOffset: Truncation.rest * 4096, as: UInt8.self) }, is: .inaccessible, note)
           check(code { try region.store(UInt8(1), toByteOffset: Truncation.rest * 4096) }, is: .inaccessible, note)
           check(code { try region.touch(Truncation.rest) }, is: .inaccessible, note)
           try region.unmap()
