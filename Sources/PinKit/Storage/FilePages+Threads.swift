@@ -10,6 +10,8 @@ extension FilePages {
       for page in worker.claims where table[page].contains(.claimed) { table.releaseClaim(page) }
       unsafe protection.domain.pointee.lock.abandonShared()
     }
+    // The store has not agreed, and the mark was there before it was asked.
+    if worker.hasLocked, !worker.isHolding { granted.remove(request.pages) }
     if worker.hasLocked { unsafe frames.extent(of: request.page).pointee.unlock(request.page) }
     giveUp(request.pages)
   }
