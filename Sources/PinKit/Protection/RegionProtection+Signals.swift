@@ -9,7 +9,7 @@ extension RegionProtection {
     let (count, first) = ThreadMasks.blocking(delivery == .inPlace ? 7 : 11)
     guard count > 0 else { return }
     let threads = first.joined(separator: ", ") + (count > first.count ? ", …" : "")
-    handler.logger.warning(
+    handler.logger.notice(
       "\(count) threads of this process block \(name) (\(threads)): a write of theirs to \(addresses), which is protected by .\(delivery) now, ends the process. Leave SIGSEGV and SIGBUS out of what they block (sigdelset before pthread_sigmask), or use .handlerThread."
     )
   }

@@ -30,7 +30,8 @@ extension FilePages {
       } else if deadline.isOver() {
         throw PinError(
           .timedOut, operation: "wait for a store", range: addresses,
-          advice: "A call of the region's store has not returned, and uses the region: it stays until it has. Try again then.")
+          advice:
+            "A call of the region's store has not returned, and uses the region: it stays until it has. Try again then.")
       }
       Kernel.pause(nanoseconds: 100_000)
     }

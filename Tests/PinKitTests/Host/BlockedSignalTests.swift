@@ -8,7 +8,8 @@ import Testing
 
 /// K5: threads that block the signals of faults are named when memory is armed, as the kernel ends the process without asking.
 @Suite("Threads that block the signals of faults") struct BlockedSignalTests {
-  @Test("K5: whoever arms is told of threads that block the signal of a fault, and how to cure it", arguments: Mechanisms.all)
+  @Test(
+    "K5: whoever arms is told of threads that block the signal of a fault, and how to cure it", arguments: Mechanisms.all)
   func warned(_ mechanism: WriteTracking.Mechanism) async {
     await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
       ct_deadline(300)
@@ -24,7 +25,7 @@ import Testing
       while blocked.value == 0 { Kernel.pause(nanoseconds: 1_000_000) }
       let log = LogCapture()
       let tracked = try Tracked(mechanism, configure: { $0.logger = log.logger })
-      let warnings = log.texts(.warning).filter { $0.contains("block SIG") }
+      let warnings = log.texts(.notice).filter { $0.contains("block SIG") }
       let isSignal = mechanism == .inPlace || mechanism == .mprotect
       check(warnings.count, is: isSignal ? 1 : 0)
       if isSignal {
@@ -40,7 +41,7 @@ import Testing
       try tracked.close()
       let quiet = LogCapture()
       try Tracked(mechanism, configure: { $0.logger = quiet.logger }).close()
-      check(quiet.texts(.warning).filter { $0.contains("\(blocked.value) ") }, is: [])
+      check(quiet.texts(.notice).filter { $0.contains("\(blocked.value) ") }, is: [])
     }
   }
 }

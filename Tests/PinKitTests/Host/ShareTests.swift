@@ -115,7 +115,8 @@ import Testing
   @Test("K7: the room of a process is the least that any of its groups leaves")
   func room() throws {
     let unified = try Self.group([
-      "memory.max": "1000000\n", "memory.current": "600000\n", "memory.stat": "anon 5\ninactive_file 100000\nactive_file 7\n",
+      "memory.max": "1000000\n", "memory.current": "600000\n",
+      "memory.stat": "anon 5\ninactive_file 100000\nactive_file 7\n",
     ])
     let old = try Self.group([
       "memory.limit_in_bytes": "900000\n", "memory.usage_in_bytes": "600000\n", "memory.stat": "total_inactive_file 1000\n",

@@ -183,7 +183,8 @@ import Testing
   }
 
   @Test(
-    "K5: time in which a snapshot holds a writer is not patience", arguments: [WriteTracking.Mechanism.handlerThread, .inPlace])
+    "K5: time in which a snapshot holds a writer is not patience",
+    arguments: [WriteTracking.Mechanism.handlerThread, .inPlace])
   func held(_ mechanism: WriteTracking.Mechanism) async {
     await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
       ct_deadline(300)

@@ -26,8 +26,12 @@ import Testing
     let store = UnrulyStore(pages: 16)
     store.set {
       $0.isQuick = false
-      if moment == .reading { $0.reading = { pages throws(PinError) in if pages.contains(5) { KernelThread.exitCurrent() } } }
-      if moment == .granting { $0.granting = { pages throws(PinError) in if pages.contains(5) { KernelThread.exitCurrent() } } }
+      if moment == .reading {
+        $0.reading = { pages throws(PinError) in if pages.contains(5) { KernelThread.exitCurrent() } }
+      }
+      if moment == .granting {
+        $0.granting = { pages throws(PinError) in if pages.contains(5) { KernelThread.exitCurrent() } }
+      }
     }
     let region = try space.map(.file(store, fillAround: .exact), pages: 16)
     let tracker =
@@ -51,7 +55,9 @@ import Testing
     #expect(text.contains("A thread that waits for the region's store ended"))
   }
 
-  @Test("K3: one ends in the middle under .failRegion: who waits goes on, others are served, all can be closed", arguments: Moment.allCases)
+  @Test(
+    "K3: one ends in the middle under .failRegion: who waits goes on, others are served, all can be closed",
+    arguments: Moment.allCases)
   func failsRegion(_ moment: Moment) async {
     await #expect(processExitsWith: .success) { [moment = moment as Moment] in
       let log = LogCapture()
@@ -67,7 +73,9 @@ import Testing
       spared.poke(77, 4)
       try spared.flush()
       check(other.durableByte(4), is: 77)
-      check(spin(forAtMost: 60) { log.texts(.critical).contains { $0.contains("a thread that waits for stores ended") } }, is: true)
+      check(
+        spin(forAtMost: 60) { log.texts(.critical).contains { $0.contains("a thread that waits for stores ended") } },
+        is: true)
       _ = try? tracker?.stop()
       try region.unmap()
       try space.close()
@@ -105,7 +113,9 @@ import Testing
       let region = try space.map(.file(store, fillAround: .exact), pages: 16)
       check(region.peek(5), is: 6)
       check(log.texts(.critical).count, is: 1)
-      check(log.texts(.critical)[0].contains("a store has not answered for 1.0 s when asked for pages 5..<6"), log.texts(.critical)[0])
+      check(
+        log.texts(.critical)[0].contains("a store has not answered for 1.0 s when asked for pages 5..<6"),
+        log.texts(.critical)[0])
       try space.close()
     }
   }
