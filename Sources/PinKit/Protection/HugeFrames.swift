@@ -26,7 +26,7 @@ enum HugeFrames {
     if let failure { throw failure }
     guard try trapMinorFaults(in: domain) else { return false }
     // From here on whatever is not mapped cannot be mapped without us.
-    for run in huge { try Memory.advise(run, .dontNeed) }
+    for run in huge { try PinError.check(domain.dropMapping(run), "madvise(dontNeed)", run) }
     domain.lostHugeMappings.store(true, ordering: .relaxed)
     Alarm.ring(domain.alarm)
     return try protect(gapsOf: huge, in: range, domain)
@@ -38,7 +38,7 @@ enum HugeFrames {
     try frames.mapDirectly()
     guard try trapMinorFaults(in: domain) else { return false }
     // Under mlockall(MCL_FUTURE) the kernel has mapped all of it.
-    try Memory.advise(domain.addresses, .dontNeed)
+    try PinError.check(domain.dropMapping(domain.addresses), "madvise(dontNeed)", domain.addresses)
     domain.lostHugeMappings.store(true, ordering: .relaxed)
     Alarm.ring(domain.alarm)
     let offset = unsafe frames.base.pointee.offsets(of: 0..<frames.table.pageCount)
@@ -137,7 +137,7 @@ enum HugeFrames {
     try Memory.advise(made, .dontFork)
     guard Uffd.register(descriptor, made, .writeProtect) == .done else { return }
     // Under mlockall(MCL_FUTURE) it was read in before that, and can be written.
-    try Memory.advise(made, .dontNeed)
+    try PinError.check(domain.dropMapping(made), "madvise(dontNeed)", made)
     try Memory.advise(made, .populateRead)
     guard Uffd.register(descriptor, made, [.writeProtect, .minor]) == .done else { return }
     var huge: [AddressRange] = []
@@ -172,14 +172,7 @@ enum Remap {
     let thread = unsafe try start(context)
     var batch = FaultBatch()
     while !job.isDone.load(ordering: .acquiring) {
-      let descriptor = domain.descriptor.load(ordering: .acquiring)
-      if batch.read(from: descriptor) == UffdResult.badDescriptor { _ = domain.useSpareDescriptor(insteadOf: descriptor) }
-      for index in 0..<batch.count {
-        // Whoever faulted tries again when this is over.
-        if case .pageFault(let address, _, _) = batch[index] {
-          Uffd.wake(descriptor, AddressRange(start: address & ~UInt(Memory.pageSize - 1), count: Memory.pageSize))
-        }
-      }
+      domain.readEvents(&batch, expectsMove: true)
       Kernel.relax()
     }
     thread.join()

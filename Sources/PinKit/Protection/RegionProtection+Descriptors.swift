@@ -9,10 +9,9 @@ extension RegionProtection {
   var hasSeals: Bool { unsafe domain.pointee.hasSeals }
 
   func openDescriptor(_ delivery: FaultDelivery, slot: Int) throws(PinError) {
-    var features: Userfaultfd.Features = [.pagefaultFlagWP, .wpUnpopulated, .eventRemap]
+    var features: Userfaultfd.Features = [.pagefaultFlagWP, .wpUnpopulated, .eventRemap, .eventRemove]
     // Pages of a pool go to other frames in the middle of a fault, which must not wait until somebody has read of it.
     if !isPool { features.insert(.eventUnmap) }
-    if !(hasHugeFrames && delivery != .asynchronous), !hasSeals { features.insert(.eventRemove) }
     if hasHugeFrames || hasSeals, delivery != .asynchronous { features.insert(.minorShmem) }
     if hasSource { features.formUnion([.missingShmem, .minorShmem]) }
     if delivery == .inPlace { features.insert(.sigbus) }

@@ -82,7 +82,7 @@ extension SealedPages {
     table.clear(span)
     defer { table.set(span) }
     // The kernel waits until no processor has the old entries any more.
-    let result = Memory.adviseResult(domain.addresses(of: span), .dontNeed)
+    let result = domain.dropMapping(domain.addresses(of: span))
     if result != 0 { return .kernel(Int(result), "madvise", domain.addresses(of: span)) }
     invalidation?.invalidateRange(span)
     TestHooks.reach(.sealing, page: first)
@@ -165,10 +165,9 @@ extension SealedPages {
   private func unmap(_ page: Int) -> Bool {
     idling.withLock { isOver in
       if isOver { return false }
-      shared { _ in
+      shared { domain in
         if table.tryClaim(page).contains(.claimed) { return }
-        if !sealed.contains(page) {
-          _ = Memory.adviseResult(pageAddresses(page), .dontNeed)
+        if !sealed.contains(page), domain.dropMapping(pageAddresses(page)) == 0 {
           used.remove(page..<page + 1)
           idle.insert(page..<page + 1)
         }

@@ -76,6 +76,11 @@ struct FaultDomain: ~Copyable, Sendable {
   /// The pages that `Region.discard(_:)` is dropping, kept before: their removal is no news.
   let droppingFrom = Atomic<Int>(0)
   let droppingTo = Atomic<Int>(0)
+  /// The bytes whose mapping ``MappingDrops`` is dropping and of which the kernel has not said so yet; 0 where it is not.
+  let ownDropFrom = Atomic<UInt>(0)
+  let ownDropTo = Atomic<UInt>(0)
+  /// Of the fault handler, which outlives the domain.
+  private let drops: UInt
   /// When the wrprotect lock was last taken exclusively.
   let exclusiveSince = Atomic<UInt64>(0)
   /// Pages went to other frames, and their new mapping is not registered with the userfaultfd yet. It must be before they
@@ -106,7 +111,8 @@ struct FaultDomain: ~Copyable, Sendable {
     case poolClosed
   }
 
-  init(region: Region, counters: FaultCounters, patience: Double, alarm: Alarm) {
+  init(region: Region, counters: FaultCounters, patience: Double, alarm: Alarm, drops: MappingDrops) {
+    self.drops = unsafe UInt(bitPattern: Unmanaged.passUnretained(drops).toOpaque())
     self.region = region.id
     addresses = region.addresses
     pageSize = region.pageSize
@@ -134,6 +140,13 @@ struct FaultDomain: ~Copyable, Sendable {
     guard raw != 0 else { return nil }
     return unsafe Unmanaged<FrameSharing>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!)._withUnsafeGuaranteedRef {
       body($0)
+    }
+  }
+
+  /// Drops the mapping of `range`, as ``MappingDrops/drop(_:in:)`` does.
+  func dropMapping(_ range: AddressRange) -> CInt {
+    unsafe Unmanaged<MappingDrops>.fromOpaque(UnsafeRawPointer(bitPattern: drops)!)._withUnsafeGuaranteedRef {
+      $0.drop(range, in: self)
     }
   }
 

@@ -20,6 +20,7 @@ internal import Synchronization
   let alarm: Bell
   let stop: EventDescriptor
   let isStopping = Atomic<Bool>(false)
+  let drops = MappingDrops()
   private let forkGeneration = Kernel.forkGeneration
   private let slots: UnsafeMutablePointer<DomainSlot>
   private let slotOwners = Mutex<[Int: WeakProtection]>([:])
@@ -79,6 +80,7 @@ internal import Synchronization
     for (thread, _) in threads.readers { thread.join() }
     alarm.signal()
     threads.watchdog?.join()
+    drops.shutDown()
     self.threads.withLock { $0 = Threads() }
   }
 

@@ -3,7 +3,7 @@ internal import Synchronization
 extension FaultReader {
   /// A page fault may have been queued before an event that happened earlier: events first.
   func handleEvents(_ domain: borrowing FaultDomain, keepsBefore: UInt64) {
-    for index in 0..<batch.count { handleEvent(batch[index], domain, keepsBefore: keepsBefore) }
+    for index in 0..<batch.count { domain.hear(batch[index], keepsBefore: keepsBefore) }
   }
 
   func handleBatch(
@@ -85,29 +85,5 @@ extension FaultReader {
       // With no room the thread is woken: it faults again and queues a new message.
       if !parked.append(fault) { FaultPath.wake(page..<page + 1, in: domain) }
     }
-  }
-
-  private func handleEvent(_ message: FaultMessage, _ domain: borrowing FaultDomain, keepsBefore: UInt64) {
-    switch message {
-    case .pageFault: return
-    case .remove(let range):
-      domain.counters.add(.removeEvents)
-      TestHooks.reach(.removing, page: domain.page(at: max(range.start, domain.addresses.start)))
-      domain.recordDiscard(range, keepsBefore: keepsBefore)
-    case .unmap(let range):
-      domain.counters.add(.unmapEvents)
-      if range.overlaps(domain.addresses) { failMapping(domain) }
-    case .remap:
-      domain.counters.add(.remapEvents)
-      failMapping(domain)
-    case .fork(let descriptor): Uffd.close(descriptor)
-    case .unknown: domain.counters.add(.unknownEvents)
-    }
-  }
-
-  /// Other code has changed the mappings, and who was keeping a page at that moment may have found the bytes of another.
-  private func failMapping(_ domain: borrowing FaultDomain) {
-    domain.fail(.mappingChanged, errno: 0)
-    domain.withOwedBytes { $0.lose(0..<domain.table.pageCount, isQuiet: false) }
   }
 }

@@ -1,0 +1,168 @@
+internal import Synchronization
+internal import SystemPackage
+
+/// Takes pages out of the mapping of a region whose userfaultfd hears of removals, so that whoever touches them traps.
+///
+/// The kernel announces `MADV_DONTNEED` like any other removal, and lets it go on when somebody has read that. Readers stand back while the
+/// wrprotect lock is held exclusively, and one of them may wait for a page that whoever drops has claimed. So a thread of its own makes the
+/// call, and this one reads until it is done: what others removed at that moment is noted, whoever faulted tries again.
+@safe final class MappingDrops: @unchecked Sendable {  // what is not atomic is the lock's
+  /// Held by whoever drops.
+  private let lock = FutexLock()
+  private let bell = Bell()
+  private let start = Atomic<UInt>(0)
+  private let end = Atomic<UInt>(0)
+  private let result = Atomic<CInt>(0)
+  private let isAsked = Atomic<Bool>(false)
+  private let isStopping = Atomic<Bool>(false)
+  /// Of the threads that were started the last one has not ended.
+  private let isServed = Atomic<Bool>(false)
+  private var thread: KernelThread?
+  private var batch = FaultBatch()
+
+  deinit { lock.deallocate() }
+
+  /// Nobody drops any more.
+  func shutDown() {
+    isStopping.store(true, ordering: .sequentiallyConsistent)
+    bell.signal()
+    thread?.join()
+    thread = nil
+  }
+
+  /// Drops the mapping of `range`, which is registered with the domain's userfaultfd, or moves there next. The wrprotect lock is held, and
+  /// the claims of the pages if it is held shared. 0 or a negative errno.
+  func drop(_ range: AddressRange, in domain: borrowing FaultDomain) -> CInt {
+    if domain.descriptor.load(ordering: .acquiring) < 0 { return Memory.adviseResult(range, .dontNeed) }
+    return Kernel.withSignalsBlocked {
+      _ = lock.lockExclusive()
+      defer { lock.unlockExclusive() }
+      domain.beginOwnDrop(range)
+      defer { domain.endOwnDrop() }
+      start.store(range.start, ordering: .relaxed)
+      end.store(range.end, ordering: .relaxed)
+      isAsked.store(true, ordering: .sequentiallyConsistent)
+      while isAsked.load(ordering: .sequentiallyConsistent) {
+        guard serve() else {
+          isAsked.store(false, ordering: .sequentiallyConsistent)
+          return -Errno.resourceTemporarilyUnavailable.rawValue
+        }
+        bell.signal()
+        for _ in 0..<1000 where isAsked.load(ordering: .sequentiallyConsistent) {
+          domain.readEvents(&batch)
+          Kernel.relax()
+        }
+      }
+      return result.load(ordering: .acquiring)
+    }
+  }
+
+  /// Sees to it that there is a thread; false where the system has none.
+  private func serve() -> Bool {
+    if isServed.load(ordering: .acquiring) { return true }
+    thread?.join()
+    thread = nil
+    let context = unsafe Unmanaged.passRetained(self).toOpaque()
+    do throws(PinError) {
+      isServed.store(true, ordering: .sequentiallyConsistent)
+      thread = try unsafe KernelThread(
+        name: "pinkit-drop", context: context,
+        body: { unsafe Unmanaged<MappingDrops>.fromOpaque($0!).takeUnretainedValue().run() },
+        onExit: { context in
+          let drops = unsafe Unmanaged<MappingDrops>.fromOpaque(context!).takeRetainedValue()
+          drops.isServed.store(false, ordering: .sequentiallyConsistent)
+        })
+      return true
+    } catch {
+      isServed.store(false, ordering: .sequentiallyConsistent)
+      unsafe Unmanaged<MappingDrops>.fromOpaque(context).release()
+      return false
+    }
+  }
+
+  private func run() {
+    while !isStopping.load(ordering: .acquiring) {
+      _ = bell.wait(milliseconds: -1)
+      bell.drain()
+      guard isAsked.load(ordering: .sequentiallyConsistent) else { continue }
+      let range = AddressRange(start: start.load(ordering: .relaxed), end: end.load(ordering: .relaxed))
+      result.store(Memory.adviseResult(range, .dontNeed), ordering: .relaxed)
+      isAsked.store(false, ordering: .sequentiallyConsistent)
+    }
+  }
+}
+
+extension FaultDomain {
+  /// What the kernel says of `range` until ``endOwnDrop()`` is PinKit's own doing, and no news.
+  fileprivate func beginOwnDrop(_ range: AddressRange) {
+    ownDropFrom.store(range.start, ordering: .sequentiallyConsistent)
+    ownDropTo.store(range.end, ordering: .sequentiallyConsistent)
+  }
+
+  fileprivate func endOwnDrop() {
+    // A reader may have read of it, and not yet looked whose it is.
+    while unsettled.load(ordering: .sequentiallyConsistent) != 0 { Kernel.relax() }
+    ownDropTo.store(0, ordering: .sequentiallyConsistent)
+    ownDropFrom.store(0, ordering: .sequentiallyConsistent)
+  }
+
+  /// The kernel goes through the mappings in order, with a message for each. One of others that begins at the very same byte is taken for it,
+  /// and then PinKit's own for one of theirs: too much is reported, and nothing lost.
+  private func isOwnDrop(_ range: AddressRange) -> Bool {
+    guard range.end <= ownDropTo.load(ordering: .sequentiallyConsistent) else { return false }
+    return ownDropFrom.compareExchange(expected: range.start, desired: range.end, ordering: .sequentiallyConsistent).exchanged
+  }
+
+  /// Reads what is queued, for a call of PinKit's own that the kernel keeps waiting until somebody has. Whoever faulted is woken, to fault again
+  /// when this is over.
+  ///
+  /// - Parameter expectsMove: The call is mremap(2), and what the kernel says of one is no news.
+  func readEvents(_ batch: inout FaultBatch, expectsMove: Bool = false) {
+    let keepsBefore = keepsEnded.load(ordering: .acquiring)
+    let descriptor = descriptor.load(ordering: .acquiring)
+    guard isOwn(descriptor) else {
+      _ = hasDescriptor()
+      return
+    }
+    // Who reads a snapshot waits until what was read here is noted.
+    unsettled.add(1, ordering: .sequentiallyConsistent)
+    defer { unsettled.subtract(1, ordering: .sequentiallyConsistent) }
+    _ = batch.read(from: descriptor)
+    for index in 0..<batch.count {
+      switch batch[index] {
+      case .pageFault(let address, _, _):
+        Uffd.wake(descriptor, AddressRange(start: address & ~UInt(Memory.pageSize - 1), count: Memory.pageSize))
+      case .remap where expectsMove: break
+      default: hear(batch[index], keepsBefore: keepsBefore)
+      }
+    }
+  }
+
+  /// Takes note of what happened to the memory.
+  ///
+  /// - Parameter keepsBefore: What ``keepsEnded`` said before the message was read.
+  func hear(_ message: FaultMessage, keepsBefore: UInt64) {
+    switch message {
+    case .pageFault: return
+    case .remove(let range):
+      if isOwnDrop(range) { return }
+      counters.add(.removeEvents)
+      TestHooks.reach(.removing, page: page(at: max(range.start, addresses.start)))
+      recordDiscard(range, keepsBefore: keepsBefore)
+    case .unmap(let range):
+      counters.add(.unmapEvents)
+      if range.overlaps(addresses) { failMapping() }
+    case .remap:
+      counters.add(.remapEvents)
+      failMapping()
+    case .fork(let descriptor): Uffd.close(descriptor)
+    case .unknown: counters.add(.unknownEvents)
+    }
+  }
+
+  /// Other code has changed the mappings, and who was keeping a page at that moment may have found the bytes of another.
+  private func failMapping() {
+    fail(.mappingChanged, errno: 0)
+    withOwedBytes { $0.lose(0..<table.pageCount, isQuiet: false) }
+  }
+}
