@@ -45,9 +45,12 @@ import Testing
 
   @Test("K5: a byte in a file of the program's, and a call that did the wrong thing, are found") func descriptors() {
     let scene = BesideDescriptorScene()
-    let done = ["the clone is written", "another clone is made", "writes are collected", "the snapshot is read", "the space is closed"]
+    let done = [
+      "the clone is written", "another clone is made", "writes are collected", "the snapshot is read", "the space is closed",
+    ]
     func broken(_ change: (inout BesideDescriptorScene.Outcome.Round) -> Void) -> [String] {
-      var round = BesideDescriptorScene.Outcome.Round(name: "all", touched: 0, files: 64, done: done)
+      var round = BesideDescriptorScene.Outcome.Round(
+        name: "all", touched: 0, files: 64, done: done, asked: done.count)
       change(&round)
       return failing(scene.judge(.init(rounds: [round])))
     }

@@ -135,7 +135,7 @@ extension Snapshot {
       }
       atomicMemoryFence(ordering: .acquiring)
       set.settle()
-      if let failure = set.protection.failure { throw failure }
+      try set.protection.requireWatched("read a snapshot")
     }
     let chain = store.chain
     for page in pages {

@@ -117,6 +117,8 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
         throw error
       }
     }
+    // Nothing that was written would be on record, and nothing to be protected again.
+    try protection.requireWatched("collect")
   }
 
   // MARK: Under the exclusive lock

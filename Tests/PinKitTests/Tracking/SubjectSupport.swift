@@ -121,7 +121,7 @@ enum HugePages {
   static let canBeReserved: Bool = (try? reserving(8) { true }) ?? false
 
   static func reserving<Result>(_ count: Int, _ body: () throws -> Result) throws -> Result {
-    try lock.withLock { _ in
+    try alone {
       let before = try current()
       try set(before + count)
       if try current() < before + count {
@@ -129,8 +129,19 @@ enum HugePages {
         throw PinError(.outOfMemory, operation: "reserve \(count) huge pages")
       }
     }
-    defer { lock.withLock { _ in try? set(max(0, try current() - count)) } }
+    defer { try? alone { try set(max(0, try current() - count)) } }
     return try body()
+  }
+
+  /// While no other thread, nor a test in a process of its own, changes the number.
+  private static func alone(_ body: () throws -> Void) throws {
+    try lock.withLock { _ in
+      let descriptor = unsafe open(path, O_RDONLY | O_CLOEXEC)
+      try #require(descriptor >= 0)
+      defer { close(descriptor) }
+      while flock(descriptor, LOCK_EX) != 0 { try #require(errno == EINTR) }
+      try body()
+    }
   }
 
   private static func current() throws -> Int {

@@ -4,9 +4,9 @@ internal import Logging
 internal import PinKit
 internal import Synchronization
 
-/// Pages whose first word says which page it is, and when it was written.
+/// Pages whose first word says which page it is, and when it was written; never zero.
 enum BesidePages {
-  static func word(_ page: Int, _ round: Int) -> UInt64 { UInt64(page) << 32 | UInt64(round) }
+  static func word(_ page: Int, _ round: Int) -> UInt64 { UInt64(page + 1) << 32 | UInt64(round) }
 
   static func write(_ region: Region, _ page: Int, _ round: Int) throws {
     try region.store(word(page, round), toByteOffset: page * region.pageSize)
