@@ -120,9 +120,9 @@ ssize_t cuffd_checked_read(void *target, const void *source, size_t length) {
 
 ssize_t cuffd_checked_write(void *target, const void *source, size_t length) {
   if (atomic_load_explicit(&way, memory_order_relaxed) != cuffd_checked_calls) return -ENOSYS;
-  ssize_t done = call(SYS_process_vm_writev, (void *)(uintptr_t)source, target, length);
-  // Memory that nobody may take hold of, as memfd_secret's, can be written as a program does.
-  if (done == -EFAULT) done = call(SYS_process_vm_readv, target, (void *)(uintptr_t)source, length);
+  // This way round the kernel takes hold of the source, and writes the target as a program would. A call that took hold of the target could write
+  // it after it was protected again, and nobody would hear of that.
+  ssize_t done = call(SYS_process_vm_readv, target, (void *)(uintptr_t)source, length);
   if (!is_forbidden(done)) return done;
   stop_calling();
   return -ENOSYS;

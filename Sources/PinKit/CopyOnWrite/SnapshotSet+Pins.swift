@@ -11,7 +11,7 @@ extension SnapshotSet {
     for page in pages {
       // A store that is not in use yet may be held, and nobody waits for it.
       let verdict =
-        table[page].contains(.readDenied) && !domain.hasSeals
+        table[page].contains(.readDenied) && !domain.hasSeals && !domain.hasSource
         ? store.keep(unreadable: page, memory, in: domain) : store.keep(page..<page + 1, in: domain, isAhead: true)
       if verdict == .kept, !store.isLost { continue }
       let range = domain.addresses(of: page..<page + 1)

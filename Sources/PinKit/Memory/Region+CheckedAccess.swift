@@ -30,26 +30,26 @@ extension Region {
   func storeChecked(_ source: UnsafeRawBufferPointer, _ offset: Int, _ operation: StaticString) throws(PinError) {
     guard let start = source.baseAddress else { return }
     var done = 0
-    var begun: UInt64 = 0
+    var deadline: Deadline?
     while done < source.count {
       let address = addresses.start + UInt(offset + done)
       let copied = unsafe Memory.storeChecked(start + done, to: address, count: source.count - done)
       if copied > 0 {
         done += copied
-        begun = 0
+        deadline = nil
         continue
       }
-      try open((offset + done) / pageSize, after: copied, since: &begun, operation)
+      try open((offset + done) / pageSize, after: copied, &deadline, operation)
     }
   }
 
   /// The fault of a store, and no store: what others write meanwhile stays.
   func touchChecked(_ page: Int) throws(PinError) {
-    var begun: UInt64 = 0
+    var deadline: Deadline?
     while true {
       let result = Memory.touchChecked(addressesUnchecked(of: page..<page + 1))
       if result == 0 { return }
-      try open(page, after: Int(result), since: &begun, "touch")
+      try open(page, after: Int(result), &deadline, "touch")
     }
   }
 
@@ -62,7 +62,7 @@ extension Region {
   /// The kernel refused to write a page. If that was for its protection, as it is where faults are the thread's own to take, the fault is
   /// taken here, and the access can be tried again.
   private func open(
-    _ page: Int, after result: Int, since begun: inout UInt64, _ operation: StaticString
+    _ page: Int, after result: Int, _ deadline: inout Deadline?, _ operation: StaticString
   ) throws(PinError) {
     let errno = Errno(rawValue: CInt(-result))
     // What madvise(2) says of a right that is not there.
@@ -70,10 +70,9 @@ extension Region {
     guard Memory.isReadable(addressesUnchecked(of: page..<page + 1).start) else {
       throw refusal(Int(Memory.noBytes), page, operation)
     }
-    let now = Kernel.now()
-    let isFirst = begun == 0
-    if isFirst { begun = now }
-    if now - begun > Kernel.nanoseconds(space.configuration.patience) {
+    let isFirst = deadline == nil
+    if isFirst { deadline = Deadline(seconds: space.configuration.patience) }
+    if deadline?.isOver() == true {
       throw PinError(
         .timedOut, operation: "\(operation)", errno: errno, range: addressesUnchecked(of: page..<page + 1),
         advice: "Other code took the right to write away, memory is short, or a snapshot is at its limit.")

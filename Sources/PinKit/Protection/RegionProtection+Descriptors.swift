@@ -39,19 +39,24 @@ extension RegionProtection {
     let descriptor = try Uffd.duplicate(made.descriptor)
     let access = made.access
     let spare = made.release()
+    // A reader that is woken by the first message looks for them.
+    state.withLock { _ in
+      unsafe domain.pointee.identify(by: descriptor)
+      unsafe domain.pointee.descriptor.store(descriptor, ordering: .sequentiallyConsistent)
+      unsafe domain.pointee.spareDescriptor.store(spare, ordering: .sequentiallyConsistent)
+    }
     do throws(PinError) {
       try Uffd.closeInChild(descriptor)
       try Uffd.closeInChild(spare)
       try handler.listen(descriptor, slot: slot)
     } catch {
       _ = Uffd.unregister(descriptor, addresses)
+      state.withLock { _ in
+        unsafe domain.pointee.descriptor.store(-1, ordering: .sequentiallyConsistent)
+        unsafe domain.pointee.spareDescriptor.store(-1, ordering: .sequentiallyConsistent)
+      }
       Self.close([descriptor, spare])
       throw error
-    }
-    state.withLock { _ in
-      unsafe domain.pointee.identify(by: descriptor)
-      unsafe domain.pointee.descriptor.store(descriptor, ordering: .sequentiallyConsistent)
-      unsafe domain.pointee.spareDescriptor.store(spare, ordering: .sequentiallyConsistent)
     }
     return access
   }
@@ -65,9 +70,10 @@ extension RegionProtection {
       ]
     }
     Uffd.withoutForks {
-      for number in open where number >= 0 {
+      // A number that was closed may be another region's by now, and is its to close and to forget.
+      for number in open where unsafe number >= 0 && domain.pointee.isOwn(number) {
         Uffd.forgetInChild(number)
-        if unsafe domain.pointee.isOwn(number) { Uffd.close(number) }
+        Uffd.close(number)
       }
     }
   }
@@ -111,7 +117,7 @@ extension RegionProtection {
   func listenAgain() {
     state.withLock { state in
       let descriptor = unsafe domain.pointee.descriptor.load(ordering: .acquiring)
-      if let slot = state.slot, descriptor >= 0 { handler.rearm(descriptor, slot: slot) }
+      if let slot = state.slot, unsafe domain.pointee.isOwn(descriptor) { handler.rearm(descriptor, slot: slot) }
     }
   }
 
@@ -128,6 +134,8 @@ extension RegionProtection {
       }
     }
     let good = domain.descriptor.load(ordering: .acquiring)
+    // Whoever waits for a message that was read under the old number asks again.
+    if !hasOne { Uffd.wake(good, domain.addresses) }
     guard let new = try? Uffd.duplicate(good) else { return false }
     do throws(PinError) { try Uffd.closeInChild(new) } catch {
       Uffd.close(new)

@@ -108,7 +108,8 @@ internal import SystemPackage
     // A reader that died may have taken the lock with it.
     if failure == nil { exclusive { lift($0) } } else { unsafe lift(domain.pointee) }
     let descriptor = unsafe domain.pointee.descriptor.load(ordering: .acquiring)
-    handler.disconnect(slot: slot, descriptor: descriptor)
+    // Another region may have the number by now.
+    handler.disconnect(slot: slot, descriptor: unsafe domain.pointee.isOwn(descriptor) ? descriptor : -1)
     closeDescriptors()
     state.withLock { $0.slot = nil }
   }

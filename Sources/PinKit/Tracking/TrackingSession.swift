@@ -72,9 +72,13 @@ final class TrackingSession: RegionAttachment {
       if let mechanism = state.mechanism {
         try requireCompatible(mechanism.kind, wanted, needsFaults: needsFaults, options, state)
         // Before the harvest: from there on what it gets is exact.
-        if options.faultAround == .exact { protection.setFaultAround(.exact) }
+        if options.faultAround == .exact {
+          protection.setFaultAround(.exact)
+          protection.setOpensChunks(false)
+        }
         // What was written so far is the others' alone.
         do throws(PinError) { try harvest(&state) } catch {
+          updateChunks(state)
           updateFaultAround(state)
           throw error
         }
@@ -90,6 +94,7 @@ final class TrackingSession: RegionAttachment {
         return (id, mechanism.kind)
       } catch {
         state.trackers[id] = nil
+        updateChunks(state)
         updateFaultAround(state)
         if callback != nil { updateCallbacks(state) }
         throw error

@@ -32,7 +32,8 @@ extension FaultReader {
     let slot = unsafe handler.slot(index)
     guard let domain = unsafe slot.pointee.enter() else { return }
     if unsafe domain.pointee.region == region { unsafe FaultPath.wake(page..<page + 1, in: domain.pointee) }
-    unsafe handler.rearm(domain.pointee.listening, slot: index)
+    let descriptor = unsafe domain.pointee.listening
+    if unsafe domain.pointee.isOwn(descriptor) { handler.rearm(descriptor, slot: index) }
     unsafe slot.pointee.leave()
   }
 }
