@@ -106,15 +106,17 @@ extension FaultDomain {
     ownDropFrom.store(0, ordering: .sequentiallyConsistent)
   }
 
-  /// The kernel goes through the mappings in order, with a message for each. One of others that begins at the very same byte is taken for it,
-  /// and then PinKit's own for one of theirs: too much is reported, and nothing lost.
+  /// The kernel goes through the mappings in order, with a message for each. One of others that begins at the very same byte is taken for
+  /// it, and then PinKit's own for one of theirs: too much is reported, and nothing lost.
   private func isOwnDrop(_ range: AddressRange) -> Bool {
     guard range.end <= ownDropTo.load(ordering: .sequentiallyConsistent) else { return false }
-    return ownDropFrom.compareExchange(expected: range.start, desired: range.end, ordering: .sequentiallyConsistent).exchanged
+    return ownDropFrom.compareExchange(
+      expected: range.start, desired: range.end, ordering: .sequentiallyConsistent
+    ).exchanged
   }
 
-  /// Reads what is queued, for a call of PinKit's own that the kernel keeps waiting until somebody has. Whoever faulted is woken, to fault again
-  /// when this is over.
+  /// Reads what is queued, for a call of PinKit's own that the kernel keeps waiting until somebody has. Whoever faulted is woken, to fault
+  /// again when this is over.
   ///
   /// - Parameter expectsMove: The call is mremap(2), and what the kernel says of one is no news.
   func readEvents(_ batch: inout FaultBatch, expectsMove: Bool = false) {

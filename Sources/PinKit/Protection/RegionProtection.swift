@@ -40,7 +40,8 @@ internal import SystemPackage
     unsafe domain = .allocate(capacity: 1)
     unsafe domain.initialize(
       to: FaultDomain(
-        region: region, counters: handler.counters, patience: handler.patience, alarm: handler.alarm.alarm, drops: handler.drops))
+        region: region, counters: handler.counters, patience: handler.patience, alarm: handler.alarm.alarm,
+        drops: handler.drops))
   }
 
   deinit {

@@ -47,7 +47,8 @@ extension TrackingSession {
       throw PinError(
         .unsupported, operation: operation, range: addresses,
         advice:
-          "The region lies over a store, which hears of each page before it is written: faults open one page. Ask for .exact.")
+          "The region lies over a store, which hears of each page before it is written: faults open one page. Ask for .exact."
+      )
     }
     guard let other = state.trackers.values.lazy.compactMap(\.faultAround).first(where: { $0 != wanted }) else { return }
     throw PinError(
