@@ -58,7 +58,9 @@ extension Region {
 
   /// The same around an operation that has ended when `body` returns or throws.
   ///
-  /// - Parameter body: Gets the bytes of `pages`.
+  /// - Parameters:
+  ///   - pages: Every page that the operation may write a byte of.
+  ///   - body: Gets their bytes.
   /// - Throws: What ``beginIO(into:)`` throws, and then `body` is not called; what `body` throws.
   public func withIOInFlight<Result>(
     into pages: Range<Int>, _ body: (UnsafeMutableRawBufferPointer) throws -> Result
