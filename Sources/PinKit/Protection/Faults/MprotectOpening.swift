@@ -4,7 +4,7 @@ internal import Synchronization
 ///
 /// Every page that differs from its neighbours splits a VMA, and a process may have `vm.max_map_count` of them. At the limit
 /// the kernel answers ENOMEM; then the page is opened together with more and more of its neighbours, which lets VMAs merge again. So it is
-/// before, where ``MappingBudget`` is spent: as far as the next open page, if that can be had. Neighbours opened that way are recorded as fault-around pages: the dirty set gets wider, it never gets wrong.
+/// before, where ``MappingBudget`` is spent: as far as the next open page, if one is near. Neighbours opened that way are recorded as fault-around pages: the dirty set gets wider, it never gets wrong.
 enum MprotectOpening {
   private static let noMemory: CInt = 12
 
@@ -26,7 +26,8 @@ enum MprotectOpening {
     let table = domain.table
     var reach = 64
     while true {
-      switch tryOpen(pages, reach: reach, in: domain) {
+      let window = max(0, pages.lowerBound - reach)..<min(table.pageCount, pages.upperBound + reach)
+      switch tryOpen(pages, within: window, isAhead: false, in: domain) {
       case .opened: return .opened
       case .held: return .held
       // Whoever has the page that stopped this thread will let go of it.
@@ -49,13 +50,19 @@ enum MprotectOpening {
     case refused(isBlocked: Bool)
   }
 
-  /// Opens `pages`, which are claimed, with their neighbours up to `reach` pages away.
-  private static func tryOpen(_ pages: Range<Int>, reach: Int, in domain: borrowing FaultDomain) -> Attempt {
-    let low = claim(from: pages.lowerBound, to: max(0, pages.lowerBound - reach), by: -1, domain)
-    let high = claim(from: pages.upperBound, to: min(domain.table.pageCount, pages.upperBound + reach), by: 1, domain)
+  /// Opens `pages`, which are claimed, with their neighbours in `window`.
+  ///
+  /// - Parameter isAhead: It can be done without: no snapshot is given up for the sake of neighbours, and nobody is held.
+  private static func tryOpen(
+    _ pages: Range<Int>, within window: Range<Int>, isAhead: Bool, in domain: borrowing FaultDomain
+  ) -> Attempt {
+    let low = claim(from: pages.lowerBound, to: window.lowerBound, by: -1, isAhead: isAhead, domain)
+    let high = claim(from: pages.upperBound, to: window.upperBound, by: 1, isAhead: isAhead, domain)
     tell(low.end..<pages.lowerBound, domain)
     tell(pages.upperBound..<high.end, domain)
-    let isKept = keep(low.end..<pages.lowerBound, domain) && keep(pages.upperBound..<high.end, domain)
+    let isKept =
+      keep(low.end..<pages.lowerBound, isAhead: isAhead, domain)
+      && keep(pages.upperBound..<high.end, isAhead: isAhead, domain)
     guard isKept else {
       settle(low.end..<pages.lowerBound, isOpen: false, domain)
       settle(pages.upperBound..<high.end, isOpen: false, domain)
@@ -71,23 +78,31 @@ enum MprotectOpening {
     return .opened
   }
 
-  /// Opens `pages` with what lies between them and the next open page, so that they are a mapping of their own no more; false if that cannot
-  /// be done now.
+  /// Opens `pages` with what lies between them and the next open page, so that they are a mapping of their own no more; where none is near, with
+  /// the block that they lie in, so that many faults to come need none. False if that cannot be done now.
   private static func merge(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> Bool {
     let table = domain.table
     var reach = 1
-    while pages.lowerBound >= reach || pages.upperBound + reach <= table.pageCount {
+    while reach <= blockSize, pages.lowerBound >= reach || pages.upperBound + reach <= table.pageCount {
       if pages.lowerBound >= reach, table[pages.lowerBound - reach].contains(.open) { break }
       let above = pages.upperBound + reach - 1
       if above < table.pageCount, table[above].contains(.open) { break }
       reach += 1
     }
-    if case .opened = tryOpen(pages, reach: max(leastReach, reach), in: domain) { return true }
+    // This may be a signal handler: what it does is bounded, however large the region is.
+    let isNear = reach <= blockSize
+    let low = isNear ? pages.lowerBound - max(leastReach, reach) : pages.lowerBound / blockSize * blockSize
+    let high =
+      isNear ? pages.upperBound + max(leastReach, reach) : (pages.upperBound + blockSize - 1) / blockSize * blockSize
+    let window = max(0, low)..<min(table.pageCount, high)
+    if case .opened = tryOpen(pages, within: window, isAhead: true, in: domain) { return true }
     return false
   }
 
   /// In pages: one fault that widens makes room for many that need not.
   private static let leastReach = 64
+  /// In pages: how far is looked for an open one.
+  private static let blockSize = 512
 
   /// How many mappings more there are once all of `pages` are open.
   private static func cuts(by pages: Range<Int>, _ table: PageTable) -> Int {
@@ -112,7 +127,7 @@ enum MprotectOpening {
   /// pages are passed over without a claim: so of what was passed, the pages that are not open are this thread's, and what snapshots
   /// are owed of them is kept. Never waits.
   private static func claim(
-    from start: Int, to limit: Int, by step: Int, _ domain: borrowing FaultDomain
+    from start: Int, to limit: Int, by step: Int, isAhead: Bool, _ domain: borrowing FaultDomain
   ) -> (end: Int, isBlocked: Bool) {
     let table = domain.table
     var boundary = start
@@ -124,7 +139,7 @@ enum MprotectOpening {
       } else if !before.isDisjoint(with: .openOrDenied) {
         table.releaseClaim(page)
         if !before.contains(.open) { return (boundary, false) }
-      } else if !mayBeOpened(page, isTold: before.contains(.told), domain) {
+      } else if !mayBeOpened(page, isTold: before.contains(.told), isAhead: isAhead, domain) {
         table.releaseClaim(page)
         return (boundary, false)
       }
@@ -134,7 +149,9 @@ enum MprotectOpening {
   }
 
   /// Whether a claimed page may be written in place. Callbacks hear of it before its bytes are kept.
-  private static func mayBeOpened(_ page: Int, isTold: Bool, _ domain: borrowing FaultDomain) -> Bool {
+  private static func mayBeOpened(
+    _ page: Int, isTold: Bool, isAhead: Bool, _ domain: borrowing FaultDomain
+  ) -> Bool {
     let decision = domain.withSharing { $0.decide(page, among: page..<page + 1).decision } ?? .reuse
     guard decision == .reuse else { return false }
     guard domain.owed.load(ordering: .relaxed) != 0 else { return true }
@@ -142,7 +159,7 @@ enum MprotectOpening {
       FirstWriteCallbacks.call(domain, page: page, opening: page..<page + 1)
       domain.table.noteTold(page)
     }
-    return domain.withOwedBytes { $0.keep(page..<page + 1, in: domain) } != .held
+    return keepOwed(page..<page + 1, isAhead: isAhead, domain)
   }
 
   /// Tells the callbacks of the runs among `pages` that are this thread's and that they have not heard of.
@@ -157,15 +174,19 @@ enum MprotectOpening {
   }
 
   /// Keeps what snapshots are owed of the pages among `pages` that are this thread's; false if there is no room.
-  private static func keep(_ pages: Range<Int>, _ domain: borrowing FaultDomain) -> Bool {
+  private static func keep(_ pages: Range<Int>, isAhead: Bool, _ domain: borrowing FaultDomain) -> Bool {
     guard domain.owed.load(ordering: .relaxed) != 0 else { return true }
     var start = pages.lowerBound
     for page in pages.lowerBound...pages.upperBound {
       if page < pages.upperBound, !domain.table[page].contains(.open) { continue }
-      if start < page, domain.withOwedBytes({ $0.keep(start..<page, in: domain) }) == .held { return false }
+      if start < page, !keepOwed(start..<page, isAhead: isAhead, domain) { return false }
       start = page + 1
     }
     return true
+  }
+
+  private static func keepOwed(_ pages: Range<Int>, isAhead: Bool, _ domain: borrowing FaultDomain) -> Bool {
+    domain.withOwedBytes { isAhead ? $0.keepAhead(pages, in: domain) : $0.keep(pages, in: domain) } != .held
   }
 
   private static func settle(_ pages: Range<Int>, isOpen: Bool, _ domain: borrowing FaultDomain) {
