@@ -15,6 +15,8 @@ struct cuffd_completion {
 int cuffd_ring_create(uint32_t entries, struct cuffd_ring *_Nullable *_Nonnull out);
 // Cancels what can be cancelled and waits for the rest: no operation touches its buffer afterwards.
 void cuffd_ring_destroy(struct cuffd_ring *_Nonnull ring);
+// Takes the completions of a ring whose number is lost until nothing is in flight, for at most 10 s. What was queued only must be dropped before.
+void cuffd_ring_settle(struct cuffd_ring *_Nonnull ring);
 int cuffd_ring_descriptor(struct cuffd_ring *_Nonnull ring);
 // The size of the submission queue; operations that were queued and not reaped; those of them not yet submitted.
 uint32_t cuffd_ring_entries(struct cuffd_ring *_Nonnull ring);
@@ -22,7 +24,8 @@ uint32_t cuffd_ring_in_flight(struct cuffd_ring *_Nonnull ring);
 uint32_t cuffd_ring_unsubmitted(struct cuffd_ring *_Nonnull ring);
 // Drops what was queued and not submitted; returns how many.
 uint32_t cuffd_ring_discard(struct cuffd_ring *_Nonnull ring);
-// Queue one operation; -EAGAIN when the submission queue is full.
+// Queue one operation; -EAGAIN when the submission queue is full, -ECHILD in a child of fork(), which shares the queues and leaves them alone:
+// nothing is dropped or reaped there either.
 int cuffd_ring_read(
   struct cuffd_ring *_Nonnull ring, int fd, void *_Nonnull buffer, uint32_t length, uint64_t offset, uint64_t data);
 int cuffd_ring_write(

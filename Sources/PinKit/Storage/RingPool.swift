@@ -15,7 +15,8 @@ final class RingPool: Sendable {
   func take() -> SubmissionRing? {
     guard !isForbidden.load(ordering: .relaxed) else { return nil }
     for slot in slots {
-      if let ring = slot.ring.withLock({ $0.take() }) { return ring }
+      // What a child of fork() finds here is the parent's, and is dropped.
+      if let ring = slot.ring.withLock({ $0.take() }), ring.forkGeneration == Kernel.forkGeneration { return ring }
     }
     do throws(PinError) { return try SubmissionRing(entries: Self.depth) } catch {
       // A seccomp filter or a sysctl says the same next time; a lack of memory or descriptors may pass.
@@ -26,6 +27,7 @@ final class RingPool: Sendable {
 
   /// One that is too many is closed.
   func give(_ ring: consuming SubmissionRing) {
+    guard ring.forkGeneration == Kernel.forkGeneration else { return }
     var ring: SubmissionRing? = ring
     for slot in slots {
       slot.ring.withLock { if $0 == nil { swap(&$0, &ring) } }

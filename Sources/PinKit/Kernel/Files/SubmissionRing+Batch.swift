@@ -1,3 +1,4 @@
+internal import CUffd
 internal import SystemPackage
 
 extension SubmissionRing {
@@ -27,7 +28,8 @@ extension SubmissionRing {
   /// Fills the memory of every transfer, however many there are, or throws; never leaves old bytes behind silently.
   ///
   /// Blocks. Short reads are continued and interrupted ones repeated. When it throws, no operation is running any more, and the
-  /// content of the memory is undefined.
+  /// content of the memory is undefined. Only where other code closed the ring's number (`.descriptorLost`) is one waited for no longer than
+  /// 10 s, such as a read of a pipe that nobody writes to.
   /// - Throws: The first failure; `.inUse` if operations queued by the caller are in flight.
   public mutating func readAll(_ transfers: [Transfer], atEnd: EndOfFile = .fail) throws(PinError) {
     try run(transfers, reading: true, atEnd)
@@ -63,10 +65,15 @@ extension SubmissionRing {
         try submit(waitingFor: 1)
       } catch {
         failure = failure ?? error
-        // What was not accepted must not run later, on memory that is the caller's again; what was is waited for, unless the
-        // ring itself is gone.
+        // What was not accepted must not run later, on memory that is the caller's again; what was is waited for, also
+        // where the ring's number is lost: the mapped queue shows it.
         let mayPass: [Errno?] = [.resourceTemporarilyUnavailable, .resourceBusy, .noMemory]
-        guard discardQueued() > 0 || mayPass.contains(error.errno) else { throw error }
+        let dropped = discardQueued()
+        if error.code == .descriptorLost {
+          unsafe cuffd_ring_settle(raw)
+          throw failure ?? error
+        }
+        guard dropped > 0 || mayPass.contains(error.errno) else { throw error }
       }
       while let completion = nextCompletion() {
         let index = Int(completion.userData)

@@ -9,12 +9,14 @@ public import SystemPackage
   let raw: OpaquePointer
   /// How many operations can be queued between two submissions; a power of two.
   public let capacity: Int
+  /// In a child of `fork()` it is the parent's: nothing is queued, submitted or taken there.
+  let forkGeneration = Kernel.forkGeneration
 
   /// Whether an operation could be queued.
   public enum QueueOutcome: Sendable, Hashable {
     /// It goes to the kernel with the next ``submit(waitingFor:)``.
     case queued
-    /// The queue is full, and nothing was queued: submit first.
+    /// The queue is full, or the ring is a parent's, and nothing was queued: submit first, which says so.
     case full
   }
 
