@@ -6,10 +6,11 @@ internal import Synchronization
 /// fault handler that may allocate.
 ///
 /// What is made when it is first used, by the runtime or by other packages, is made before the thread starts, by whoever starts it: a child of
-/// `fork()` would find it half made for ever, if the fork had caught this thread at it.
+/// `fork()` would find it half made for ever, if the fork had caught this thread at it. Whoever starts it holds locks of the space, so code of
+/// the program's does not run there: the handles of swift-metrics are made in the thread's first turn, while nobody can fork.
 @safe final class Watchdog: @unchecked Sendable {  // its variables belong to its thread, once it runs
   private let handler: FaultHandler
-  private var metrics: MetricsPublisher
+  private var metrics: MetricsPublisher?
   private var published = Kernel.now()
   private var watches: [ObjectIdentifier: WorkWatch] = [:]
   /// In milliseconds.
@@ -18,7 +19,6 @@ internal import Synchronization
   private init(_ handler: FaultHandler) {
     self.handler = handler
     MetricsPublisher.prepare(handler.counters)
-    metrics = MetricsPublisher(counters: handler.counters)
   }
 
   static func start(for handler: FaultHandler) throws(PinError) -> KernelThread {
@@ -26,7 +26,6 @@ internal import Synchronization
     TestHooks.prepare()
     // There is nothing to be found yet, and the code has run once.
     watchdog.look()
-    watchdog.metrics.publish()
     let retained = unsafe Unmanaged.passRetained(watchdog)
     do throws(PinError) {
       return try unsafe begin(retained.toOpaque())
@@ -44,6 +43,9 @@ internal import Synchronization
   }
 
   private func run() {
+    if handler.metricsInterval > 0 {
+      Uffd.withoutForks { metrics = MetricsPublisher(counters: handler.counters) }
+    }
     while !handler.isStopping.load(ordering: .acquiring) {
       if handler.alarm.wait(milliseconds: Self.interval) { handler.alarm.drain() }
       if handler.isStopping.load(ordering: .acquiring) { return }
@@ -58,9 +60,9 @@ internal import Synchronization
     handler.pool?.giveBackDead()
     handler.repairDescriptors()
     checkReaders()
-    if handler.metricsInterval > 0, Double(Kernel.now() - published) > handler.metricsInterval * 1e9 {
+    if metrics != nil, Double(Kernel.now() - published) > handler.metricsInterval * 1e9 {
       published = Kernel.now()
-      metrics.publish()
+      metrics?.publish()
     }
     for protection in handler.protections {
       protection.repairDescriptors()
