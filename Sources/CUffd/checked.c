@@ -2,23 +2,21 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "cuffd_descriptor.h"
+#include "cuffd_fault.h"
 #include "cuffd_sys.h"
 
-static pthread_mutex_t preparing = PTHREAD_MUTEX_INITIALIZER;
 static atomic_int prepared;
 static atomic_int way;
 // /proc/self/mem, and what it was when it was opened: other code may have closed the number since, and have it now.
 static atomic_int memory = -1;
-static dev_t device;
-static ino_t inode;
+static struct cuffd_identity identity;
 static pid_t process;
 
 // The raw call: the thread sanitizer would take the copy for an access.
@@ -31,26 +29,20 @@ static ssize_t call(long number, void *local, void *remote, size_t length) {
 static int is_forbidden(ssize_t result) { return result == -EPERM || result == -ENOSYS || result == -EACCES; }
 
 static int open_memory(void) {
-  int low = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
-  if (low < 0) return -1;
-  // Out of the way of code that closes and reuses low numbers.
-  int fd = fcntl(low, F_DUPFD_CLOEXEC, 256);
-  if (fd < 0) fd = low;
-  else close(low);
-  struct stat found;
-  if (fstat(fd, &found)) {
+  int fd = cuffd_raise(open("/proc/self/mem", O_RDONLY | O_CLOEXEC));
+  if (fd < 0) return -1;
+  if (cuffd_identify(fd, &identity) < 0) {
     close(fd);
     return -1;
   }
-  device = found.st_dev;
-  inode = found.st_ino;
   process = getpid();
   return fd;
 }
 
 int cuffd_checked_prepare(void) {
   if (!atomic_load_explicit(&prepared, memory_order_acquire)) {
-    pthread_mutex_lock(&preparing);
+    // A child that was forked in between would keep a descriptor of the parent's memory. It keeps other threads out, too.
+    cuffd_fork_hold();
     if (!atomic_load(&prepared)) {
       uint64_t from = 1, to = 0;
       int is_allowed = !is_forbidden(call(SYS_process_vm_writev, &from, &to, sizeof to));
@@ -59,24 +51,18 @@ int cuffd_checked_prepare(void) {
       atomic_store(&way, is_allowed ? cuffd_checked_calls : fd >= 0 ? cuffd_checked_file : cuffd_checked_nothing);
       atomic_store_explicit(&prepared, 1, memory_order_release);
     }
-    pthread_mutex_unlock(&preparing);
+    cuffd_fork_allow();
   }
   return atomic_load(&way);
 }
 
-static int is_memory(int fd) {
-  struct stat found;
-  return fd >= 0 && process == getpid() && !fstat(fd, &found) && found.st_dev == device && found.st_ino == inode;
-}
+static int is_memory(int fd) { return process == getpid() && cuffd_is(fd, identity); }
 
 void cuffd_checked_forget(void) {
-  int fd = atomic_load(&memory);
-  struct stat found;
-  if (fd >= 0 && !fstat(fd, &found) && found.st_dev == device && found.st_ino == inode) close(fd);
+  cuffd_close_own(atomic_load(&memory), identity);
   atomic_store(&memory, -1);
   atomic_store(&way, cuffd_checked_calls);
   atomic_store(&prepared, 0);
-  preparing = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
 }
 
 // A filter that was installed since forbids the calls.

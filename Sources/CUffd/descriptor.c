@@ -53,6 +53,13 @@ int cuffd_identify(int fd, struct cuffd_identity *out) {
 int cuffd_is(int fd, struct cuffd_identity identity) {
   struct stat found;
   if (fd < 0) return 0;
+  if (fstat(fd, &found) < 0) return 0;
+  return found.st_dev == identity.device && found.st_ino == identity.inode;
+}
+
+int cuffd_may_be(int fd, struct cuffd_identity identity) {
+  struct stat found;
+  if (fd < 0) return 0;
   // A file system that has failed does not say: the number is open, and nothing speaks for another file.
   if (fstat(fd, &found) < 0) return errno != EBADF;
   return found.st_dev == identity.device && found.st_ino == identity.inode;

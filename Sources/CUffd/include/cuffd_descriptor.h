@@ -20,6 +20,8 @@ int cuffd_duplicate(int fd);
 int cuffd_identify(int fd, struct cuffd_identity *_Nonnull out);
 // Whether the number is open and stands for that file. One system call; async-signal-safe.
 int cuffd_is(int fd, struct cuffd_identity identity);
+// The same for a file of a file system that may have failed: true as well where the number is open and fstat(2) answers with an error.
+int cuffd_may_be(int fd, struct cuffd_identity identity);
 // Closes the number if it stands for that file: otherwise other code has closed it, and may have it now.
 void cuffd_close_own(int fd, struct cuffd_identity identity);
 

@@ -23,6 +23,8 @@ struct FileIdentity: Sendable, Hashable {
 
   /// Whether the number stands for this file. One fstat(2), 0.4 µs; async-signal-safe.
   @inline(__always) func isOf(_ descriptor: CInt) -> Bool { cuffd_is(descriptor, raw) != 0 }
+  /// The same for a file of a file system that may have failed, and then does not say.
+  @inline(__always) func mayBeOf(_ descriptor: CInt) -> Bool { cuffd_may_be(descriptor, raw) != 0 }
   /// Closes the number if it stands for this file.
   func close(_ descriptor: CInt) { cuffd_close_own(descriptor, raw) }
   func hasMark(_ descriptor: CInt, _ mark: CInt, owner: CInt) -> Bool { cuffd_has_mark(descriptor, raw, mark, owner) != 0 }
@@ -35,19 +37,24 @@ struct FileIdentity: Sendable, Hashable {
 struct KnownDescriptor: Sendable {
   private let number: CInt
   private let identity: FileIdentity
+  private let mayFail: Bool
 
   /// `number` was opened just now.
-  init(_ number: CInt) {
+  ///
+  /// - Parameter mayFail: It is a file whose file system may fail: one that does not answer is not taken for closed.
+  init(_ number: CInt, mayFail: Bool = false) {
     self.number = number
+    self.mayFail = mayFail
     // An open number has an identity; one that was closed already never has this one.
     identity = FileIdentity(of: number) ?? FileIdentity(device: .max, inode: .max)
   }
 
   /// The number, or -1 if it does not stand for the file any more: whatever is done with that fails with EBADF.
-  @inline(__always) var checked: CInt { identity.isOf(number) ? number : -1 }
+  @inline(__always) var checked: CInt { isOwn ? number : -1 }
   func isSameNumber(as other: KnownDescriptor) -> Bool { number == other.number }
   /// Closes it, unless the number is somebody else's.
-  func close() { identity.close(number) }
+  func close() { if isOwn { cuffd_close(number) } }
+  @inline(__always) private var isOwn: Bool { mayFail ? identity.mayBeOf(number) : identity.isOf(number) }
 
   /// Moves what was opened out of the way of code that closes low numbers.
   static func raised(_ number: CInt) -> KnownDescriptor { KnownDescriptor(cuffd_raise(number)) }

@@ -108,6 +108,9 @@ struct ForkCleanupTests {
       check(
         Self.child {
           var code: PinError.Code?
+          // What it queues or drops would be the parent's.
+          if held.ring!.queueWrite(to: ends[1], at: 0, from: byte, userData: 3) == .queued { return 2 }
+          if held.ring!.discardQueued() != 0 || held.ring!.nextCompletion() != nil { return 3 }
           do throws(PinError) { try held.ring!.submit() } catch { code = error.code }
           held.ring = nil
           return code == .notInherited ? 0 : 1
@@ -115,6 +118,34 @@ struct ForkCleanupTests {
       try held.ring!.submit(waitingFor: 2)
       let done = held.ring!.completions().sorted { $0.userData < $1.userData }
       check(done.map(\.outcome), is: [.done(bytes: 1), .done(bytes: 1)])
+    }
+  }
+
+  @Test("A child gets no ring of its parent's out of a pool", .enabled(if: ClosedFileTests.hasRing, "needs io_uring"))
+  func ringPool() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(240)
+      let pool = RingPool()
+      pool.give(try SubmissionRing(entries: 8))
+      check(
+        Self.child {
+          guard let ring = pool.take() else { return 1 }
+          return ring.forkGeneration == Kernel.forkGeneration && ring.capacity == RingPool.depth ? 0 : 2
+        }, is: 0)
+      check(pool.take()?.capacity, is: 8)
+    }
+  }
+
+  @Test("A child has no descriptor of its parent's memory")
+  func memory() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(240)
+      let memory = try ProcessMemory()
+      check(Memory.prepareCheckedCopies(), "no checked copies")
+      let link = "/\(getpid())/mem"
+      check(unsafe ct_low_descriptors_of(link, 70_000), is: 2)
+      check(Self.child { unsafe ct_low_descriptors_of(link, 70_000) }, is: 0)
+      withExtendedLifetime(memory) {}
     }
   }
 

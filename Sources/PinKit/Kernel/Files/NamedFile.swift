@@ -11,7 +11,7 @@ internal import SystemPackage
 
   private init(path: String, descriptor: CInt) {
     self.path = path
-    known = KnownDescriptor(descriptor)
+    known = KnownDescriptor(descriptor, mayFail: true)
   }
 
   deinit {

@@ -21,7 +21,7 @@ internal import SystemPackage
 
   private init(name: String, descriptor: CInt) {
     self.name = name
-    main = KnownDescriptor(descriptor)
+    main = KnownDescriptor(descriptor, mayFail: true)
     writerFile = main
   }
 
@@ -69,14 +69,14 @@ internal import SystemPackage
   /// Returns 0, or why there is no direct I/O for this file, negative.
   mutating func openDirect(writes: Bool) -> CInt {
     let made = cuffd_store_reopen(descriptor, writes ? 1 : 0, 1)
-    if made >= 0 { directFile = KnownDescriptor(made) }
+    if made >= 0 { directFile = KnownDescriptor(made, mayFail: true) }
     return min(0, made)
   }
 
   /// Opens what writes go through. Without /proc that is the descriptor itself.
   mutating func openWriter() {
     let made = cuffd_store_reopen(descriptor, 1, 0)
-    if made >= 0 { writerFile = KnownDescriptor(made) }
+    if made >= 0 { writerFile = KnownDescriptor(made, mayFail: true) }
   }
 
   /// `.inUse` if another store writes to it.
