@@ -107,17 +107,22 @@ int ct_low_descriptors_of(const char *kind, int below) {
   return count;
 }
 
-int ct_forbid_kcmp(void) {
+static int filter(int first, int second, unsigned action) {
   struct sock_filter code[] = {
     BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_kcmp, 0, 1),
-    BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)first, 1, 0),
+    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)second, 0, 1),
+    BPF_STMT(BPF_RET | BPF_K, action),
     BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
   };
   struct sock_fprog program = {sizeof code / sizeof *code, code};
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) return -errno;
   return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) ? -errno : 0;
 }
+
+int ct_forbid_kcmp(void) { return filter(SYS_kcmp, SYS_kcmp, SECCOMP_RET_ERRNO | EPERM); }
+int ct_die_of_kcmp(void) { return filter(SYS_kcmp, SYS_kcmp, SECCOMP_RET_KILL_PROCESS); }
+int ct_fail_fstat(void) { return filter(SYS_newfstatat, SYS_fstat, SECCOMP_RET_ERRNO | EIO); }
 
 int ct_enter_jail(const char *directory) {
   return chroot(directory) || chdir("/") ? -errno : 0;

@@ -2,7 +2,7 @@ internal import CUffd
 internal import Synchronization
 
 /// A descriptor of which device and inode say nothing, as all epoll sets and eventfds have the same; and a spare of it. It is told from
-/// others by a mark, and by kcmp(2) with its spare where that is allowed (K5).
+/// others by a mark, and where something looked wrong by kcmp(2) with its spare, if that is allowed (K5).
 @safe struct MarkedDescriptor: ~Copyable, Sendable {
   /// What became of the two numbers.
   enum Outcome: Sendable { case whole, repaired, lost }
@@ -10,6 +10,8 @@ internal import Synchronization
   private let number = Atomic<CInt>(-1)
   private let spare = Atomic<CInt>(-1)
   private let tookSpare = Atomic<Bool>(false)
+  /// A number or mark looked wrong since the last look at both.
+  private let isSuspicious = Atomic<Bool>(false)
   private let owner = Atomic<CInt>(-1)
   private let mark = Self.nextMark()
   private let identity: FileIdentity
@@ -52,6 +54,7 @@ internal import Synchronization
   var checked: CInt {
     let now = unchecked
     if isOwn(now) { return now }
+    isSuspicious.store(true, ordering: .sequentiallyConsistent)
     let other = spare.load(ordering: .acquiring)
     guard other != now, isOwn(other) else { return -1 }
     tookSpare.store(true, ordering: .sequentiallyConsistent)
@@ -63,8 +66,13 @@ internal import Synchronization
   func repair() -> Outcome {
     let (first, second) = (unchecked, spare.load(ordering: .acquiring))
     let (hasFirst, hasSecond) = (isOwn(first), second != first && isOwn(second))
-    // Where kcmp(2) is forbidden the marks are all there is to go by.
-    if hasFirst, hasSecond { return cuffd_same_file(first, second) == 0 ? .lost : .whole }
+    if hasFirst, hasSecond {
+      // Without a reason kcmp(2) is not called: a filter may end the process for it. Where it is forbidden the marks are all there is to go by.
+      let isDoubtful =
+        isSuspicious.exchange(false, ordering: .sequentiallyConsistent) || owner.load(ordering: .relaxed) < 0
+      return isDoubtful && cuffd_same_file(first, second) == 0 ? .lost : .whole
+    }
+    if !hasFirst || second >= 0 { isSuspicious.store(true, ordering: .sequentiallyConsistent) }
     guard hasFirst || hasSecond else { return .lost }
     let good = hasFirst ? first : second
     number.store(good, ordering: .sequentiallyConsistent)

@@ -212,6 +212,10 @@ int ct_check_seized(void);
 int ct_low_descriptors_of(const char *_Nonnull kind, int below);
 // From now on kcmp(2) fails with EPERM.
 int ct_forbid_kcmp(void);
+// From now on it ends the process.
+int ct_die_of_kcmp(void);
+// From now on fstat(2) fails with EIO, for numbers that are closed as well.
+int ct_fail_fstat(void);
 // chroot(2).
 int ct_enter_jail(const char *_Nonnull directory);
 // The calling thread, and those it starts, have mounts of their own; then an empty file system over /proc.

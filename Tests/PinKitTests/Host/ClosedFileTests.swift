@@ -1,4 +1,5 @@
 import CTestSupport
+import Foundation
 import Glibc
 import Synchronization
 import SystemPackage
@@ -70,6 +71,70 @@ import Testing
         check(code, is: .descriptorLost)
       }
       check(ct_check_seized(), is: 0)
+    }
+  }
+
+  @Test("A batch whose ring was taken meanwhile ends when its operations do", .enabled(if: hasRing, "needs io_uring"))
+  func batch() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(240)
+      var (first, second): ([CInt], [CInt]) = ([0, 0], [0, 0])
+      check(unsafe pipe(&first), is: 0)
+      check(unsafe pipe(&second), is: 0)
+      let memory = try Mapping(count: 8192)
+      let (start, reader) = (memory.range.start, Kernel.threadID)
+      let ends = (first[1], second[1])
+      let other = HostThread {
+        // Both are with the kernel once their thread sleeps in io_uring_enter(2).
+        let path = "/proc/self/task/\(reader)/syscall"
+        while (try? String(contentsOfFile: path, encoding: .utf8))?.hasPrefix("426 ") != true {
+          Kernel.pause(nanoseconds: 1_000_000)
+        }
+        check(unsafe ct_seize_descriptors(5, CInt.max, "io_uring"), is: 1)
+        var byte: UInt8 = 7
+        check(unsafe write(ends.0, &byte, 1), is: 1)
+        Kernel.pause(nanoseconds: 200_000_000)
+        check(unsafe write(ends.1, &byte, 1), is: 1)
+      }
+      var ring = try SubmissionRing(entries: 8)
+      var code: PinError.Code?
+      do throws(PinError) {
+        try ring.readAll([
+          .init(descriptor: first[0], offset: 0, memory: AddressRange(start: start, count: 1)),
+          .init(descriptor: second[0], offset: 0, memory: AddressRange(start: start + 4096, count: 1)),
+        ])
+      } catch { code = error.code }
+      check(code, is: .descriptorLost)
+      check(ring.inFlight, is: 0)
+      check(ct_load(UInt64(start) + 4096), is: 7)
+      other.join()
+      check(ct_check_seized(), is: 0)
+    }
+  }
+
+  @Test("What cannot be looked at is PinKit's only where it is a file of a file system that may have failed")
+  func failingLook() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(240)
+      let identity = FileIdentity(of: 0)!
+      check(ct_fail_fstat(), is: 0)
+      check(!identity.isOf(0), "taken for its own")
+      check(identity.mayBeOf(0), "a store's file was given up")
+    }
+  }
+
+  @Test("A filter that kills for kcmp kills nobody where no descriptor was closed")
+  func noKcmp() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(240)
+      let tracked = try Tracked(.handlerThread)
+      check(ct_die_of_kcmp(), is: 0)
+      let looks = Shared()
+      TestHooks.set(.watching) { _ in looks.add() }
+      while looks.value < 4 { Kernel.pause(nanoseconds: 1_000_000) }
+      TestHooks.set(.watching, nil)
+      try tracked.expectExact()
+      try tracked.close()
     }
   }
 
