@@ -35,6 +35,10 @@ import Testing
         check(warnings[0].contains("\(blocked.value) "), warnings[0])
         check(warnings[0].contains("sigdelset before pthread_sigmask"), warnings[0])
       }
+      // Once is enough.
+      let second = LogCapture()
+      try Tracked(mechanism, configure: { $0.logger = second.logger }).close()
+      check(second.texts(.notice).filter { $0.contains("block SIG") }, is: [])
       isOver.store(true, ordering: .releasing)
       thread.join()
       try tracked.expectExact()
