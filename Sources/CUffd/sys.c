@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
-#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -390,12 +389,6 @@ int cuffd_eventfd(void) {
 int cuffd_eventfd_signal(int fd) {
   uint64_t one = 1;
   return write(fd, &one, sizeof one) < 0 ? -errno : 0;
-}
-
-int cuffd_poll_readable(int fd, int timeout_ms) {
-  struct pollfd item = {.fd = fd, .events = POLLIN};
-  int count = poll(&item, 1, timeout_ms);
-  return count < 0 ? -errno : count;
 }
 
 struct thread_start {

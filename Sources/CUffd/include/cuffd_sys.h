@@ -130,7 +130,6 @@ int cuffd_epoll_remove(int epoll, int fd);
 int cuffd_epoll_wait(int epoll, uint64_t *_Nonnull data, int capacity, int timeout_ms);
 int cuffd_eventfd(void);
 int cuffd_eventfd_signal(int fd);
-int cuffd_poll_readable(int fd, int timeout_ms);
 
 // Starts a thread that blocks every signal but those of faults; `on_exit` runs however it ends (return, pthread_exit, cancel).
 int cuffd_thread_start(

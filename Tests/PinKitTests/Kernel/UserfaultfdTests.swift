@@ -1,4 +1,5 @@
 import CUffd
+import Glibc
 import SystemPackage
 import Testing
 
@@ -60,7 +61,8 @@ final class UserfaultfdTests {
         _ = cuffd_madvise(UInt64(range.start), UInt64(range.count), Memory.Advice.dontNeed.rawValue)
       }, onExit: { _ in })
     // Readable means that the event is queued: the discard waits for its reader, and the address space is changing.
-    #expect(cuffd_poll_readable(descriptor.descriptor, 10_000) == 1)
+    var waiting = pollfd(fd: descriptor.descriptor, events: Int16(POLLIN), revents: 0)
+    #expect(unsafe poll(&waiting, 1, 10_000) == 1)
     #expect(try descriptor.copy(from: source.range.start, to: pages(0..<1)) == .retry)
     var batch = FaultBatch()
     #expect(batch.read(from: descriptor.descriptor) == 0)
