@@ -123,9 +123,21 @@ extension PinError {
   /// Types the negative result of a C function.
   static func kernel(_ result: Int, _ operation: String, _ range: AddressRange? = nil, advice: String = "") -> PinError {
     let errno = Errno(rawValue: CInt(-result))
+    if errno == noThread {
+      return PinError(
+        .limitReached, operation: operation, errno: .resourceTemporarilyUnavailable, range: range,
+        advice: advice.isEmpty ? threadAdvice : advice)
+    }
     let (code, hint) = meaning(of: errno)
     return PinError(code, operation: operation, errno: errno, range: range, advice: advice.isEmpty ? hint : advice)
   }
+
+  /// EUSERS, which no call that PinKit makes answers: stands for the EAGAIN of a thread that could not be started, where another EAGAIN may come
+  /// the same way.
+  static let noThread = Errno(rawValue: 87)
+  static let threadAdvice =
+    "The user or the cgroup may have no more threads: raise `ulimit -u`, or the cgroup's pids.max "
+    + "(TasksMax= under systemd); `sysctl kernel.threads-max` is the machine's."
 
   private static func meaning(of errno: Errno) -> (Code, String) {
     switch errno {

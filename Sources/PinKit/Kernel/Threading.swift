@@ -1,7 +1,7 @@
 internal import CUffd
 internal import SystemPackage
 
-/// Futexes, clocks, event descriptors and threads: what the fault path needs of the kernel beside memory.
+/// Clocks, forks, signal masks, threads and futexes: what the fault path needs of the kernel beside memory.
 enum Kernel {
   /// CLOCK_MONOTONIC in nanoseconds.
   @inline(__always) static func now() -> UInt64 { cuffd_now_ns() }
@@ -66,8 +66,7 @@ struct KernelThread: Sendable {
     if result == -Errno.resourceTemporarilyUnavailable.rawValue {
       throw PinError(
         .limitReached, operation: "start the thread \(name)", errno: .resourceTemporarilyUnavailable,
-        advice: "The user or the cgroup may have no more threads: raise `ulimit -u`, or the cgroup's pids.max "
-          + "(TasksMax= under systemd); `sysctl kernel.threads-max` is the machine's.")
+        advice: PinError.threadAdvice)
     }
     try PinError.check(result, "pthread_create")
     self.handle = handle

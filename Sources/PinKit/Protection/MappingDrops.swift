@@ -31,7 +31,7 @@ internal import SystemPackage
   }
 
   /// Drops the mapping of `range`, which is registered with the domain's userfaultfd, or moves there next. The wrprotect lock is held, and
-  /// the claims of the pages if it is held shared. 0 or a negative errno.
+  /// the claims of the pages if it is held shared. 0 or a negative errno: ``PinError/noThread`` where the system has no thread for it.
   func drop(_ range: AddressRange, in domain: borrowing FaultDomain) -> CInt {
     if domain.descriptor.load(ordering: .acquiring) < 0 { return Memory.adviseResult(range, .dontNeed) }
     return Kernel.withSignalsBlocked {
@@ -43,9 +43,10 @@ internal import SystemPackage
       end.store(range.end, ordering: .relaxed)
       isAsked.store(true, ordering: .sequentiallyConsistent)
       while isAsked.load(ordering: .sequentiallyConsistent) {
-        guard serve() else {
+        let missing = serve()
+        guard missing == 0 else {
           isAsked.store(false, ordering: .sequentiallyConsistent)
-          return -Errno.resourceTemporarilyUnavailable.rawValue
+          return missing
         }
         bell.signal()
         for _ in 0..<1000 where isAsked.load(ordering: .sequentiallyConsistent) {
@@ -57,9 +58,9 @@ internal import SystemPackage
     }
   }
 
-  /// Sees to it that there is a thread; false where the system has none.
-  private func serve() -> Bool {
-    if isServed.load(ordering: .acquiring) { return true }
+  /// Sees to it that there is a thread. 0 or a negative errno.
+  private func serve() -> CInt {
+    if isServed.load(ordering: .acquiring) { return 0 }
     thread?.join()
     thread = nil
     let context = unsafe Unmanaged.passRetained(self).toOpaque()
@@ -72,11 +73,12 @@ internal import SystemPackage
           let drops = unsafe Unmanaged<MappingDrops>.fromOpaque(context!).takeRetainedValue()
           drops.isServed.store(false, ordering: .sequentiallyConsistent)
         })
-      return true
+      return 0
     } catch {
       isServed.store(false, ordering: .sequentiallyConsistent)
       unsafe Unmanaged<MappingDrops>.fromOpaque(context).release()
-      return false
+      let errno = error.errno ?? .resourceTemporarilyUnavailable
+      return -(errno == .resourceTemporarilyUnavailable ? PinError.noThread : errno).rawValue
     }
   }
 

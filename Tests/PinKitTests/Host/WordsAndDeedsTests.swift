@@ -84,6 +84,31 @@ import Testing
     }
   }
 
+  @Test(
+    "K5: so is who seals, where the thread that takes pages out cannot be started",
+    .enabled(if: geteuid() == 0, "needs root"))
+  func threadLimitOfDrops() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(60)
+      let space = try AddressSpace.forTests()
+      let region = try space.map(.pool, pages: 16)
+      try region.setSealer(RecordingSealer())
+      for page in 0..<16 { try region.store(UInt64(7), toByteOffset: page * 4096) }
+      var none = rlimit(rlim_cur: 0, rlim_max: 0)
+      check(unsafe setrlimit(__rlimit_resource_t(6), &none), is: 0)  // RLIMIT_NPROC
+      check(setuid(65_534), is: 0)
+      do {
+        try region.seal(0..<16)
+        check(false, "a thread was started")
+      } catch let error as PinError {
+        check(error.code, is: .limitReached)
+        check(error.errno, is: .resourceTemporarilyUnavailable)
+        check(error.description.contains("ulimit -u") && error.description.contains("pids.max"), "\(error)")
+      }
+      try check(region.load(fromByteOffset: 4096, as: UInt64.self), is: 7)
+    }
+  }
+
   @Test("K5: a process that has changed its user is told what hides /proc/self", .enabled(if: geteuid() == 0, "needs root"))
   func notDumpable() async {
     await #expect(processExitsWith: .success) {
