@@ -117,7 +117,7 @@ import Testing
       GuardPages.install(memory.range)
       let space = try AddressSpace.forTests()
       let region = try space.adopt(memory.range)
-      for descriptor in CInt(3)..<1024 where GuardPages.isProcessMemory(descriptor) { close(descriptor) }
+      for descriptor in CInt(3)..<70_000 where GuardPages.isProcessMemory(descriptor) { close(descriptor) }
       check(ct_forbid_memory_copies(), is: 0)
       _ = try region.load(fromByteOffset: GuardPages.others[0] * 4096, as: UInt8.self)
       _ = try? region.load(fromByteOffset: GuardPages.pages[1] * 4096, as: UInt8.self)
