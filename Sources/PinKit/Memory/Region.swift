@@ -81,7 +81,7 @@ public final class Region: Sendable {
   deinit {
     // Nobody is inside: accesses hold the region.
     if gate.close() {
-      do throws(PinError) { if isOfThisProcess { try supply?.finish() } } catch {
+      do throws(PinError) { if isOfThisProcess { try supply?.finish(isLast: true) } } catch {
         space.configuration.logger.critical(
           "a region over a store was dropped, and what had changed in it could not be written: \(error)")
       }
@@ -118,7 +118,7 @@ public final class Region: Sendable {
       pinGate.endDrop()
       throw PinError(.unmapped, operation: "unmap", range: addresses)
     }
-    do throws(PinError) { try supply?.finish() } catch {
+    do throws(PinError) { try supply?.finish(isLast: true) } catch {
       gate.reopen()
       pinGate.endDrop()
       throw error
@@ -130,7 +130,7 @@ public final class Region: Sendable {
   func flushSupply() throws(PinError) {
     guard let supply, gate.enter() else { return }
     defer { gate.leave() }
-    try supply.finish()
+    try supply.finish(isLast: false)
   }
 
   /// What brings its pages in, if that is a store.

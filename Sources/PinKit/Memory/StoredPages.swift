@@ -21,6 +21,7 @@ protocol PageSupply: RegionAttachment {
   func markDirty(_ pages: Range<Int>)
   func isDirty(_ page: Int) -> Bool
   func isUnderWriteback(_ page: Int) -> Bool
-  /// Writes everything back that has changed, before the region goes; also where faults cannot be served any more.
-  func finish() throws(PinError)
+  /// Writes everything back that has changed, before the region goes; also where faults cannot be served any more. Waits until no thread is at
+  /// the store, if `isLast`; otherwise for no longer than those take that are there now.
+  func finish(isLast: Bool) throws(PinError)
 }

@@ -90,9 +90,14 @@ extension FilePages {
   // MARK: What the pool has already
 
   /// Whether what the pool has of a page that is claimed, or marked as `filling`, are its bytes. Those that the store has, too, are not
-  /// trusted once their mapping is gone: the store's are right.
+  /// trusted once their mapping is gone, unless others have the frame: the store's are right.
   private func isKept(_ page: Int) -> Bool {
-    placed.contains(page) && (present.contains(page) || !isClean(page) || isPinned(page))
+    placed.contains(page) && (present.contains(page) || !isClean(page) || isPinned(page) || isHeld(page))
+  }
+
+  /// Whether others have the page's frame: a clone, or a lookup.
+  private func isHeld(_ page: Int) -> Bool {
+    unsafe frames.extent(of: page).pointee.counts(page).references > 1
   }
 
   /// Maps what the pool has of a page, protected: other code, or the kernel, has dropped the mapping alone. `nil` if it has nothing.
@@ -114,8 +119,13 @@ extension FilePages {
   /// it again.
   private func takeOver(_ page: Int, _ descriptor: CInt) -> (UffdResult, bytes: Int) {
     guard isKept(page) else {
+      let extent = unsafe frames.extent(of: page)
+      // In one step, which fails if anybody has had it since a moment ago (P5). What nobody put there nobody else can have.
+      let isFrozen = unsafe extent.pointee.freeze(page, expecting: 1)
+      if !isFrozen, placed.contains(page) { return mapAndWake(page, descriptor) }
+      defer { if isFrozen { unsafe extent.pointee.unfreeze(page) } }
       // It may be mapped by who was faster than the registration, or locked: a hole is punched all the same.
-      let result = unsafe frames.pool.punch(frames.extent(of: page).pointee, page..<page + 1)
+      let result = unsafe frames.pool.punch(extent.pointee, page..<page + 1)
       return (UffdResult(result), 0)
     }
     return mapAndWake(page, descriptor)

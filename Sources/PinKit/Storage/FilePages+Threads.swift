@@ -17,14 +17,21 @@ extension FilePages {
   }
 
   /// Nothing is under way for a request any more.
-  func noteDone() { outstanding.subtract(1, ordering: .sequentiallyConsistent) }
+  func noteDone() {
+    requestsDone.add(1, ordering: .sequentiallyConsistent)
+    outstanding.subtract(1, ordering: .sequentiallyConsistent)
+  }
 
-  /// Waits for the threads that are at the store: they use the region. Before it goes, and where it can still stay.
+  /// Waits for the threads that are at the store: they use the region. Before it goes, and where it can still stay. Unless it `isLast`, others
+  /// go on faulting, and the wait ends when as many requests are done as there were when it began.
   ///
   /// - Throws: ``PinError`` `.timedOut` where the store has been given up.
-  func awaitThreads() throws(PinError) {
+  func awaitThreads(isLast: Bool) throws(PinError) {
+    let underWay = UInt64(max(0, outstanding.load(ordering: .sequentiallyConsistent)))
+    let enough = requestsDone.load(ordering: .sequentiallyConsistent) + underWay
     var deadline = unsafe Deadline(protection.domain.pointee.patience)
     while outstanding.load(ordering: .sequentiallyConsistent) != 0 {
+      if !isLast, protection.failure == nil, requestsDone.load(ordering: .sequentiallyConsistent) >= enough { return }
       if protection.failure == nil {
         deadline = unsafe Deadline(protection.domain.pointee.patience)
       } else if deadline.isOver() {

@@ -112,8 +112,8 @@ extension FilePages {
   }
 
   /// Flushes, before the region goes. Where faults cannot be served any more, what is known to have changed is written all the same.
-  func finish() throws(PinError) {
-    try awaitThreads()
+  func finish(isLast: Bool) throws(PinError) {
+    try awaitThreads(isLast: isLast)
     if protection.failure == nil {
       do throws(PinError) { return try flush() } catch { if protection.failure == nil { throw error } }
     }

@@ -36,6 +36,8 @@ internal import Synchronization
   let windows: FillWindows
   /// Requests that ``StoreThreads`` have of it.
   let outstanding = Atomic<Int>(0)
+  /// How many of them have been done, ever.
+  let requestsDone = Atomic<UInt64>(0)
   /// How many need every page to stay.
   let stays = Atomic<Int>(0)
   let refusals = Mutex<[Int: PinError]>([:])
@@ -138,7 +140,8 @@ extension FilePages: RegionAttachment {
     // Nobody who lifts a refusal is in the middle of it when the memory goes.
     refusals.withLock { _ in isOver.store(true, ordering: .sequentiallyConsistent) }
     participant.withLock { $0 = nil }
-    // The protection has ended, and no fault asks for anything any more.
+    // The protection has ended, and no fault asks for anything any more. A store that never returns is waited for without end: it uses the
+    // region. Whoever calls unmap() hears of that before; who drops the region, does not.
     while outstanding.load(ordering: .sequentiallyConsistent) != 0 { Kernel.pause(nanoseconds: 100_000) }
   }
 }
