@@ -229,7 +229,7 @@ internal import SystemPackage
     let address = domain.addresses(of: page..<page + 1).start
     if result == 0 {
       result = unsafe memory.read(address, into: base + page * pageSize, count: pageSize)
-      if result < 0, domain.isForeign {
+      if result < 0, domain.isForeign, memory.meansNoBytes(result) {
         usedBytes.subtract(pageSize, ordering: .relaxed)
         noteUnreadable(page..<page + 1)
         record(page..<page + 1, in: domain)

@@ -1,4 +1,5 @@
 internal import Synchronization
+internal import SystemPackage
 
 extension Snapshot {
   /// Copies the bytes of `pages`, as they were at the moment of the snapshot, to `target`.
@@ -10,7 +11,7 @@ extension Snapshot {
   /// - Parameters:
   ///   - pages: Page indices.
   ///   - target: As many bytes as the pages have; not in a managed region.
-  /// - Throws: ``PinError``: `.outOfBounds`, `.invalidArgument` for a target of another size, `.snapshotLost` when the snapshot was
+  /// - Throws: ``PinError``: `.outOfBounds`, `.invalidArgument` for a target of another size, or one of adopted memory's that cannot be written, `.snapshotLost` when the snapshot was
   ///   given up, `.inaccessible` where a page of adopted memory had no bytes, or has lost them (K6): the other pages can be read;
   ///   `.released`, `.closed`, `.handlerLost` or `.mappingChanged` when the region can no longer be watched (K3),
   ///   `.notInherited`, `.wouldDeadlock` from a fault callback. The target's bytes mean nothing then.
@@ -191,7 +192,8 @@ extension Snapshot {
       if table[page].contains(.readDenied) {
         if memory == nil { memory = try ProcessMemory() }
         let result = unsafe memory!.read(address, into: place, count: pageSize)
-        if result < 0, region.isAdopted {
+        if result == -Errno.badAddress.rawValue { throw badTarget(page) }
+        if result < 0, region.isAdopted, memory!.meansNoBytes(result) {
           noteWithoutBytes(page, store)
           continue
         }
@@ -220,9 +222,16 @@ extension Snapshot {
       guard copied == Int(Memory.noBytes) else {
         throw .kernel(copied, "read page \(page) of a snapshot", region.addressesUnchecked(of: page..<page + 1))
       }
+      if Memory.isReadable(source.start + UInt(done)) { throw badTarget(page) }
       noteWithoutBytes(page, store)
       done = (page + 1 - pages.lowerBound) * pageSize
     }
+  }
+
+  private func badTarget(_ page: Int) -> PinError {
+    PinError(
+      .invalidArgument, operation: "read page \(page) of a snapshot", errno: .badAddress,
+      advice: "The page has bytes: it is the target that cannot be written.")
   }
 
   /// A page that nobody has kept has no bytes: should it get some, they are not those of the snapshot.

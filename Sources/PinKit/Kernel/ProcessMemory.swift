@@ -1,8 +1,11 @@
 internal import CUffd
+internal import SystemPackage
 
 /// `/proc/self/mem`: reads memory of this process that the program may not read at the moment, as a debugger does. A child of `fork()` closes it.
 final class ProcessMemory: Sendable {
   private let file: KnownDescriptor
+  /// Whether it reads pages that nobody may read; a kernel can be told to refuse (`proc_mem.force_override`).
+  private let reads: Bool
   private let forkGeneration = Kernel.forkGeneration
 
   /// - Throws: ``PinError``, for example without /proc.
@@ -15,6 +18,7 @@ final class ProcessMemory: Sendable {
       }
       return file
     }
+    reads = Self.readsHidden(file)
   }
 
   deinit {
@@ -27,7 +31,16 @@ final class ProcessMemory: Sendable {
     }
   }
 
-  /// Fills `target` with the bytes at `address`. 0 or a negated errno; a kernel can be told to refuse (`proc_mem.force_override`).
+  private static func readsHidden(_ file: KnownDescriptor) -> Bool {
+    guard let page = try? Mapping(count: Memory.pageSize), Memory.protect(page.range, []) == 0 else { return false }
+    var byte: UInt8 = 0
+    return unsafe cuffd_pread(file.checked, &byte, 1, Int64(page.range.start)) == 1
+  }
+
+  /// Whether the answer of ``read(_:into:count:)`` means that there are no bytes at the address, and not that they are not to be had this way.
+  func meansNoBytes(_ result: CInt) -> Bool { reads && result == -Errno.ioError.rawValue }
+
+  /// Fills `target` with the bytes at `address`. 0 or a negated errno: EFAULT is the target's.
   func read(_ address: UInt, into target: UnsafeMutableRawPointer, count: Int) -> CInt {
     let descriptor = file.checked
     var done = 0

@@ -22,8 +22,16 @@ extension Region {
     while done < target.count {
       let address = addresses.start + UInt(offset + done)
       let copied = unsafe Memory.copyChecked(address, to: place + done, count: target.count - done)
-      guard copied > 0 else { throw refusal(copied, (offset + done) / pageSize, operation) }
-      done += copied
+      if copied > 0 {
+        done += copied
+        continue
+      }
+      guard copied != Int(Memory.noBytes) || !Memory.isReadable(address) else {
+        throw PinError(
+          .invalidArgument, operation: "\(operation)", errno: .badAddress,
+          advice: "The region's bytes can be read: it is the target that cannot be written.")
+      }
+      throw refusal(copied, (offset + done) / pageSize, operation)
     }
   }
 
