@@ -76,15 +76,17 @@ extension RegionProtection {
   /// Runs `body` for one of `parts` after the other, each under the exclusive lock of its own until it returns true, all between one start and
   /// one end (N10): in between others have their turn.
   ///
-  /// Somebody who subscribes meanwhile ends that pair, and hears of the rest.
-  func untilDone<Part>(
-    _ event: InvalidationRange.Event, _ pages: Range<Int>, in parts: [Part],
-    _ body: (borrowing FaultDomain, Part, inout Invalidation?) throws(PinError) -> Bool
+  /// Somebody who subscribes meanwhile ends that pair, and hears of the rest: each pair is about the pages from the first to the last of the
+  /// parts that are left (N9). Parts are runs in order, none is empty.
+  func untilDone(
+    _ event: InvalidationRange.Event, in parts: [[Range<Int>]],
+    _ body: (borrowing FaultDomain, [Range<Int>], inout Invalidation?) throws(PinError) -> Bool
   ) throws(PinError) {
     var next = 0
     while next < parts.count {
+      guard let first = parts[next].first, let last = parts[parts.count - 1].last else { return }
       let version = unsafe domain.pointee.subscriptionVersion
-      var invalidation = try start(event, pages)
+      var invalidation = try start(event, first.lowerBound..<last.upperBound)
       do throws(PinError) {
         var isCurrent = true
         while isCurrent, next < parts.count {

@@ -7,10 +7,9 @@ extension FilePages {
 
   func reclaim(_ pages: Range<Int>) throws(PinError) -> Int {
     let parts = parts(of: candidates(pages))
-    guard let first = parts.first?.first, let last = parts.last?.last else { return 0 }
+    if parts.isEmpty { return 0 }
     var dropped = 0
-    let all = first.lowerBound..<last.upperBound
-    try protection.untilDone(.clear, all, in: parts) { domain, runs, invalidation throws(PinError) in
+    try protection.untilDone(.clear, in: parts) { domain, runs, invalidation throws(PinError) in
       // What went to other frames since would read as zeros once it is dropped.
       guard try RegionProtection.registerAgain(domain) else { return false }
       for run in runs { dropped += drop(run, domain, &invalidation) }
