@@ -36,15 +36,15 @@ struct MemoryControlGroup {
     return levels
   }
 
-  /// In bytes: how much more the process may take before the first of its limits; `nil` where there is none. What the kernel can drop, pages of
-  /// files that nobody has used lately, counts as free.
+  /// In bytes: how much more the process may take before the first of its limits; `nil` where there is none. What the kernel can drop,
+  /// pages of files and what it keeps of names and inodes, counts as free, and is left however much is used beside it.
   func room() -> Int? {
     var room: Int?
     for level in levels {
       guard let limit = number(level, level.isUnified ? "memory.max" : "memory.limit_in_bytes"), limit < 1 << 60,
         let used = number(level, level.isUnified ? "memory.current" : "memory.usage_in_bytes")
       else { continue }
-      let free = max(0, limit - used + droppable(level))
+      let free = min(limit, max(0, limit - used) + droppable(level))
       room = min(room ?? free, free)
     }
     return room
@@ -57,9 +57,16 @@ struct MemoryControlGroup {
   }
 
   private func droppable(_ level: Level) -> Int {
-    let key = level.isUnified ? "inactive_file " : "total_inactive_file "
+    let keys =
+      level.isUnified
+      ? ["inactive_file ", "active_file ", "slab_reclaimable "] : ["total_inactive_file ", "total_active_file "]
     let text = (try? ProcessMaps.readFile("\(level.path)/memory.stat")) ?? ""
-    for line in text.split(separator: "\n") where line.hasPrefix(key) { return Int(line.dropFirst(key.count)) ?? 0 }
-    return 0
+    var sum = 0
+    for line in text.split(separator: "\n") {
+      guard let key = keys.first(where: { line.hasPrefix($0) }), let bytes = Int(line.dropFirst(key.count)) else { continue }
+      let (total, isTooLarge) = sum.addingReportingOverflow(max(0, bytes))
+      sum = isTooLarge ? 1 << 60 : min(1 << 60, total)
+    }
+    return sum
   }
 }

@@ -116,19 +116,25 @@ import Testing
   func room() throws {
     let unified = try Self.group([
       "memory.max": "1000000\n", "memory.current": "600000\n",
-      "memory.stat": "anon 5\ninactive_file 100000\nactive_file 7\n",
+      "memory.stat": "anon 5\ninactive_file 60000\nactive_file 30000\nslab_reclaimable 10000\nslab 7\n",
     ])
     let old = try Self.group([
-      "memory.limit_in_bytes": "900000\n", "memory.usage_in_bytes": "600000\n", "memory.stat": "total_inactive_file 1000\n",
+      "memory.limit_in_bytes": "900000\n", "memory.usage_in_bytes": "600000\n",
+      "memory.stat": "inactive_file 7\ntotal_inactive_file 600\ntotal_active_file 400\n",
+    ])
+    // All but what can be dropped is free, whatever the number of the whole says meanwhile.
+    let cached = try Self.group([
+      "memory.max": "1000000\n", "memory.current": "1000100\n", "memory.stat": "inactive_file 10\nactive_file 900000\n",
     ])
     let open = try Self.group(["memory.max": "max\n", "memory.current": "600000\n"])
     let endless = try Self.group(["memory.limit_in_bytes": "9223372036854771712\n", "memory.usage_in_bytes": "6\n"])
-    defer { for path in [unified, old, open, endless] { Self.remove(path) } }
+    defer { for path in [unified, old, cached, open, endless] { Self.remove(path) } }
     func room(_ paths: (String, Bool)...) -> Int? {
       MemoryControlGroup(levels: paths.map { .init(path: $0.0, isUnified: $0.1) }).room()
     }
     #expect(room((unified, true)) == 500_000)
     #expect(room((old, false)) == 301_000)
+    #expect(room((cached, true)) == 900_010)
     #expect(room((unified, true), (old, false), (open, true), (endless, false)) == 301_000)
     #expect(room((open, true), (endless, false)) == nil)
   }
