@@ -67,10 +67,11 @@ extension Region {
   /// }
   /// ```
   ///
-  /// Every page is there, its own and open before `register` is called. The bytes are contiguous, and stay where they are until the
+  /// Every page is there before `register` is called; for writing it is its own and open, too. For reading it is not opened: it may be
+  /// protected, and shared where the ``ReusePolicy`` lets a pin for reading share it. The bytes are contiguous, and stay where they are until the
   /// registration is closed: of `.pool` memory they are the pool's own mapping, of other memory the region's. A snapshot or a clone that is
-  /// taken at that very moment protects pages for as long as it copies them: if `register` throws then, the pages are opened again, and it is
-  /// called again.
+  /// taken at that very moment protects pages for as long as it copies them: if `register` throws then, it is called again, for
+  /// writing once the pages are open again.
   ///
   /// Blocks as ``pin(_:_:)`` does.
   ///
@@ -89,25 +90,28 @@ extension Region {
     if let shortfall = pin.shortfall { throw shortfall }
     let unregister = try unsafe self.register(
       UnsafeMutableRawBufferPointer(start: UnsafeMutableRawPointer(bitPattern: pin.start), count: pin.byteCount), pages,
-      with: register)
+      for: access, with: register)
     return DeviceRegistration(pin, unregister)
   }
 
   private func register(
-    _ bytes: UnsafeMutableRawBufferPointer, _ pages: Range<Int>,
+    _ bytes: UnsafeMutableRawBufferPointer, _ pages: Range<Int>, for access: PinVerdict.Access,
     with register: (UnsafeMutableRawBufferPointer) throws -> DeviceRegistration.Unregister
   ) throws -> DeviceRegistration.Unregister {
-    let begun = Kernel.now()
+    var deadline = Deadline(seconds: space.configuration.patience)
     while true {
       let before = pinClosings
       do { return try unsafe register(bytes) } catch {
         // Whoever finds the pages closed need not look at memory that the pool maps as well.
         let wasClosed = before & 1 == 1 || pinClosings != before
-        guard frames == nil, wasClosed, Kernel.now() - begun < Kernel.nanoseconds(space.configuration.patience) else {
-          throw error
+        guard frames == nil, wasClosed, !deadline.isOver() else { throw error }
+        if access == .writing {
+          // Waits until the snapshot has its copies.
+          for page in pages { try touch(page) }
+        } else {
+          // A touch would be a write (P10).
+          Kernel.pause(nanoseconds: 50_000)
         }
-        // Waits until the snapshot has its copies.
-        for page in pages { try touch(page) }
       }
     }
   }

@@ -10,7 +10,8 @@ extension Region {
   /// reads (W4).
   ///
   /// After a pin for writing every page is its own, and open, and stays so while the pin lives, but for the moment in which a snapshot or a clone
-  /// copies it; with ``PinOptions/longTerm`` it is present, too, so that a driver can pin it (P8): ``register(_:for:with:)`` does both.
+  /// copies it. Of a region over a store, a sealed one, and one on huge frames only the pool's own mapping, whose bytes the pin has, stays
+  /// usable: a collection or a flush may protect the page where the region maps it. With ``PinOptions/longTerm`` it is present, too, so that a driver can pin it (P8): ``register(_:for:with:)`` does both.
   ///
   /// Pages that are open, or of a region that nothing protects, are pinned with a few instructions each and no system call; the others are
   /// faulted in, under the wrprotect lock. Then it blocks while the region is being protected, while pages are dropped, and while a snapshot
@@ -21,7 +22,8 @@ extension Region {
   ///   - options: For reading, if empty.
   /// - Returns: A pin of all of them, or of fewer (``Pin/shortfall`` says why).
   /// - Throws: ``PinError``, if not even the first page could be pinned: `.wouldBlock`; `.limitReached` if it has 2047 pins for writing or 4095
-  ///   for reading already; `.accessDenied` where ``protect(_:to:)`` took the right away; `.sealed`, `.tampered`, `.keyGone` of sealed pages; `.timedOut`, `.outOfMemory`. Whatever the pages:
+  ///   for reading already; `.accessDenied` where ``protect(_:to:)`` took the right away; `.sealed`, `.tampered`, `.keyGone` of sealed pages; `.inaccessible`
+  ///   with ``PinOptions/longTerm`` for writing, if any page of adopted memory has no bytes (K6); `.timedOut`, `.outOfMemory`. Whatever the pages:
   ///   `.needsDirtyTracking` (P1), `.unsupported` of secret memory and of a device's, `.invalidArgument`, `.outOfBounds`, `.unmapped`, `.notInherited`, `.handlerLost`, `.wouldDeadlock` from a
   ///   fault callback.
   public func pin(_ pages: Range<Int>, _ options: PinOptions = []) throws(PinError) -> Pin {
@@ -50,7 +52,7 @@ extension Region {
     }
     do throws(PinError) {
       if let first = pieces.first {
-        if options.contains(.longTerm), options.isForWriting { try makePresent(pieces) }
+        if options.contains(.longTerm), options.isForWriting { try makePresent(pieces, options) }
         return try assemble(first.pages.lowerBound..<pieces[pieces.count - 1].pages.upperBound, options, pieces, failure)
       }
     } catch {
@@ -106,13 +108,38 @@ extension Region {
   }
 
   /// Gives pages that are pinned and open memory: a driver that pins them can take it as it is, without a fault (P8).
-  private func makePresent(_ pieces: [PinDetail.Piece]) throws(PinError) {
+  private func makePresent(_ pieces: [PinDetail.Piece], _ options: PinOptions) throws(PinError) {
     for piece in pieces {
       let range = AddressRange(start: piece.start, count: piece.pages.count * pageSize)
       let result = Memory.populate(range)
-      // A snapshot has just protected the pages, for as long as it copies them.
-      if result == -Errno.badAddress.rawValue { continue }
-      try PinError.check(result, "madvise(populateWrite)", range)
+      if result == -Errno.badAddress.rawValue {
+        for page in piece.pages { try makePresent(page, piece, options) }
+      } else {
+        try PinError.check(result, "madvise(populateWrite)", range)
+      }
+    }
+  }
+
+  /// A snapshot has just protected some pages, for as long as it copies them, or one has no bytes.
+  private func makePresent(_ page: Int, _ piece: PinDetail.Piece, _ options: PinOptions) throws(PinError) {
+    let range = AddressRange(start: piece.start + UInt((page - piece.pages.lowerBound) * pageSize), count: pageSize)
+    var deadline = Deadline(seconds: space.configuration.patience)
+    while true {
+      let result = Memory.populate(range)
+      if result != -Errno.badAddress.rawValue {
+        try PinError.check(result, "madvise(populateWrite)", range)
+        return
+      }
+      if !options.mayWait {
+        try requireBytes(page * pageSize, "pin")
+        return
+      }
+      try touchChecked(page)
+      if deadline.isOver() {
+        throw PinError(
+          .timedOut, operation: "pin", errno: .badAddress, range: range,
+          advice: "The page is protected again and again: by snapshots, or by other code.")
+      }
     }
   }
 
