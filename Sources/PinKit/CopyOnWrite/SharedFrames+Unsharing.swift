@@ -44,6 +44,7 @@ extension SharedFrames {
       unsafe frames.unclaimTarget(pages, target)
       return .failed
     }
+    if domain.copyError.load(ordering: .relaxed) != 0 { domain.copyError.store(0, ordering: .relaxed) }
     TestHooks.reach(.mapped, page: page)
     _ = Memory.adviseResult(range, .dontFork)
     if domain.hasSeals { _ = Memory.adviseResult(range, .dontDump) }
@@ -55,7 +56,8 @@ extension SharedFrames {
     }
     unsafe note(pages, target, domain)
     unsafe frames.move(pages, to: target)
-    return isProtected ? .done : .written
+    // Nobody may write it: it is protected when the right to comes back.
+    return isProtected || stays ? .done : .written
   }
 
   /// Has the first write to a mapping that has just been made trap; false if it cannot be had.

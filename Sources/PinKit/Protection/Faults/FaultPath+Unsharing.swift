@@ -34,8 +34,13 @@ extension FaultPath {
     case .reuse: return .alreadyOpen
     case .copy: break
     }
-    // For the one case in which it turns out to have been written.
-    if domain.withOwedBytes({ $0.keepAhead(alone, in: domain) }) == .held { return .held }
+    // For the one case in which it turns out to have been written; by mprotect, or without the right to, it is not.
+    if delivery != .mprotect, !before.contains(.writeDenied),
+      domain.withOwedBytes({ $0.keepAhead(alone, in: domain) }) == .held,
+      domain.withOwedBytes({ $0.keep(alone, in: domain) }) == .held
+    {
+      return .held
+    }
     switch domain.withSharing({ $0.unshare(page, in: domain) }) ?? .failed {
     case .done: break
     case .written:
