@@ -1,7 +1,8 @@
 internal import Synchronization
 
 extension Snapshot {
-  /// The pages that may hold anything but zeros, in order; all others read as zeros.
+  /// The pages that may hold anything but zeros, in order. All others read as zeros, but for the released ones and the guard pages that are left
+  /// out below: reading those throws `.released` and `.inaccessible`.
   ///
   /// Of private anonymous memory these are the pages that had memory; of other memory, where a page can be in a file and not in the
   /// page table, all that are not known to be zeros. Released pages are not among them, nor are guard pages of adopted memory that were
