@@ -78,6 +78,10 @@ extension FilePages {
       case .gone where step > Memory.pageSize:
         // The kernel fills one mapping at a time, and pages that went to other frames have mappings of their own.
         step = Memory.pageSize
+      case .gone where domain.needsRegistration.load(ordering: .sequentiallyConsistent):
+        // The page went to another frame since the message was sent, and is there: nothing traps in the mapping that it has now.
+        wake(pages.lowerBound + done / Memory.pageSize..<pages.lowerBound + done / Memory.pageSize + 1)
+        done += step
       case .gone where domain.delivery.load(ordering: .acquiring) != .none:
         domain.fail(.mappingChanged, errno: result.errno)
         return .refused
@@ -110,6 +114,10 @@ extension FilePages {
       wake(page..<page + 1)
       return .opened
     case .done, .again: return .gone
+    case .gone where domain.needsRegistration.load(ordering: .sequentiallyConsistent):
+      // It went to another frame since the message was sent: nothing traps in the mapping that it has now.
+      wake(page..<page + 1)
+      return .gone
     case .refused(UffdResult.badDescriptor) where domain.useSpareDescriptor(insteadOf: descriptor): return .gone
     case .gone, .refused: return nil
     }
