@@ -33,7 +33,7 @@ public struct SnapshotOptions: Sendable, Hashable {
   /// The limit in bytes, and whether the snapshot is given up there.
   var effectiveLimit: (bytes: Int, givesUp: Bool) {
     if let captureLimit { return (captureLimit, atLimit == .giveUp) }
-    guard let room = MemoryControlGroup().room() else { return (Int.max, false) }
+    guard let room = MemoryControlGroup.recentRoom() else { return (Int.max, false) }
     return (room / 2, true)
   }
 }
