@@ -75,7 +75,7 @@ int ct_seize_descriptors(int first, int last, const char *kind) {
     if (fd < 256 && (strstr(target, "[event") || strstr(target, "[timerfd"))) continue;
     numbers[count++] = fd;
   }
-  for (int i = 0; i < count; i++) close(numbers[i]);
+  // At once, without a moment in which the number is free: what PinKit opens to repair the first loss would lie there, and be lost too.
   for (int i = 0; i < count; i++)
     if (open_own(numbers[i])) return -errno;
   return count;
