@@ -63,6 +63,10 @@ enum TestHooks {
     case readerIdle
     /// A thread for stores is about to wait for work.
     case storeIdle
+    /// The sweep is about to keep the first of some pages.
+    case sweeping
+    /// What the pool had of a page that nobody else has is gone, and its bytes are not there yet.
+    case punched
     /// A file of an image was made, renamed, removed or synced; gets the number of such steps of this image so far.
     case imageStep
     /// The buffers of an image are about to be unmapped; gets the address of the first.

@@ -134,6 +134,7 @@ extension FilePages {
       defer { if isFrozen { unsafe extent.pointee.unfreeze(page) } }
       // It may be mapped by who was faster than the registration, or locked: a hole is punched all the same.
       let result = unsafe frames.pool.punch(extent.pointee, page..<page + 1)
+      TestHooks.reach(.punched, page: page)
       return (UffdResult(result), 0)
     }
     return mapAndWake(page, descriptor)

@@ -149,6 +149,37 @@ import Testing
     }
   }
 
+  @Test(
+    "All of them closed, and the watchdog has not looked yet: no collection is empty without a word",
+    arguments: Mechanisms.onUserfaultfd)
+  func beforeTheWatchdog(_ mechanism: WriteTracking.Mechanism) async {
+    await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
+      ct_deadline(240)
+      let tracked = try Tracked(
+        mechanism,
+        configure: {
+          $0.failurePolicy = .failRegion
+          $0.readerCount = 1
+        })
+      // Readers look at their descriptors, too, when they have nothing to do.
+      let isHeld = Atomic<Int>(0)
+      for point in [TestHooks.Point.watching, .readerIdle] {
+        TestHooks.set(point) { _ in
+          _ = isHeld.add(1, ordering: .sequentiallyConsistent)
+          while isHeld.load(ordering: .acquiring) > 0 { Kernel.pause(nanoseconds: 100_000) }
+        }
+      }
+      while isHeld.load(ordering: .acquiring) < 2 { Kernel.pause(nanoseconds: 100_000) }
+      check(unsafe ct_seize_descriptors(3, Self.all, "userfaultfd") >= 2, "no numbers were seized")
+      ct_store(tracked.address(of: 3), 2)
+      check(errorCode { _ = try tracked.tracker.collect() }, is: .handlerLost)
+      isHeld.store(-100, ordering: .releasing)
+      for point in [TestHooks.Point.watching, .readerIdle] { TestHooks.set(point, nil) }
+      try? tracked.close()
+      check(ct_check_seized(), is: 0)
+    }
+  }
+
   @Test("A clone whose pool lost one number goes on with the spare", arguments: Mechanisms.synchronous, [false, true])
   func poolSpare(_ mechanism: WriteTracking.Mechanism, forbidsKcmp: Bool) async {
     await #expect(processExitsWith: .success) {

@@ -86,7 +86,7 @@ enum Truncation {
           try Truncation.expect(snapshot, note)
           if sweep {
             let other = try region.snapshot(.init(mechanism: mechanism, sweep: true))
-            while other.capturedBytes < Truncation.rest * 4096 { usleep(1000) }
+            while other.capturedBytes < Truncation.rest * 4096 { sched_yield() }
             try check(other.wrongPages(of: Array(0..<Truncation.rest), version: 1), is: [], note)
             other.close()
           }

@@ -16,9 +16,14 @@ import Testing
     #expect(unsafe madvise(UnsafeMutableRawPointer(bitPattern: range.start), range.count, MADV_DONTNEED) == 0)
     // The call returns when the message was read, and a reader notes it after that.
     #expect(spin { (try? region.filePageState(1).isPresent) == false })
+    // A page that nobody else has would be a hole of the pool's for a moment, and what others have in it zeros.
+    let holes = Shared()
+    TestHooks.set(.punched) { page in if (0..<4).contains(page) { _ = holes.add() } }
+    defer { TestHooks.set(.punched, nil) }
     for page in 0..<4 { #expect(region.peek(page) == UInt8(page + 1)) }
     for page in 0..<4 { #expect(clone.peek(page) == UInt8(page + 1), "page \(page) of the clone") }
     for page in 0..<4 { #expect(try clone.frameState(page).frame == region.frameState(page).frame) }
+    #expect(holes.value == 0)
     _ = consume reference
     try clone.unmap()
     try space.close()

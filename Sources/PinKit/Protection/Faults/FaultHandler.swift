@@ -33,6 +33,8 @@ internal import Synchronization
   private struct Threads {
     var readers: [(thread: KernelThread, reader: FaultReader)] = []
     var watchdog: KernelThread?
+    /// Watchdogs that ended before their time.
+    var ended: [KernelThread] = []
   }
   private struct WeakProtection: Sendable { weak var protection: RegionProtection? }
 
@@ -79,9 +81,26 @@ internal import Synchronization
     stop.signal()
     for (thread, _) in threads.readers { thread.join() }
     alarm.signal()
+    for thread in threads.ended { thread.join() }
     threads.watchdog?.join()
     drops.shutDown()
     self.threads.withLock { $0 = Threads() }
+  }
+
+  /// Puts another watchdog in the place of one that ended; on the thread that ends (K3).
+  func replaceWatchdog(_ start: () throws(PinError) -> KernelThread) {
+    let isReplaced = threads.withLock { threads -> Bool? in
+      // Whoever shuts down joins what is there by then.
+      if isStopping.load(ordering: .sequentiallyConsistent) { return nil }
+      guard let new = try? start() else { return false }
+      if let old = threads.watchdog { threads.ended.append(old) }
+      threads.watchdog = new
+      return true
+    }
+    guard let isReplaced else { return }
+    logger.critical(
+      "the watchdog ended unexpectedly; \(isReplaced ? "there is a new one" : "there is no thread for a new one: nobody notices any more what else ends")"
+    )
   }
 
   var readers: [FaultReader] { threads.withLock { $0.readers.map(\.reader) } }
@@ -102,12 +121,10 @@ internal import Synchronization
   func everyTick(_ body: @escaping @Sendable () -> Bool) { ticks.withLock { $0.append(body) } }
 
   func runTicks() {
-    let list = ticks.withLock { list in
-      defer { list = [] }
-      return list
-    }
+    // They stay in the list meanwhile: one that ends the watchdog shall not take the others along.
+    let list = ticks.withLock { $0 }
     let rest = list.filter { $0() }
-    ticks.withLock { $0 += rest }
+    ticks.withLock { $0.replaceSubrange(0..<list.count, with: rest) }
   }
 
   func runErrands() {

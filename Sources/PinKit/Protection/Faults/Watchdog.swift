@@ -26,9 +26,13 @@ internal import Synchronization
     TestHooks.prepare()
     // There is nothing to be found yet, and the code has run once.
     watchdog.look()
-    let retained = unsafe Unmanaged.passRetained(watchdog)
+    return try watchdog.begin()
+  }
+
+  private func begin() throws(PinError) -> KernelThread {
+    let retained = unsafe Unmanaged.passRetained(self)
     do throws(PinError) {
-      return try unsafe begin(retained.toOpaque())
+      return try unsafe Self.begin(retained.toOpaque())
     } catch {
       unsafe retained.release()
       throw error
@@ -39,7 +43,13 @@ internal import Synchronization
     try unsafe KernelThread(
       name: "pinkit-watchdog", context: context,
       body: { unsafe Unmanaged<Watchdog>.fromOpaque($0!).takeUnretainedValue().run() },
-      onExit: { unsafe Unmanaged<Watchdog>.fromOpaque($0!).release() })
+      onExit: { unsafe Unmanaged<Watchdog>.fromOpaque($0!).takeRetainedValue().end() })
+  }
+
+  /// Runs on the thread as it ends, however it does.
+  private func end() {
+    if handler.isStopping.load(ordering: .acquiring) { return }
+    handler.replaceWatchdog { () throws(PinError) in try begin() }
   }
 
   private func run() {
