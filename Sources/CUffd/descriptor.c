@@ -76,6 +76,8 @@ int cuffd_mark(int fd, int mark) {
   return fcntl(fd, F_SETOWN, owner) < 0 || fcntl(fd, F_SETSIG, signal_of(mark)) < 0 ? -errno : owner;
 }
 
+int cuffd_mark_quietly(int fd, int mark) { return fcntl(fd, F_SETSIG, signal_of(mark)) < 0 ? -errno : 0; }
+
 int cuffd_seems_marked(int fd, int mark) { return fcntl(fd, F_GETSIG) == signal_of(mark); }
 
 int cuffd_has_mark(int fd, struct cuffd_identity identity, int mark, int owner) {

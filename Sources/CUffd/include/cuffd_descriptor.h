@@ -28,6 +28,8 @@ void cuffd_close_own(int fd, struct cuffd_identity identity);
 // What has no inode of its own is marked: with an owner and a signal that is never sent, as nobody asks for signals. Duplicates share
 // the mark. `mark`: 0 to 30. Returns the owner, or -errno.
 int cuffd_mark(int fd, int mark);
+// The same without an owner, of an opening of a file that nobody else has. 0 or -errno.
+int cuffd_mark_quietly(int fd, int mark);
 // Whether the number stands for a file of that identity and mark. Three system calls; the second form is one, for who looks often.
 int cuffd_has_mark(int fd, struct cuffd_identity identity, int mark, int owner);
 int cuffd_seems_marked(int fd, int mark);

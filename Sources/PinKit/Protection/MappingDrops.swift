@@ -15,6 +15,8 @@ internal import SystemPackage
   private let result = Atomic<CInt>(0)
   private let isAsked = Atomic<Bool>(false)
   private let isStopping = Atomic<Bool>(false)
+  /// The thread looks for the next range, and needs no bell.
+  private let isLooking = Atomic<Bool>(false)
   /// Of the threads that were started the last one has not ended.
   private let isServed = Atomic<Bool>(false)
   private var thread: KernelThread?
@@ -48,7 +50,7 @@ internal import SystemPackage
           isAsked.store(false, ordering: .sequentiallyConsistent)
           return missing
         }
-        bell.signal()
+        if !isLooking.load(ordering: .sequentiallyConsistent) { bell.signal() }
         for _ in 0..<1000 where isAsked.load(ordering: .sequentiallyConsistent) {
           domain.readEvents(&batch)
           Kernel.relax()
@@ -82,15 +84,33 @@ internal import SystemPackage
     }
   }
 
+  /// In nanoseconds: about what it takes to wake a thread.
+  private static let longestLook: UInt64 = 25_000
+
   private func run() {
+    var ended: UInt64 = 0
+    let mayLook = Kernel.processorCount > 2
     while !isStopping.load(ordering: .acquiring) {
-      _ = bell.wait(milliseconds: -1)
-      bell.drain()
+      if !isAsked.load(ordering: .sequentiallyConsistent) {
+        _ = bell.wait(milliseconds: -1)
+        bell.drain()
+      }
       guard isAsked.load(ordering: .sequentiallyConsistent) else { continue }
+      let begun = Kernel.now()
       let range = AddressRange(start: start.load(ordering: .relaxed), end: end.load(ordering: .relaxed))
       result.store(Memory.adviseResult(range, .dontNeed), ordering: .relaxed)
       isAsked.store(false, ordering: .sequentiallyConsistent)
+      let before = ended
+      ended = Kernel.now()
+      if mayLook, begun - before < 4 * Self.longestLook { look(until: ended + Self.longestLook) }
     }
+  }
+
+  /// Who drops one range after the other asks again at once: waking a thread costs more than the call.
+  private func look(until end: UInt64) {
+    isLooking.store(true, ordering: .sequentiallyConsistent)
+    while !isAsked.load(ordering: .sequentiallyConsistent), Kernel.now() < end { Kernel.relax() }
+    isLooking.store(false, ordering: .sequentiallyConsistent)
   }
 }
 

@@ -43,6 +43,11 @@ internal import Synchronization
         required: .written, returned: backing.isFileLike ? .written : [.written, .swapped], writeProtects: true)
   }
 
+  /// What is away, or has no mark. Kernels differ in whether an absent entry is among these.
+  private static let unmarked = PageMap.Query(anyOf: [.written, .swapped], returned: [.written, .swapped, .present])
+  private static let unmarkedPresent = PageMap.Query(
+    required: [.written, .present], returned: .written, writeProtects: true)
+
   /// An absent entry without the mark.
   private static let reclaimed = PageMap.Query(
     required: [.present, .swapped], inverted: [.present, .swapped], writeProtects: true)
@@ -68,10 +73,21 @@ internal import Synchronization
         guard try Self.mark(run, domain) else { return false }
       }
       if huge == [self.addresses] { return true }
-      var away: [AddressRange] = []
-      try self.pageMap.scan(self.addresses, self.written) { if $1.contains(.swapped) { away.append($0) } }
-      return try Self.mark(away, domain)
+      try self.pageMap.writeProtect(self.addresses, self.written)
+      return try self.markLate(domain)
     }
+  }
+
+  /// Marks what the kernel has marked without telling while it was away: a look at all costs a tenth of marking them one by one.
+  private func markLate(_ domain: borrowing FaultDomain) throws(PinError) -> Bool {
+    var away: [AddressRange] = []
+    var isBack = false
+    try pageMap.scan(addresses, Self.unmarked) {
+      if $1.contains(.swapped) { away.append($0) } else if $1.contains(.present) { isBack = true }
+    }
+    // It came back meanwhile, without its mark, or was written since.
+    if isBack { try pageMap.scan(addresses, Self.unmarkedPresent) { _, _ in } }
+    return try Self.mark(away, domain)
   }
 
   /// Marks again what a scan has marked while it was not present. The mark of a writable page that was under migration does not outlast

@@ -87,20 +87,27 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
       table.discarded.drain { dropped.append($0) }
       var opened = DirtySet(pageCount: self.pageCount)
       table.open.drain { Self.take($0, table, &opened) }
-      let discarded = DirtySet(pageCount: self.pageCount, runs: dropped)
+      let discarded =
+        dropped.isEmpty ? DirtySet(pageCount: self.pageCount) : DirtySet(pageCount: self.pageCount, runs: dropped)
       if isMoment {
         OpenPins.willClose(in: domain)
       } else {
-        let staying = OpenPins.staying(of: opened.subtracting(discarded), in: domain)
-        taken.formUnion(staying)
-        Self.putBack(staying, table)
-        opened = opened.subtracting(staying)
+        let staying = OpenPins.staying(of: dropped.isEmpty ? opened : opened.subtracting(discarded), in: domain)
+        if !staying.isEmpty {
+          taken.formUnion(staying)
+          Self.putBack(staying, table)
+          opened = opened.subtracting(staying)
+        }
       }
       defer { if isMoment { OpenPins.reopen(in: domain) } }
-      let all = opened.union(discarded)
+      let all = dropped.isEmpty ? opened : opened.union(discarded)
       var rest = all
       // What could not be protected again stays as it was, and on record.
       func keepRest() {
+        if rest.isEmpty {
+          if taken.isEmpty { taken = all } else { taken.formUnion(all) }
+          return
+        }
         taken.formUnion(all.subtracting(rest))
         // A page that was only dropped may still be protected: were it put back as open, its next fault would find nothing to do.
         let onlyDropped = discarded.subtracting(opened)

@@ -7,8 +7,8 @@ extension StoreFile {
     _ how: ReadingNow, into start: UnsafeMutableRawPointer, count: Int, at offset: Int
   ) -> Bool {
     switch how {
-    case .nowait: unsafe cuffd_store_read_now(descriptor, start, count, Int64(offset)) == count
-    case .plain: unsafe cuffd_store_read(descriptor, start, count, Int64(offset)) == count
+    case .nowait: unsafe cuffd_store_read_now(readable, start, count, Int64(offset)) == count
+    case .plain: unsafe cuffd_store_read(readable, start, count, Int64(offset)) == count
     case .never: false
     }
   }

@@ -15,13 +15,15 @@ internal import SystemPackage
 
   /// The number, after a look at which file it stands for; -1 if other code has closed it (K5).
   var descriptor: CInt { main.checked }
+  /// For what reads in the fault path.
+  var readable: CInt { main.glanced }
   /// The same file opened with `O_DIRECT`; -1 without.
   var direct: CInt { directFile?.checked ?? -1 }
   var writer: CInt { writerFile.checked }
 
   private init(name: String, descriptor: CInt) {
     self.name = name
-    main = KnownDescriptor(descriptor, mayFail: true)
+    main = KnownDescriptor(descriptor, mayFail: true, isMarked: true)
     writerFile = main
   }
 
