@@ -193,6 +193,7 @@ extension RegionFrames {
     // Until now every frame of the base was this region's own, whatever its word says.
     let wasOwn = unsafe !base.pointee.isShared.exchange(true, ordering: .sequentiallyConsistent)
     child.beginMapping()
+    TestHooks.reach(.counted)
     var pinned: [Int] = []
     var deadline = Deadline(seconds: 1)
     var frozen: Int?

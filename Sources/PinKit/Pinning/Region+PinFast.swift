@@ -102,6 +102,7 @@ extension Region {
       var isDead = false
       for page in pages {
         if unsafe pointer.pointee.unpin(page) { isDead = true }
+        TestHooks.reach(.unpinning, page: page)
         table.removePin(page, forWriting: isForWriting)
       }
       if isDead { frames?.pool.noteDead() }

@@ -178,6 +178,7 @@ extension FaultDomain {
       if range.overlaps(addresses) { failMapping() }
     case .remap:
       counters.add(.remapEvents)
+      TestHooks.reach(.remapping)
       failMapping()
     case .fork(let descriptor): Uffd.close(descriptor)
     case .unknown: counters.add(.unknownEvents)

@@ -21,6 +21,8 @@ enum TestHooks {
     case readingLive
     /// It was read from a userfaultfd that pages are dropped, and is not noted yet.
     case removing
+    /// It was read from a userfaultfd that other code has moved the mapping, and the region has not failed yet.
+    case remapping
     /// Pages of a region that nothing protects are about to be dropped.
     case dropping
     /// The bytes were copied to another frame, which is not mapped yet.
@@ -33,12 +35,16 @@ enum TestHooks {
     case mapped
     /// The mappings of an extent were counted, and a frame of it is about to be frozen.
     case freezing
+    /// A clone counts as a mapping of every frame of the base, and those that it does not map are not taken off yet.
+    case counted
     /// A pin has its references, and the frame is not yet noted as its owner's.
     case pinned
     /// A pin is about to be counted without a lock.
     case pinning
     /// A pin was counted without a lock, and has not looked for operations beside it yet.
     case pinCounted
+    /// A pin has given its references back, and the page is still counted as pinned.
+    case unpinning
     /// A huge mapping was moved over its pages; where it was made there is room now.
     case moved
     /// A secondary MMU has a sequence number, and is about to ask for a page.
@@ -55,6 +61,8 @@ enum TestHooks {
     case opening
     /// Pages are frozen and unmapped, and about to be sealed.
     case sealing
+    /// Pages that are about to be written to their store were taken off the record of those that have changed.
+    case draining
     /// Pages are under writeback, and about to be written to their store.
     case writingBack
     /// The watchdog is about to look at the threads that serve faults.

@@ -89,7 +89,10 @@ extension FilePages {
       var all = DirtySet(pageCount: pageCount)
       // First: who looks without the lock must find one of the two, or the page seems to be clean.
       dirty.forEachRun { unflushed.insert($0) }
-      dirty.drain { all.append($0) }
+      dirty.drain {
+        all.append($0)
+        TestHooks.reach(.draining, page: $0.lowerBound)
+      }
       var others = DirtySet(pageCount: pageCount)
       if let marking {
         others = all.subtracting(marking)

@@ -156,11 +156,11 @@ final class HeldThreads: Sendable {
     TestHooks.set(point) { [arrivals, mayGoOn] page in
       guard pages.contains(page) else { return }
       arrivals.add()
-      _ = spin { mayGoOn.value == 1 }
+      _ = spin(forAtMost: 120) { mayGoOn.value == 1 }
     }
   }
 
   /// Waits for the first; false if nobody comes.
-  func first() -> Bool { spin { arrivals.value > 0 } }
+  func first() -> Bool { spin(forAtMost: 120) { arrivals.value > 0 } }
   func letGo() { mayGoOn.value = 1 }
 }
