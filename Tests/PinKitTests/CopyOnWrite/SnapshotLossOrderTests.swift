@@ -36,10 +36,14 @@ import Testing
   func moved() async {
     await #expect(processExitsWith: .success) {
       ct_deadline(300)
-      let (space, region, snapshot) = try Self.snapshot(.inPlace)
-      let capture = HeldThreads(at: .capturing, Self.page...Self.page)
+      let space = try AddressSpace.forTests()
+      // When its one page is kept nothing is owed any more.
+      let region = try space.map(.anonymous(hugePages: .never), pages: 1)
+      try region.write(version: 1, to: 0..<1)
+      let snapshot = try region.snapshot(.init(mechanism: .inPlace))
+      let capture = HeldThreads(at: .capturing, 0...0)
       let message = HeldThreads(at: .remapping, 0...0)
-      let writer = TestThread { try region.write(version: 2, to: Self.alone) }
+      let writer = TestThread { try region.write(version: 2, to: 0..<1) }
       check(capture.first(), "nobody keeps the page")
       let mover = TestThread { check(Self.moveAway(region.addresses), "the memory was not moved") }
       // The memory has moved, the message is read, and the region has not failed yet.
@@ -48,7 +52,7 @@ import Testing
       try writer.join()
       message.letGo()
       try mover.join()
-      let found = code { _ = try snapshot.read(Self.page) }
+      let found = code { _ = try snapshot.read(0) }
       check(found == .snapshotLost || found == .mappingChanged, "\(found?.description ?? "it was read")")
       check(snapshot.failure != nil, "the snapshot does not say that it is lost")
       for point in [TestHooks.Point.capturing, .remapping] { TestHooks.set(point, nil) }
@@ -82,6 +86,19 @@ import Testing
     }
   }
 
+  private static func hasFailed(_ protection: RegionProtection) -> Bool {
+    protection.fail(.refused)
+    // From then on nothing keeps a writer from writing.
+    return spin(forAtMost: 120) {
+      unsafe protection.domain.pointee.delivery.load(ordering: .sequentiallyConsistent) == .none
+    }
+  }
+
+  private static func isNobodyKeeping(_ protection: RegionProtection) -> Bool {
+    let ended = unsafe protection.domain.pointee.keepsEnded.load(ordering: .sequentiallyConsistent)
+    return unsafe protection.domain.pointee.keepsBegun.load(ordering: .sequentiallyConsistent) == ended
+  }
+
   @Test(
     "W6, K3: bytes that are copied after their region has failed are not taken for the old ones",
     arguments: Mechanisms.synchronous)
@@ -93,17 +110,36 @@ import Testing
       let held = HeldThreads(at: .capturing, Self.page...Self.page)
       let writer = TestThread { try region.write(version: 2, to: Self.alone) }
       check(held.first(), "nobody keeps the page")
-      protection.fail(.refused)
-      // From then on nothing keeps a writer from writing.
-      check(
-        spin(forAtMost: 120) { unsafe protection.domain.pointee.delivery.load(ordering: .sequentiallyConsistent) == .none },
-        "the protection stays")
+      check(Self.hasFailed(protection), "the protection stays")
       try region.write(version: 3, to: Self.alone)
       held.letGo()
       try writer.join()
+      // A reader thread's writer has been woken before.
+      check(spin(forAtMost: 120) { Self.isNobodyKeeping(protection) }, "the page is never kept")
       let found = code { _ = try snapshot.read(Self.page) }
       check(found == .snapshotLost || found == .handlerLost, "\(found?.description ?? "it was read")")
       TestHooks.set(.capturing, nil)
+      snapshot.close()
+      try space.close()
+    }
+  }
+
+  @Test(
+    "W6, K3: nor does a sweep take pages for ones of zeros that are looked at after their region has failed",
+    arguments: Mechanisms.synchronous)
+  func sweepAfterFailure(_ mechanism: WriteTracking.Mechanism) async {
+    await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
+      ct_deadline(300)
+      let (space, region, snapshot) = try Self.snapshot(mechanism)
+      let protection = region.attachments.find(RegionProtection.self)!
+      check(Self.hasFailed(protection), "the protection stays")
+      // Nobody hears of it any more.
+      try Memory.advise(region.addresses(of: Self.alone), .dontNeed)
+      let set = region.attachments.find(SnapshotSet.self)!
+      let present = set.populated(for: try snapshot.openStore("sweep"))
+      check(!present.contains { $0.contains(Self.page) }, "the page is there")
+      let found = code { _ = try snapshot.read(Self.page) }
+      check(found == .snapshotLost || found == .handlerLost, "\(found?.description ?? "it was read")")
       snapshot.close()
       try space.close()
     }

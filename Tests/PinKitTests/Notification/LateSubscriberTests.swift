@@ -138,4 +138,39 @@ import Testing
       try space.close()
     }
   }
+
+  @Test(
+    "N2, N9: who subscribes while a page is about to lose the right to be written is told before it does",
+    arguments: Mechanisms.synchronous)
+  func denying(_ mechanism: WriteTracking.Mechanism) async {
+    await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
+      ct_deadline(300)
+      let space = try AddressSpace.forTests()
+      let region = try space.map(.pool, pages: 8)
+      try region.fill(with: 1)
+      let tracker = try region.trackWrites(mechanism)
+      let late = Late()
+      let notifier = RecordingNotifier { _ in
+        guard late.comesNow() else { return .done }
+        late.run {
+          let mirror = try SecondaryMMU(region)
+          try mirror.setWord(3, 0, 9)
+          late.mirror.withLock { $0 = mirror }
+        }
+        return .done
+      }
+      let subscription = try region.subscribe(notifier)
+      late.isExpected.value = 1
+      try region.protect(3..<4)
+      try late.join()
+      guard let mirror = late.mirror.withLock({ $0 }) else { return check(false, "nobody came") }
+      check(!mirror.isTranslated(3, for: .writing), "a translation outlived the right")
+      check(errorCode { try mirror.setWord(3, 0, 10) }, is: .accessDenied)
+      try check(mirror.word(3), is: 9)
+      check(notifier.take(.start, .end).map(\.pages), is: [3..<4, 3..<4, 3..<4, 3..<4])
+      subscription.remove()
+      try tracker.stop()
+      try space.close()
+    }
+  }
 }
