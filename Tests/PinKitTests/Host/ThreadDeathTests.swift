@@ -118,4 +118,33 @@ import Testing
       try space.close()
     }
   }
+
+  @Test(
+    "K3: the thread that reads while pages are taken out of their mapping ends in the middle: the call returns, and the next"
+  )
+  func dropsGoOn() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(240)
+      let space = try AddressSpace(configuration: Self.configuration(LogCapture()))
+      let region = try space.map(.pool, pages: 64)
+      try region.setSealer(RecordingSealer())
+      try region.fill(with: 5)
+      let ended = Shared()
+      for round in 0..<20 {
+        // The first time that it reads, or the second, when the kernel may have sent its message already.
+        let turn = Shared()
+        TestHooks.set(.readingDrops) { _ in
+          if turn.add() == 1 + round % 2 {
+            _ = ended.add()
+            KernelThread.exitCurrent()
+          }
+        }
+        try region.seal(0..<64)
+        TestHooks.set(.readingDrops, nil)
+        for page in 0..<64 { check(region.peek(page), is: 5) }
+      }
+      check(ended.value > 0, "no thread ended")
+      try space.close()
+    }
+  }
 }
