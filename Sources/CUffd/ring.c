@@ -6,9 +6,9 @@
 #include <fcntl.h>
 #include <liburing.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "cuffd_descriptor.h"
+#include "cuffd_fault.h"
 #include "cuffd_sys.h"
 
 #ifndef RWF_ATOMIC
@@ -21,7 +21,7 @@ enum { lost_turns = 10000 };
 struct cuffd_ring {
   struct io_uring ring;
   struct cuffd_identity identity;
-  pid_t process;  // a child of fork() has the queues, too, and must leave them alone
+  uint32_t generation;  // a child of fork() has the queues, too, and must leave them alone
   uint32_t in_flight;  // queued and not reaped
 };
 
@@ -40,7 +40,7 @@ int cuffd_ring_create(uint32_t entries, struct cuffd_ring **out) {
     free(made);
     return error;
   }
-  made->process = getpid();
+  made->generation = cuffd_fork_generation();
   *out = made;
   return 0;
 }
@@ -49,7 +49,7 @@ int cuffd_ring_create(uint32_t entries, struct cuffd_ring **out) {
 static int is_own(const struct cuffd_ring *ring) { return cuffd_is(ring->ring.ring_fd, ring->identity); }
 
 // A child of fork() shares the queues: what it changed there would be the parent's.
-static int is_inherited(const struct cuffd_ring *ring) { return ring->process != getpid(); }
+static int is_inherited(const struct cuffd_ring *ring) { return ring->generation != cuffd_fork_generation(); }
 
 // What hands the ring's number to the kernel.
 static int check(const struct cuffd_ring *ring) { return !is_own(ring) ? -EBADF : is_inherited(ring) ? -ECHILD : 0; }

@@ -5,8 +5,9 @@ extension StoreWrites {
   mutating func run(on ring: inout SubmissionRing) -> Bool {
     var inFlight = Set<Int>()
     while !waiting.isEmpty || !inFlight.isEmpty {
+      let files = waiting.isEmpty ? (-1, -1) : descriptors()
       while inFlight.count < RingPool.depth, let index = next() {
-        guard queue(index, on: &ring) else {
+        guard queue(index, files, on: &ring) else {
           again(index)
           break
         }
@@ -32,10 +33,12 @@ extension StoreWrites {
     return true
   }
 
-  private mutating func queue(_ index: Int, on ring: inout SubmissionRing) -> Bool {
+  private mutating func queue(
+    _ index: Int, _ files: (direct: CInt, plain: CInt), on ring: inout SubmissionRing
+  ) -> Bool {
     let operation = operations[index]
     return ring.queueWrite(
-      to: descriptor(of: operation), at: operation.offset, from: vectors, operation.pieces,
+      to: operation.isDirect ? files.direct : files.plain, at: operation.offset, from: vectors, operation.pieces,
       isAtomic: store.options.writesWholePages, userData: UInt64(index)) == .queued
   }
 

@@ -89,6 +89,8 @@ struct StoreWrites: ~Copyable {
   }
 
   func descriptor(of operation: Operation) -> CInt { operation.isDirect ? store.file.direct : store.file.writer }
+  /// Both numbers, after a look at each: for as many operations as are handed over together.
+  func descriptors() -> (direct: CInt, plain: CInt) { (store.file.direct, store.file.writer) }
 
   mutating func next() -> Int? { waiting.popLast() }
   mutating func again(_ index: Int) { waiting.append(index) }
