@@ -4,24 +4,23 @@ internal import SystemPackage
 /// Takes pages out of the mapping of a region whose userfaultfd hears of removals, so that whoever touches them traps.
 ///
 /// The kernel announces `MADV_DONTNEED` like any other removal, and lets it go on when somebody has read that. Readers stand back while the
-/// wrprotect lock is held exclusively, and one of them may wait for a page that whoever drops has claimed. So a thread of its own reads
-/// meanwhile: what others removed at that moment is noted, whoever faulted tries again.
-@safe final class MappingDrops: @unchecked Sendable {  // what is not atomic is the lock's, or the thread's
+/// wrprotect lock is held exclusively, and one of them may wait for a page that whoever drops has claimed. So a thread of its own makes the
+/// call, and this one reads until it is done: what others removed at that moment is noted, whoever faulted tries again.
+@safe final class MappingDrops: @unchecked Sendable {  // what is not atomic is the lock's
   /// Held by whoever drops.
   private let lock = FutexLock()
   private let bell = Bell()
-  /// The domain whose userfaultfd is to be read; 0: none.
-  private let domain = Atomic<UInt>(0)
-  /// How many threads are at it, and will be until ``domain`` says otherwise.
-  private let readers = Atomic<Int>(0)
+  private let start = Atomic<UInt>(0)
+  private let end = Atomic<UInt>(0)
+  private let result = Atomic<CInt>(0)
+  private let isAsked = Atomic<Bool>(false)
   private let isStopping = Atomic<Bool>(false)
   /// The thread looks for the next range, and needs no bell.
   private let isLooking = Atomic<Bool>(false)
   /// Of the threads that were started the last one has not ended.
   private let isServed = Atomic<Bool>(false)
-  private var threads: [KernelThread] = []
-  /// The thread's: it counts among ``readers``.
-  private var isAtIt = false
+  private var thread: KernelThread?
+  private var batch = FaultBatch()
 
   deinit { lock.deallocate() }
 
@@ -29,14 +28,12 @@ internal import SystemPackage
   func shutDown() {
     isStopping.store(true, ordering: .sequentiallyConsistent)
     bell.signal()
-    for thread in threads { thread.join() }
-    threads = []
+    thread?.join()
+    thread = nil
   }
 
   /// Drops the mapping of `range`, which is registered with the domain's userfaultfd, or moves there next. The wrprotect lock is held, and
   /// the claims of the pages if it is held shared. 0 or a negative errno: ``PinError/noThread`` where the system has no thread for it.
-  ///
-  /// Waits until the thread reads: without it the call would not return.
   func drop(_ range: AddressRange, in domain: borrowing FaultDomain) -> CInt {
     if domain.descriptor.load(ordering: .acquiring) < 0 { return Memory.adviseResult(range, .dontNeed) }
     return Kernel.withSignalsBlocked {
@@ -44,34 +41,40 @@ internal import SystemPackage
       defer { lock.unlockExclusive() }
       domain.beginOwnDrop(range)
       defer { domain.endOwnDrop() }
-      self.domain.store(domain.address, ordering: .sequentiallyConsistent)
-      defer { stopReading() }
-      while readers.load(ordering: .sequentiallyConsistent) == 0 {
+      start.store(range.start, ordering: .relaxed)
+      end.store(range.end, ordering: .relaxed)
+      isAsked.store(true, ordering: .sequentiallyConsistent)
+      while isAsked.load(ordering: .sequentiallyConsistent) {
         let missing = serve()
-        if missing != 0 { return missing }
+        guard missing == 0 else {
+          isAsked.store(false, ordering: .sequentiallyConsistent)
+          return missing
+        }
         if !isLooking.load(ordering: .sequentiallyConsistent) { bell.signal() }
-        for _ in 0..<1000 where readers.load(ordering: .sequentiallyConsistent) == 0 { Kernel.relax() }
+        for _ in 0..<1000 where isAsked.load(ordering: .sequentiallyConsistent) {
+          domain.readEvents(&batch)
+          Kernel.relax()
+        }
       }
-      return Memory.adviseResult(range, .dontNeed)
+      return result.load(ordering: .acquiring)
     }
-  }
-
-  private func stopReading() {
-    domain.store(0, ordering: .sequentiallyConsistent)
-    while readers.load(ordering: .sequentiallyConsistent) != 0 { Kernel.relax() }
   }
 
   /// Sees to it that there is a thread. 0 or a negative errno.
   private func serve() -> CInt {
     if isServed.load(ordering: .acquiring) { return 0 }
+    thread?.join()
+    thread = nil
     let context = unsafe Unmanaged.passRetained(self).toOpaque()
     do throws(PinError) {
       isServed.store(true, ordering: .sequentiallyConsistent)
-      let new = try unsafe KernelThread(
+      thread = try unsafe KernelThread(
         name: "pinkit-drop", context: context,
         body: { unsafe Unmanaged<MappingDrops>.fromOpaque($0!).takeUnretainedValue().run() },
-        onExit: { unsafe Unmanaged<MappingDrops>.fromOpaque($0!).takeRetainedValue().end() })
-      threads.append(new)
+        onExit: { context in
+          let drops = unsafe Unmanaged<MappingDrops>.fromOpaque(context!).takeRetainedValue()
+          drops.isServed.store(false, ordering: .sequentiallyConsistent)
+        })
       return 0
     } catch {
       isServed.store(false, ordering: .sequentiallyConsistent)
@@ -81,56 +84,33 @@ internal import SystemPackage
     }
   }
 
-  /// Runs on the thread as it ends, however it does. Whoever drops at this moment waits in the kernel for who reads: for this thread, unless
-  /// it found none at it, and starts another one.
-  private func end() {
-    let wasAtIt = isAtIt
-    isAtIt = false
-    isServed.store(false, ordering: .sequentiallyConsistent)
-    var batch = FaultBatch()
-    read(&batch)
-    if wasAtIt { readers.subtract(1, ordering: .sequentiallyConsistent) }
-  }
-
   /// In nanoseconds: about what it takes to wake a thread.
   private static let longestLook: UInt64 = 25_000
 
   private func run() {
-    // Before anybody drops: the program's allocator may live in a region.
-    var batch = FaultBatch()
     var ended: UInt64 = 0
     let mayLook = Kernel.processorCount > 2
     while !isStopping.load(ordering: .acquiring) {
-      if domain.load(ordering: .sequentiallyConsistent) == 0 {
+      if !isAsked.load(ordering: .sequentiallyConsistent) {
         _ = bell.wait(milliseconds: -1)
         bell.drain()
       }
-      guard domain.load(ordering: .sequentiallyConsistent) != 0 else { continue }
+      guard isAsked.load(ordering: .sequentiallyConsistent) else { continue }
+      TestHooks.reach(.unmapping)
       let begun = Kernel.now()
-      isAtIt = true
-      read(&batch)
-      isAtIt = false
+      let range = AddressRange(start: start.load(ordering: .relaxed), end: end.load(ordering: .relaxed))
+      result.store(Memory.adviseResult(range, .dontNeed), ordering: .relaxed)
+      isAsked.store(false, ordering: .sequentiallyConsistent)
       let before = ended
       ended = Kernel.now()
       if mayLook, begun - before < 4 * Self.longestLook { look(until: ended + Self.longestLook) }
     }
   }
 
-  /// Reads for whoever drops, until that is over.
-  private func read(_ batch: inout FaultBatch) {
-    readers.add(1, ordering: .sequentiallyConsistent)
-    while let raw = unsafe UnsafePointer<FaultDomain>(bitPattern: domain.load(ordering: .sequentiallyConsistent)) {
-      TestHooks.reach(.readingDrops)
-      unsafe raw.pointee.readEvents(&batch)
-      Kernel.relax()
-    }
-    readers.subtract(1, ordering: .sequentiallyConsistent)
-  }
-
   /// Who drops one range after the other asks again at once: waking a thread costs more than the call.
   private func look(until end: UInt64) {
     isLooking.store(true, ordering: .sequentiallyConsistent)
-    while domain.load(ordering: .sequentiallyConsistent) == 0, Kernel.now() < end { Kernel.relax() }
+    while !isAsked.load(ordering: .sequentiallyConsistent), Kernel.now() < end { Kernel.relax() }
     isLooking.store(false, ordering: .sequentiallyConsistent)
   }
 }
@@ -199,7 +179,6 @@ extension FaultDomain {
       if range.overlaps(addresses) { failMapping() }
     case .remap:
       counters.add(.remapEvents)
-      TestHooks.reach(.remapping)
       failMapping()
     case .fork(let descriptor): Uffd.close(descriptor)
     case .unknown: counters.add(.unknownEvents)

@@ -41,7 +41,7 @@ internal import SystemPackage
     unsafe domain.initialize(
       to: FaultDomain(
         region: region, counters: handler.counters, patience: handler.patience, alarm: handler.alarm.alarm,
-        drops: handler.drops, at: UInt(bitPattern: domain)))
+        drops: handler.drops))
   }
 
   deinit {

@@ -73,8 +73,8 @@ enum TestHooks {
     case storeIdle
     /// The sweep is about to keep the first of some pages.
     case sweeping
-    /// The thread that reads while pages are taken out of a mapping is about to read.
-    case readingDrops
+    /// The thread that takes pages out of mappings has been asked to, and has not begun.
+    case unmapping
     /// What the pool had of a page that nobody else has is gone, and its bytes are not there yet.
     case punched
     /// A file of an image was made, renamed, removed or synced; gets the number of such steps of this image so far.

@@ -81,8 +81,6 @@ struct FaultDomain: ~Copyable, Sendable {
   let ownDropTo = Atomic<UInt>(0)
   /// Of the fault handler, which outlives the domain.
   private let drops: UInt
-  /// Where it lies itself, for a thread that gets it from another one.
-  let address: UInt
   /// When the wrprotect lock was last taken exclusively.
   let exclusiveSince = Atomic<UInt64>(0)
   /// Pages went to other frames, and their new mapping is not registered with the userfaultfd yet. It must be before they
@@ -113,8 +111,7 @@ struct FaultDomain: ~Copyable, Sendable {
     case poolClosed
   }
 
-  init(region: Region, counters: FaultCounters, patience: Double, alarm: Alarm, drops: MappingDrops, at address: UInt) {
-    self.address = address
+  init(region: Region, counters: FaultCounters, patience: Double, alarm: Alarm, drops: MappingDrops) {
     self.drops = unsafe UInt(bitPattern: Unmanaged.passUnretained(drops).toOpaque())
     self.region = region.id
     addresses = region.addresses

@@ -102,6 +102,7 @@ internal import Synchronization
     let started = Kernel.now()
     if started &- lastIdle < 2 * Self.longestSpin { spinBudget = Self.longestSpin }
     var idleSince: UInt64 = 0
+    var hasServed = false
     while true {
       guard let hold = domain.lock.trySharedOrDefer() else { return false }
       isHolding = true
@@ -119,6 +120,7 @@ internal import Synchronization
         handleBatch(domain, slot: slot, holding: hold, begun: begun)
         busySince.store(0, ordering: .relaxed)
         idleSince = 0
+        hasServed = true
         // Others wait in line.
         if begun &- started > Self.longestVisit { return true }
         continue
@@ -127,6 +129,8 @@ internal import Synchronization
         if handleReadError(error, domain, descriptor) { continue }
         return domain.failure.load(ordering: .relaxed) == 0
       }
+      // Whoever drops pages had it read of by a thread of its own: nothing more is to be expected here.
+      if !hasServed { return true }
       if idleSince == 0 { idleSince = begun }
       if begun - idleSince >= spinBudget {
         spinBudget /= 2
