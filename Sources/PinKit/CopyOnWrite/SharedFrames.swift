@@ -179,7 +179,9 @@ internal import Synchronization
   // MARK: When mappings are scarce
 
   override func copyInstead(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> FaultResolution {
-    pages.allSatisfy(mayMove) ? copyWidely(pages, reach: 64, in: domain) : .failed
+    // In a loop: a method as an argument allocates in a build without optimization (K2).
+    for page in pages where !mayMove(page) { return .failed }
+    return copyWidely(pages, reach: 64, in: domain)
   }
 
   /// Whether a page can be copied at all, needed or not: it has a free frame in the target, and nobody expects it where it is.
@@ -203,11 +205,8 @@ internal import Synchronization
         if resolution == .opened { table.insert(.openAround, at: page) } else { table.noteTold(page) }
       }
       if resolution == .opened {
-        for part in [low.end..<pages.lowerBound, pages.upperBound..<high.end] where !part.isEmpty {
-          table.open.insert(part)
-          domain.counters.add(.openedPages, part.count)
-          domain.counters.add(.faultAroundPages, part.count)
-        }
+        noteAlong(low.end..<pages.lowerBound, domain)
+        noteAlong(pages.upperBound..<high.end, domain)
         domain.counters.add(.widenedOpenings)
       }
       for page in wide where !pages.contains(page) { table.releaseClaim(page) }
@@ -220,6 +219,13 @@ internal import Synchronization
       }
       reach *= 8
     }
+  }
+
+  private func noteAlong(_ pages: Range<Int>, _ domain: borrowing FaultDomain) {
+    if pages.isEmpty { return }
+    domain.table.open.insert(pages)
+    domain.counters.add(.openedPages, pages.count)
+    domain.counters.add(.faultAroundPages, pages.count)
   }
 
   /// Claims pages one after the other, up to one that has broken away or must stay, and keeps what snapshots are owed of them. Pages that

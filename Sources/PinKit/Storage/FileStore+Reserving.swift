@@ -50,7 +50,12 @@ final class SpaceReservations: Sendable {
   var isPossible: Bool { mayTry.load(ordering: .relaxed) }
   func giveUp() { mayTry.store(false, ordering: .relaxed) }
   func insert(_ run: Range<Int>) { pages.bits.insert(run) }
-  func contains(_ run: Range<Int>) -> Bool { run.upperBound <= pages.bits.pageCount && run.allSatisfy(pages.bits.contains) }
+  func contains(_ run: Range<Int>) -> Bool {
+    if run.upperBound > pages.bits.pageCount { return false }
+    // A method as an argument allocates in a build without optimization, and the fault path asks (K2).
+    for page in run where !pages.bits.contains(page) { return false }
+    return true
+  }
 
   func widened(_ run: Range<Int>) -> Range<Int> {
     let start = run.lowerBound / Self.step * Self.step

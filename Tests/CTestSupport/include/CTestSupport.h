@@ -13,9 +13,12 @@ int ct_has_thread_sanitizer(void);
 // Whether any sanitizer is in.
 int ct_has_sanitizer(void);
 void ct_store(uint64_t address, uint8_t value);
-// Counts calls of malloc(3) while `inside` says yes, on whatever thread; not under a sanitizer.
+// Counts calls of malloc(3), calloc(3), realloc(3), memalign(3), aligned_alloc(3) and posix_memalign(3) while `inside` says yes, on whatever
+// thread; not under a sanitizer.
 void ct_watch_allocations(int (*_Nonnull inside)(void));
 int ct_watched_allocations(void);
+// Allocates and frees in the way of that number, from 0 on in this order; whether there is such a way.
+int ct_allocate(int kind);
 // Sequentially consistent.
 void ct_store_in_order(uint64_t address, uint64_t value);
 uint8_t ct_load(uint64_t address);
