@@ -1,4 +1,5 @@
 internal import Synchronization
+internal import SystemPackage
 
 extension FileStore {
   /// Makes everything durable whose ``write(_:)`` has returned, and the file's name once after it was made.
@@ -24,7 +25,10 @@ extension FileStore {
         throw error
       }
       if account.mustSyncDirectory, let path {
-        try NamedFile.syncDirectory(of: path)
+        do throws(PinError) { try NamedFile.syncDirectory(of: path) } catch {
+          guard let errno = error.errno else { throw error }
+          throw .store(Int(-errno.rawValue), error.operation)
+        }
         account.mustSyncDirectory = false
       }
     }
