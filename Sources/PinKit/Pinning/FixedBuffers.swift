@@ -106,6 +106,7 @@ final class FixedRegistration {
     // In this order: what the kernel has pinned is pinned here as well.
     defer { pins = [] }
     while unsafe ring.inFlight > 0 {
+      TestHooks.reach(.finishingTransfers, page: unsafe ring.inFlight)
       try unsafe ring.submit(waitingFor: 1)
       while unsafe ring.nextCompletion() != nil {}
     }

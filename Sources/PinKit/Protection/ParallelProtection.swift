@@ -31,6 +31,7 @@ enum ParallelProtection {
     func step() -> Bool {
       let index = next.add(1, ordering: .relaxed).oldValue
       guard index < pieces.count, error.load(ordering: .relaxed) == 0 else { return false }
+      TestHooks.reach(.protectingPiece, page: index)
       for range in pieces[index] {
         let result = Uffd.protect(descriptor, range)
         guard result != .done else { continue }

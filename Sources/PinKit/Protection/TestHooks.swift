@@ -9,6 +9,8 @@ enum TestHooks {
     case exclusiveHeld
     /// Some, but not all, of a range has been protected.
     case protecting
+    /// A thread has a piece of a large range, and is about to protect it; gets the number of the piece.
+    case protectingPiece
     /// A fault handler has the shared lock and the claim, and is about to decide.
     case deciding
     /// The page was unprotected, and is not yet recorded.
@@ -45,6 +47,8 @@ enum TestHooks {
     case pinCounted
     /// A pin has given its references back, and the page is still counted as pinned.
     case unpinning
+    /// Fixed buffers are being closed, and operations on them are about to be waited for; gets how many.
+    case finishingTransfers
     /// A huge mapping was moved over its pages; where it was made there is room now.
     case moved
     /// A secondary MMU has a sequence number, and is about to ask for a page.
