@@ -1,4 +1,5 @@
 import CTestSupport
+import SystemPackage
 import Testing
 
 @testable import PinKit
@@ -57,6 +58,32 @@ import Testing
       TestHooks.set(.protectingPiece, nil)
       check(count.value, is: Self.pages)
       try check(Self.unprotected(region), is: 0)
+      try tracker.stop()
+      try space.close()
+    }
+  }
+  @Test("W5: a piece that cannot be protected fails the collection, whichever thread had it, and nothing is lost")
+  func fails() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(900)
+      let space = try AddressSpace.forTests()
+      let region = try space.map(.anonymous(hugePages: .never), pages: Self.pages)
+      try region.fill(with: 1)
+      let tracker = try region.trackWrites(.handlerThread, options: .init(faultAround: .fixed(64)))
+      try region.fill(with: 2)
+      TestHooks.set(.protectingPiece) { piece in if piece == 0 { Kernel.pause(nanoseconds: 1_000_000) } }
+      // The first piece of all, the first of those that are shared, one in the middle, and the last.
+      for piece in [0, 1, 7, 15] {
+        Injection.arm(.writeProtect, .noMemory, skip: piece)
+        check(errorCode { _ = try tracker.collect() }, is: .outOfMemory, "piece \(piece)")
+        check(Injection.count, is: 1, "piece \(piece)")
+        Injection.disarm()
+      }
+      TestHooks.set(.protectingPiece, nil)
+      try check(tracker.collect().count, is: Self.pages)
+      try check(Self.unprotected(region), is: 0)
+      region.poke(3, 9)
+      try check(tracker.collect().contains(9), "a write is lost")
       try tracker.stop()
       try space.close()
     }
