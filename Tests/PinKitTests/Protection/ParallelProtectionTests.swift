@@ -4,7 +4,13 @@ import Testing
 
 @testable import PinKit
 
-@Suite("Protecting much memory by several threads") struct ParallelProtectionTests {
+private let hasScan = Capabilities.attempt { () throws(PinError) in
+  let page = try Mapping(count: Memory.pageSize)
+  try PageMap().scan(page.range, PageMap.Query(required: .written)) { _, _ in }
+}.didWork
+
+@Suite("Protecting much memory by several threads", .enabled(if: hasScan, "needs PAGEMAP_SCAN"))
+struct ParallelProtectionTests {
   /// 512 MiB.
   private static let pages = 131_072
   /// What one thread takes at a time, in pages.
