@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/kcmp.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -76,9 +77,23 @@ int cuffd_mark(int fd, int mark) {
   return fcntl(fd, F_SETOWN, owner) < 0 || fcntl(fd, F_SETSIG, signal_of(mark)) < 0 ? -errno : owner;
 }
 
-int cuffd_mark_quietly(int fd, int mark) { return fcntl(fd, F_SETSIG, signal_of(mark)) < 0 ? -errno : 0; }
-
 int cuffd_seems_marked(int fd, int mark) { return fcntl(fd, F_GETSIG) == signal_of(mark); }
+
+enum { quiet_mark = 23, tokens_end = 65536 };
+static _Atomic uint32_t tokens[tokens_end];
+static _Atomic uint32_t last_token;
+
+uint32_t cuffd_mark_quietly(int fd) {
+  if (fd < 0 || fd >= tokens_end || fcntl(fd, F_SETSIG, signal_of(quiet_mark)) < 0) return 0;
+  uint32_t token = atomic_fetch_add(&last_token, 1) + 1;
+  if (!token) token = atomic_fetch_add(&last_token, 1) + 1;
+  atomic_store(&tokens[fd], token);
+  return token;
+}
+
+int cuffd_seems_quietly_marked(int fd, uint32_t token) {
+  return atomic_load_explicit(&tokens[fd], memory_order_acquire) == token && cuffd_seems_marked(fd, quiet_mark);
+}
 
 int cuffd_has_mark(int fd, struct cuffd_identity identity, int mark, int owner) {
   if (owner < 0) return cuffd_is(fd, identity);  // whoever forbids marks has made all alike

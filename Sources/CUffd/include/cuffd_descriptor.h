@@ -28,11 +28,13 @@ void cuffd_close_own(int fd, struct cuffd_identity identity);
 // What has no inode of its own is marked: with an owner and a signal that is never sent, as nobody asks for signals. Duplicates share
 // the mark. `mark`: 0 to 30. Returns the owner, or -errno.
 int cuffd_mark(int fd, int mark);
-// The same without an owner, of an opening of a file that nobody else has. 0 or -errno.
-int cuffd_mark_quietly(int fd, int mark);
 // Whether the number stands for a file of that identity and mark. Three system calls; the second form is one, for who looks often.
 int cuffd_has_mark(int fd, struct cuffd_identity identity, int mark, int owner);
 int cuffd_seems_marked(int fd, int mark);
+// For an opening of a file that nobody else has: a mark that says that a number is one of these, and a token that says which, as the one that
+// got the number last. 0 where it cannot be marked. The look is one cheap system call.
+uint32_t cuffd_mark_quietly(int fd);
+int cuffd_seems_quietly_marked(int fd, uint32_t token);
 // Whether two numbers stand for one open file: 1, 0, or -errno where kcmp(2) is not to be had.
 int cuffd_same_file(int fd, int other);
 

@@ -51,6 +51,7 @@ internal import Synchronization
 
   /// Runs on the thread as it ends, however it does. Whoever shuts down joins the threads that are there by then.
   private func end() {
+    slice.store(0, ordering: .releasing)
     let isReplaced = threads.withLock { threads -> Bool? in
       if isStopping.load(ordering: .sequentiallyConsistent) { return nil }
       guard let new = try? start() else { return false }
@@ -77,6 +78,12 @@ internal import Synchronization
   }
 
   private func run() {
+    let ended = threads.withLock { threads in
+      let ended = threads.dropLast()
+      threads = threads.suffix(1)
+      return Array(ended)
+    }
+    for thread in ended { thread.join() }
     while !isStopping.load(ordering: .acquiring) {
       if bell.wait(milliseconds: -1) { bell.drain() }
       while let item = items.withLock({ $0.isEmpty ? nil : $0.removeFirst() }) { sweep(item) }

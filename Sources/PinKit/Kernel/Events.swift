@@ -1,5 +1,6 @@
 internal import CUffd
 internal import Synchronization
+internal import SystemPackage
 
 /// A descriptor of which device and inode say nothing, as all epoll sets and eventfds have the same; and a spare of it. It is told from
 /// others by a mark, and where something looked wrong by kcmp(2) with its spare, if that is allowed (K5).
@@ -97,7 +98,11 @@ struct EventSet: ~Copyable, Sendable {
 
   /// Reports `fd` while it is readable to every thread that waits; or, `once`, to one thread, until ``rearm(_:data:)``.
   func add(_ fd: CInt, data: UInt64, once: Bool) throws(PinError) {
-    try PinError.check(cuffd_epoll_set(kept.checked, fd, data, once ? 1 : 0, 0), "epoll_ctl(ADD)")
+    let set = kept.checked
+    let result = cuffd_epoll_set(set, fd, data, once ? 1 : 0, 0)
+    // Whoever looks over all descriptors has put it in already.
+    if result == -Errno.fileExists.rawValue, once, cuffd_epoll_set(set, fd, data, 1, 1) == 0 { return }
+    try PinError.check(result, "epoll_ctl(ADD)")
   }
   /// Reports `fd` once more as soon as it is readable.
   func rearm(_ fd: CInt, data: UInt64) {

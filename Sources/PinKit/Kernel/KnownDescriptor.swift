@@ -38,8 +38,8 @@ struct KnownDescriptor: Sendable {
   private let number: CInt
   private let identity: FileIdentity
   private let mayFail: Bool
-  /// What a file of PinKit's own is marked with, so that it is known at a glance; -1: it is not.
-  private let mark: CInt
+  /// What a file of PinKit's own is marked with, so that it is known at a glance; 0: it is not.
+  private let token: UInt32
 
   /// `number` was opened just now.
   ///
@@ -49,22 +49,22 @@ struct KnownDescriptor: Sendable {
   init(_ number: CInt, mayFail: Bool = false, isMarked: Bool = false) {
     self.number = number
     self.mayFail = mayFail
-    mark = isMarked && cuffd_mark_quietly(number, Self.quietMark) == 0 ? Self.quietMark : -1
+    token = isMarked ? cuffd_mark_quietly(number) : 0
     // An open number has an identity; one that was closed already never has this one.
     identity = FileIdentity(of: number) ?? FileIdentity(device: .max, inode: .max)
   }
 
   /// The number, or -1 if it does not stand for the file any more: whatever is done with that fails with EBADF.
   @inline(__always) var checked: CInt { isOwn ? number : -1 }
-  /// The same after a glance where there is a mark, a quarter of the time: for calls that only read. A file of other code's that is marked
-  /// alike is not noticed.
-  @inline(__always) var glanced: CInt { mark >= 0 && cuffd_seems_marked(number, mark) != 0 ? number : checked }
+  /// The same after a glance where there is a mark, a third of the time: for calls that only read. A file of other code's is taken for it that
+  /// has the number now and asked for the very same signal by `F_SETSIG`, one of thirty that no other part of PinKit's files has.
+  @inline(__always) var glanced: CInt {
+    token != 0 && cuffd_seems_quietly_marked(number, token) != 0 ? number : checked
+  }
   func isSameNumber(as other: KnownDescriptor) -> Bool { number == other.number }
   /// Closes it, unless the number is somebody else's.
   func close() { if isOwn { cuffd_close(number) } }
   @inline(__always) private var isOwn: Bool { mayFail ? identity.mayBeOf(number) : identity.isOf(number) }
-
-  private static let quietMark: CInt = 23
 
   /// Moves what was opened out of the way of code that closes low numbers.
   static func raised(_ number: CInt) -> KnownDescriptor { KnownDescriptor(cuffd_raise(number)) }

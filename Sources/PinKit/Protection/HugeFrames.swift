@@ -26,8 +26,8 @@ enum HugeFrames {
     if let failure { throw failure }
     guard try trapMinorFaults(in: domain) else { return false }
     // From here on whatever is not mapped cannot be mapped without us.
-    for run in huge { try PinError.check(domain.dropMapping(run), "madvise(dontNeed)", run) }
     domain.lostHugeMappings.store(true, ordering: .relaxed)
+    for run in huge { try PinError.check(domain.dropMapping(run), "madvise(dontNeed)", run) }
     Alarm.ring(domain.alarm)
     return try protect(gapsOf: huge, in: range, domain)
   }

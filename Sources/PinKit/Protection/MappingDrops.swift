@@ -17,6 +17,8 @@ internal import SystemPackage
   private let isStopping = Atomic<Bool>(false)
   /// The thread looks for the next range, and needs no bell.
   private let isLooking = Atomic<Bool>(false)
+  /// A thread ended that nobody had asked to: for the watchdog.
+  let hasEnded = Atomic<Bool>(false)
   /// Of the threads that were started the last one has not ended.
   private let isServed = Atomic<Bool>(false)
   private var thread: KernelThread?
@@ -51,10 +53,12 @@ internal import SystemPackage
           return missing
         }
         if !isLooking.load(ordering: .sequentiallyConsistent) { bell.signal() }
-        for _ in 0..<1000 where isAsked.load(ordering: .sequentiallyConsistent) {
+        for _ in 0..<200 where isAsked.load(ordering: .sequentiallyConsistent) {
           domain.readEvents(&batch)
           Kernel.relax()
         }
+        // The thread may need this processor.
+        if isAsked.load(ordering: .sequentiallyConsistent) { Kernel.pause(nanoseconds: 20_000) }
       }
       return result.load(ordering: .acquiring)
     }
@@ -73,6 +77,8 @@ internal import SystemPackage
         body: { unsafe Unmanaged<MappingDrops>.fromOpaque($0!).takeUnretainedValue().run() },
         onExit: { context in
           let drops = unsafe Unmanaged<MappingDrops>.fromOpaque(context!).takeRetainedValue()
+          drops.isLooking.store(false, ordering: .sequentiallyConsistent)
+          if !drops.isStopping.load(ordering: .acquiring) { drops.hasEnded.store(true, ordering: .sequentiallyConsistent) }
           drops.isServed.store(false, ordering: .sequentiallyConsistent)
         })
       return 0
@@ -123,8 +129,12 @@ extension FaultDomain {
   }
 
   fileprivate func endOwnDrop() {
-    // A reader may have read of it, and not yet looked whose it is.
-    while unsettled.load(ordering: .sequentiallyConsistent) != 0 { Kernel.relax() }
+    // A reader may have read of it, and not yet looked whose it is. One that ends there fails the region.
+    var turns = 0
+    while unsettled.load(ordering: .sequentiallyConsistent) != 0, failure.load(ordering: .acquiring) == 0 {
+      turns += 1
+      if turns.isMultiple(of: 200) { Kernel.pause(nanoseconds: 20_000) } else { Kernel.relax() }
+    }
     ownDropTo.store(0, ordering: .sequentiallyConsistent)
     ownDropFrom.store(0, ordering: .sequentiallyConsistent)
   }
@@ -179,6 +189,7 @@ extension FaultDomain {
       if range.overlaps(addresses) { failMapping() }
     case .remap:
       counters.add(.remapEvents)
+      TestHooks.reach(.remapping)
       failMapping()
     case .fork(let descriptor): Uffd.close(descriptor)
     case .unknown: counters.add(.unknownEvents)

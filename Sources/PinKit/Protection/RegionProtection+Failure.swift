@@ -25,14 +25,13 @@ extension RegionProtection {
 
   func fail(_ failure: FaultDomain.Failure) { unsafe domain.pointee.fail(failure, errno: 0) }
 
-  /// The failure, the first time it is asked for.
-  func takeUnreportedFailure() -> PinError? {
-    guard let failure else { return nil }
-    return state.withLock { state in
-      defer { state.isReported = true }
-      return state.isReported ? nil : failure
-    }
+  /// The failure, until it is noted that it was reported.
+  var unreportedFailure: PinError? {
+    guard let failure, !state.withLock({ $0.isReported }) else { return nil }
+    return failure
   }
+
+  func noteReported() { state.withLock { $0.isReported = true } }
 }
 
 extension FaultDomain.Failure {

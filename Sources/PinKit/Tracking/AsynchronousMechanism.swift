@@ -123,14 +123,18 @@ internal import Synchronization
     into dirty: inout DirtySet, _ event: InvalidationRange.Event, isMoment: Bool, armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) {
     try protection.throwIfFailed("collect")
+    // However this ends: what a scan has reported it has marked, and no other scan reports it again (W5).
     var found = DirtySet(pageCount: pageCount)
+    defer { if dirty.isEmpty { dirty = found } else { dirty.formUnion(found) } }
     var failure: PinError?
     // Who may write what is the kernel's to know here.
     try protection.untilDone(.writeTracking, .pages(0..<pageCount)) { domain, _ throws(PinError) in
       do throws(PinError) {
         if !isSuspended {
           var away: [AddressRange] = []
-          try scan(written, into: &found) { away.append($0) }
+          var taken = DirtySet(pageCount: pageCount)
+          defer { found.formUnion(taken) }
+          try scan(written, into: &taken) { away.append($0) }
           // Tried again, it scans again: what has lost its mark by then is found, and marked for good.
           if try !Self.mark(away, domain) { return false }
         }
@@ -149,7 +153,6 @@ internal import Synchronization
       do throws(PinError) { try markHoles(discarded, domain) } catch { failure = failure ?? error }
       return true
     }
-    if dirty.isEmpty { dirty = found } else { dirty.formUnion(found) }
     if let failure {
       // Without its userfaultfd the memory is no longer registered, and the kernel refuses to scan it.
       protection.repairDescriptors()

@@ -211,6 +211,9 @@ int ct_may_write(const char *_Nonnull path);
 int ct_seize_descriptors(int first, int last, const char *_Nonnull kind);
 // 0 if all those files are open, and as they were made; or a number of which it is not so.
 int ct_check_seized(void);
+// Makes a swap file of so many bytes and swaps to it; 0 or -errno. And ends that, and removes the file.
+int ct_swap_on(const char *_Nonnull path, long bytes);
+int ct_swap_off(const char *_Nonnull path);
 // How many numbers from 3 up to `below` have that kind.
 int ct_low_descriptors_of(const char *_Nonnull kind, int below);
 // From now on kcmp(2) fails with EPERM.

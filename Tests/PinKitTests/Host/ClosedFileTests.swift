@@ -112,6 +112,41 @@ import Testing
     }
   }
 
+  @Test("A store that got the number of another one's closed file is not read in its place")
+  func sameNumber() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(240)
+      _ = ct_handle(SIGSEGV, CInt(ct_siginfo))
+      _ = ct_handle(SIGBUS, CInt(ct_siginfo))
+      let space = try AddressSpace.forTests()
+      let directory = try ImageDirectory()
+      func numbers(_ name: String) -> Set<CInt> {
+        let names = (try? FileManager.default.contentsOfDirectory(atPath: "/proc/self/fd")) ?? []
+        return Set(
+          names.filter { (try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/fd/\($0)")) == name }
+            .compactMap { CInt($0) })
+      }
+      let first = try FileStore(path: directory("first"), creating: 16 * 4096)
+      let region = try space.map(.file(first, fillAround: .exact), pages: 16)
+      check(region.peek(0), is: 0)
+      let lost = numbers(directory("first"))
+      check(lost.count > 0, "the store's numbers were not found")
+      for number in lost { close(number) }
+      let second = try FileStore(path: directory("second"), creating: 16 * 4096)
+      let other = try space.map(.file(second, fillAround: .exact), pages: 16)
+      for page in 0..<16 { other.poke(9, page) }
+      try other.flush()
+      check(!numbers(directory("second")).isDisjoint(with: lost), "the numbers are others: this tests nothing")
+      for page in 1..<16 {
+        let found = ct_try_load(UInt64(region.addresses.start) + UInt64(page * 4096))
+        check(found != 9, "page \(page) has the bytes of another file")
+      }
+      try? region.unmap()
+      try other.unmap()
+      try? space.close()
+    }
+  }
+
   @Test("What cannot be looked at is PinKit's only where it is a file of a file system that may have failed")
   func failingLook() async {
     await #expect(processExitsWith: .success) {

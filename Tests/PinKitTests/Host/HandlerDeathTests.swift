@@ -1,4 +1,5 @@
 import CTestSupport
+import CUffd
 import Glibc
 import Logging
 import Synchronization
@@ -150,6 +151,32 @@ import Testing
       while log.texts(.critical).isEmpty { Kernel.relax() }
       check(log.texts(.critical).contains { $0.contains("ended unexpectedly; others go on") }, "\(log.texts(.critical))")
       TestHooks.set(.readerIdle, nil)
+      try tracked.expectExact()
+      try tracked.close()
+    }
+  }
+
+  @Test("K3: a reader that comes late, to a slot that another region has by now, takes nothing for closed")
+  func lateVisit() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(120)
+      // It has a slot, and no userfaultfd.
+      let tracked = try Tracked(.mprotect, configure: { $0.failurePolicy = .failRegion })
+      let handler = try tracked.space.faultHandler()
+      let slot = try tracked.region.protection().slotIndex!
+      let event = cuffd_eventfd()
+      for round in 1...20 {
+        let visits = Shared()
+        TestHooks.set(.readerIdle) { _ in _ = visits.add() }
+        try handler.events.add(event, data: UInt64(slot), once: true)
+        check(cuffd_eventfd_signal(event), is: 0)
+        // Each reader that was woken comes by here again when it is done.
+        while visits.value == 0 { Kernel.relax() }
+        TestHooks.set(.readerIdle, nil)
+        handler.events.remove(event)
+        try check(tracked.region.protection().failure, is: nil, "round \(round)")
+      }
+      Uffd.close(event)
       try tracked.expectExact()
       try tracked.close()
     }

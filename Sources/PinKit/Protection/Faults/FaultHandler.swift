@@ -103,6 +103,14 @@ internal import Synchronization
     )
   }
 
+  func joinEndedWatchdogs() {
+    let ended = threads.withLock { threads in
+      defer { threads.ended = [] }
+      return threads.ended
+    }
+    for thread in ended { thread.join() }
+  }
+
   var readers: [FaultReader] { threads.withLock { $0.readers.map(\.reader) } }
 
   // MARK: The watchdog's errands
@@ -128,11 +136,11 @@ internal import Synchronization
   }
 
   func runErrands() {
-    let list = errands.withLock { list in
-      defer { list = [] }
-      return list
+    // One at a time: one that ends the watchdog shall not take the others along.
+    for _ in 0..<errands.withLock({ $0.count }) {
+      guard let errand = errands.withLock({ $0.isEmpty ? nil : $0.removeFirst() }) else { return }
+      errand()
     }
-    for errand in list { errand() }
   }
 
   // MARK: Domains

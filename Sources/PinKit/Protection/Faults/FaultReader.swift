@@ -97,6 +97,8 @@ internal import Synchronization
 
   /// Reads and resolves until nothing has come for a while. False if somebody else will have the descriptor reported again.
   private func serve(_ domain: borrowing FaultDomain, slot: Int) -> Bool {
+    // The slot went to another region since it was reported, which has no userfaultfd yet, or never gets one.
+    if domain.descriptor.load(ordering: .acquiring) < 0 { return false }
     // Reading from a file of the program's would take away what is not ours (K5).
     guard domain.hasDescriptor() else { return false }
     let started = Kernel.now()

@@ -53,7 +53,8 @@ internal import Synchronization
   }
 
   private func run() {
-    if handler.metricsInterval > 0 {
+    handler.joinEndedWatchdogs()
+    if metrics == nil, handler.metricsInterval > 0 {
       Uffd.withoutForks { metrics = MetricsPublisher(counters: handler.counters) }
     }
     while !handler.isStopping.load(ordering: .acquiring) {
@@ -77,12 +78,20 @@ internal import Synchronization
     for protection in handler.protections {
       protection.repairDescriptors()
       protection.restoreHugeMappings()
-      if let failure = protection.takeUnreportedFailure() { apply(failure, to: protection) }
+      if let failure = protection.unreportedFailure {
+        apply(failure, to: protection)
+        // Not before: what the log calls may end this thread.
+        protection.noteReported()
+      }
     }
   }
 
   private func checkReaders() {
     TestHooks.reach(.watching)
+    if handler.drops.hasEnded.exchange(false, ordering: .sequentiallyConsistent) {
+      handler.logger.critical(
+        "the thread that takes pages out of mappings ended unexpectedly; whoever needs it starts another one")
+    }
     let readers = handler.readers
     let patience = Kernel.nanoseconds(handler.patience)
     for reader in readers {
