@@ -18,8 +18,11 @@ internal import PinKit
     let (bytes, isTooMuch) = rounded.multipliedReportingOverflow(by: count)
     self.count = count
     self.scratchSize = rounded
-    guard !isTooMuch, let scratches = unsafe aligned_alloc(line, bytes), let slots = unsafe aligned_alloc(line, count * line)
-    else {
+    let scratches = isTooMuch ? nil : unsafe aligned_alloc(line, bytes)
+    let slots = unsafe aligned_alloc(line, count * line)
+    guard let scratches = unsafe scratches, let slots = unsafe slots else {
+      unsafe free(scratches)
+      unsafe free(slots)
       throw PinError(
         .outOfMemory, operation: "a sealer for pages of \(scratchSize) bytes",
         advice: "It keeps \(count) pages of that size for what it opens: name the largest page that there is.")

@@ -317,7 +317,8 @@ internal import SystemPackage
 extension CaptureStore.Loss {
   var advice: String {
     switch self {
-    case .limit: "The capture limit was reached, and the snapshot was to be given up then. Raise it, or read faster."
+    case .limit:
+      "The capture limit was reached, and the snapshot was to be given up then. Set a higher captureLimit (the default is half of what the memory cgroup leaves), or read faster."
     case .memory: "There was no memory for a page that was about to change. Set a capture limit, or read faster."
     case .removed:
       "Pages were dropped behind PinKit's back before their bytes had been kept. Use Region.discard(_:) instead of madvise(2)."

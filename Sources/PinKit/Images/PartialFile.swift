@@ -50,6 +50,8 @@ struct PartialFile: ~Copyable {
 
   /// Gives the file its name, in one step. The lock goes with the value, so that nobody begins before its writer has finished.
   mutating func publish(replacing: Bool) throws(PinError) {
+    // One that was made before fork() is the parent's to publish.
+    guard forkGeneration == Kernel.forkGeneration else { throw .notInherited("write \(target)") }
     try NamedFile.rename(file.path, to: target, replacing: replacing)
     isPublished = true
   }

@@ -135,6 +135,6 @@ public final class AddressSpace: Sendable {
 
 extension PinError {
   static func notInherited(_ operation: String) -> PinError {
-    PinError(.notInherited, operation: operation, advice: "Make a new AddressSpace in the child, or use posix_spawn.")
+    PinError(.notInherited, operation: operation, advice: "Make a new one in the child, or use posix_spawn.")
   }
 }

@@ -23,7 +23,7 @@ internal import Synchronization
 
   /// Runs the caller's unregistration, and then unpins the pages. A second call does nothing.
   ///
-  /// - Throws: What the unregistration throws. The device may write on then, so the pages stay pinned, and in every collection: call it again.
+  /// - Throws: ``PinError`` `.notInherited` in a child of `fork()`, or what the unregistration throws. The device may write on then, so the pages stay pinned, and in every collection: call it again.
   public func close() throws { try registration.end() }
 }
 
@@ -52,6 +52,8 @@ private final class KeptRegistration {
 
   func end() throws {
     guard let kept else { return }
+    // What a child of fork() unregistered would be its parent's.
+    guard region.isOfThisProcess else { throw PinError.notInherited("close a registration") }
     try kept.unregister()
     self.kept = nil
   }
@@ -67,8 +69,8 @@ extension Region {
   /// }
   /// ```
   ///
-  /// Every page is there before `register` is called; for writing it is its own and open, too. For reading it is not opened: it may be
-  /// protected, and shared where the ``ReusePolicy`` lets a pin for reading share it. The bytes are contiguous, and stay where they are until the
+  /// For writing every page is there before `register` is called, its own and open. For reading it is not opened, nor brought in if nobody has
+  /// touched it: it may be protected, and shared where the ``ReusePolicy`` lets a pin for reading share it. The bytes are contiguous, and stay where they are until the
   /// registration is closed: of `.pool` memory they are the pool's own mapping, of other memory the region's. A snapshot or a clone that is
   /// taken at that very moment protects pages for as long as it copies them: if `register` throws then, it is called again, for
   /// writing once the pages are open again.

@@ -10,6 +10,8 @@ extension FileStore {
   /// - Throws: `.inputOutput`, `.outOfSpace`; `.fileChanged` if the file was truncated, or its path names another one
   ///   (``Options/checksName``).
   public func flush() throws(PinError) {
+    // Before the lock, which a thread of the parent may have held.
+    guard file.isOfThisProcess else { throw .notInherited("flush a store") }
     // The closure cannot throw typed errors that are inferred through the lock's generics.
     let result: Result<Void, PinError> = account.flushing.withLock { _ in
       do throws(PinError) { return .success(try flushAlone()) } catch { return .failure(error) }

@@ -19,6 +19,7 @@ extension FileStore {
   /// Blocks. Short reads are continued.
   /// - Throws: `.fileChanged` if the file is shorter than it was when it was opened, `.inputOutput`; what the memory holds then is undefined.
   public func read(_ pages: Range<Int>, into memory: UnsafeMutableRawBufferPointer) throws(PinError) {
+    guard file.isOfThisProcess else { throw .notInherited("read a store") }
     try check(pages, memory.count)
     let start = memory.baseAddress!  // not empty
     let offset = pages.lowerBound * Memory.pageSize

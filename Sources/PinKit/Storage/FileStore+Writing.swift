@@ -4,9 +4,13 @@ extension FileStore {
   /// Blocks until all are over. Neighbouring transfers become one operation; short writes are continued; where one transfer
   /// fails, the others are written. The size of the file never changes: what lies behind it of the last page is not written.
   /// - Returns: For each transfer `nil`, or why it is not all written: `.outOfSpace` (also a quota), `.limitReached` (`ulimit -f`),
-  ///   `.inputOutput`, `.readOnly`, `.fileChanged` if the file is shorter than it was.
+  ///   `.inputOutput`, `.readOnly`, `.fileChanged` if the file is shorter than it was, `.notInherited` in a child of `fork()`.
   public func write(_ transfers: [PageTransfer]) -> [PinError?] {
     var writes = StoreWrites(self, transfers)
+    guard file.isOfThisProcess else {
+      writes.failAll(.notInherited("write to a store"))
+      return writes.outcomes
+    }
     if geometry.isReadOnly {
       writes.failAll(readOnly())
       return writes.outcomes

@@ -56,6 +56,39 @@ struct ForkCleanupTests {
     }
   }
 
+  @Test("A child neither writes, reads nor flushes the store of its parent, and ends no registration")
+  func calls() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(240)
+      let directory = try ImageDirectory()
+      let store = try FileStore(path: directory("file"), creating: 8192)
+      let space = try AddressSpace.forTests()
+      let region = try space.map(.pool, pages: 4)
+      try region.fill(with: 5)
+      let ends = Shared()
+      let registration = try unsafe region.register(0..<2) { _ in { _ = ends.add() } }
+      let page = AddressRange(start: region.addresses.start, count: 4096)
+      check(
+        Self.child {
+          guard store.write([PageTransfer(pages: 0..<1, memory: page)])[0]?.code == .notInherited else { return 2 }
+          guard errorCode({ try store.flush() }) == .notInherited else { return 3 }
+          var bytes: [UInt8] = Array(repeating: 0, count: 4096)
+          let reading = unsafe bytes.withUnsafeMutableBytes { bytes in
+            errorCode { unsafe try store.read(0..<1, into: bytes) }
+          }
+          guard reading == .notInherited else { return 4 }
+          do { try registration.close() } catch {
+            return (error as? PinError)?.code == .notInherited && ends.value == 0 ? 0 : 5
+          }
+          return 6
+        }, is: 0)
+      try registration.close()
+      check(ends.value, is: 1)
+      try store.flush()
+      try space.close()
+    }
+  }
+
   @Test("A child that is forked while an image is written neither writes nor removes it", arguments: [false, true])
   func image(_ cancels: Bool) async {
     await #expect(processExitsWith: .success) { [cancels = cancels as Bool] in

@@ -12,6 +12,8 @@ internal import SystemPackage
   private var writerFile: KnownDescriptor
   private var isLocked = false
   private let forkGeneration = Kernel.forkGeneration
+  /// False in a child of fork(), which shares the file, and its lock, with its parent.
+  var isOfThisProcess: Bool { forkGeneration == Kernel.forkGeneration }
 
   /// The number, after a look at which file it stands for; -1 if other code has closed it (K5).
   var descriptor: CInt { main.checked }
