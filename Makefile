@@ -9,7 +9,7 @@ SANITIZED := SWIFT_BACKTRACE=enable=no \
   ASAN_OPTIONS=$(SANITIZER):detect_leaks=0:allocator_may_return_null=1 \
   TSAN_OPTIONS=$(SANITIZER):suppressions=$(CURDIR)/scripts/tsan-suppressions
 
-.PHONY: help demo test build bench soak sanitize docs format lint clean dependencies
+.PHONY: help demo test build bench soak sanitize mutate docs format lint clean dependencies
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -43,13 +43,17 @@ sanitize: dependencies ## Run the tests under the thread and address sanitizers
 	  swift test --skip-build --disable-xctest --sanitize=thread --scratch-path .build-thread
 	$(SANITIZED) swift test --disable-xctest --sanitize=address --scratch-path .build-address
 
+mutate: dependencies ## Break the code in every place that Tests/Mutations names, and see that a suite notices (ids: scripts/mutate ID)
+	@scripts/mutate
+
 docs: dependencies ## Build the book; a warning is an error
 	swift package generate-documentation --target PinKit --warnings-as-errors
 
 format: ## Format the sources in place
 	swift format -i -p -r $(SOURCES)
 
-lint: ## Check the format, and that the README shows the example as it is
+lint: ## Check the format, that the README shows the example as it is, and that breakages are in their places
+	! command -v python3 > /dev/null || scripts/mutate --check
 	sed -n '/^```swift/,/^```$$/p' README.md | sed '1d;$$d' | diff - Examples/track-writes/Sources/track-writes/main.swift
 	swift format lint -s -p -r $(SOURCES)
 
