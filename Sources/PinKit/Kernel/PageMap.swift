@@ -88,7 +88,10 @@ internal import SystemPackage
   /// ``Query/writeProtects``, what is protected has been handed to `body`, also if a later step throws.
   public func scan(
     _ range: AddressRange, _ query: Query, _ body: (AddressRange, Categories) -> Void
-  ) throws(PinError) {
+  ) throws(PinError) { try PinError.check(scanResult(range, query, body), "PAGEMAP_SCAN", range) }
+
+  /// The same without allocating: 0 or a negative errno.
+  func scanResult(_ range: AddressRange, _ query: Query, _ body: (AddressRange, Categories) -> Void) -> CLong {
     var at = UInt64(range.start)
     let end = UInt64(range.end)
     while at < end {
@@ -114,10 +117,11 @@ internal import SystemPackage
         body(
           AddressRange(start: UInt(found.start), end: UInt(found.end)), Categories(rawValue: found.categories))
       }
-      try PinError.check(count, "PAGEMAP_SCAN", range)
+      if count < 0 { return count }
       guard argument.walk_end > at else { break }
       at = argument.walk_end
     }
+    return 0
   }
 
   /// Write-protects what matches without reporting it: the cheapest way to arm populated memory.

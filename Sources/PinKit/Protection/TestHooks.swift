@@ -83,6 +83,8 @@ enum TestHooks {
     case punched
     /// A file of an image was made, renamed, removed or synced; gets the number of such steps of this image so far.
     case imageStep
+    /// Nobody can bring a page into a part of a region whose page tables are given back: 0 before what is empty is dropped, 1 after.
+    case holdingMissing
     /// The buffers of an image are about to be unmapped; gets the address of the first.
     case freeingBuffers
   }
