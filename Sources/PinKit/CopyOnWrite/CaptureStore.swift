@@ -37,8 +37,8 @@ internal import SystemPackage
   let usedBytes = Atomic<Int>(0)
   /// Alive as long as there are faults in it, which is when it is asked.
   private unowned(unsafe) let region: Region
-  private let limit: Atomic<Int>
-  private let givesUp: Atomic<Bool>
+  private let limit = Atomic<Int>(0)
+  private let givesUp = Atomic<Bool>(true)
   /// Zero, or why the snapshots that need this store are given up (`Loss.rawValue << 32 | errno`).
   private let loss = Atomic<UInt64>(0)
   /// What was sealed when its snapshot was taken; `nil` where no page ever is.
@@ -46,8 +46,8 @@ internal import SystemPackage
   /// The store of the snapshot after this one; set while the wrprotect lock is held exclusively.
   private let next = Mutex<CaptureStore?>(nil)
 
-  /// Touches no memory.
-  init(region: Region, recycler: CaptureRecycler, limit: Int?, givesUp: Bool) throws(PinError) {
+  /// Touches no memory. Nothing is kept before ``setLimit(_:givesUp:)``.
+  init(region: Region, recycler: CaptureRecycler) throws(PinError) {
     unsafe self.region = region
     pageCount = region.pageCount
     pageSize = region.pageSize
@@ -59,11 +59,10 @@ internal import SystemPackage
     filled = unsafe PageMarks(memory: UnsafeMutableRawPointer(bitPattern: memory.marks(1))!, pageCount: pageCount)
     isDense = unsafe PageMarks(memory: UnsafeMutableRawPointer(bitPattern: memory.marks(2))!, pageCount: pageCount)
     unreadable = unsafe PageMarks(memory: UnsafeMutableRawPointer(bitPattern: memory.marks(3))!, pageCount: pageCount)
-    self.limit = Atomic(limit ?? Int.max)
-    self.givesUp = Atomic(givesUp)
   }
 
   deinit {
+    CaptureShares.end(self)
     recycler.put(memory)
     // One after the other: a long chain would otherwise be let go of recursively, as deep as it is long.
     var following = next.withLock { $0.take() }
@@ -200,13 +199,17 @@ internal import SystemPackage
   /// A fault that takes so many pages along has found its block written densely: most of it will be kept.
   private static let denseRun = 16
 
-  /// A huge page is taken as a whole, whatever of it is used; a small limit means what it says.
-  private var hasRoomForDenseRuns: Bool { limit.load(ordering: .relaxed) >= 64 << 20 }
+  /// In bytes: both mappings in full. A huge page is taken as a whole, whatever of it is used; so under a smaller limit there are none, and
+  /// the limit means what it says (K7).
+  private var leastForDenseRuns: Int { 2 * pageCount * pageSize }
 
   /// Whether the copies of `pages` go to the mapping with huge pages.
   @inline(__always) func isDenseRun(_ pages: Range<Int>) -> Bool {
-    pages.count >= Self.denseRun && pageSize == Memory.pageSize && hasRoomForDenseRuns
+    pages.count >= Self.denseRun && pageSize == Memory.pageSize && limit.load(ordering: .relaxed) >= leastForDenseRuns
   }
+
+  /// How much memory the copies can take under a limit, in bytes.
+  func most(under limit: Int) -> Int { limit >= leastForDenseRuns ? leastForDenseRuns : min(limit, pageCount * pageSize) }
 
   func addresses(of pages: Range<Int>) -> AddressRange {
     AddressRange(start: memory.start + UInt(pages.lowerBound * pageSize), count: pages.count * pageSize)

@@ -12,8 +12,8 @@ public struct SnapshotOptions: Sendable, Hashable {
   /// `.automatic`: handler threads, or mprotect where userfaultfd cannot be used.
   public var mechanism: WriteTracking.Mechanism
   /// How many bytes may be kept while this is the region's newest snapshot; `nil`: as many as there is memory for. Where a memory cgroup limits
-  /// the process, that is half of what its limit leaves when the snapshot is taken (K7): beyond, the snapshot is given up, whatever
-  /// ``atLimit`` says, because the kernel would kill the process.
+  /// the process, that is half of what its limit leaves when the snapshot is taken, and snapshots of other regions without a limit may not
+  /// take yet (K7): beyond, the snapshot is given up, whatever ``atLimit`` says, because the kernel would kill the process.
   public var captureLimit: Int?
   public var atLimit: LimitPolicy
   /// Whether a background thread keeps pages ahead of their writers, so that fewer writers have to. Off unless asked for, as it
@@ -30,10 +30,13 @@ public struct SnapshotOptions: Sendable, Hashable {
     self.sweep = sweep
   }
 
-  /// The limit in bytes, and whether the snapshot is given up there.
-  var effectiveLimit: (bytes: Int, givesUp: Bool) {
-    if let captureLimit { return (captureLimit, atLimit == .giveUp) }
-    guard let room = MemoryControlGroup.recentRoom() else { return (Int.max, false) }
-    return (room / 2, true)
+  /// What `store` may take from now on in bytes, where `previous` will take nothing more, and whether the snapshot is given up there.
+  func effectiveLimit(of store: CaptureStore, insteadOf previous: CaptureStore?) -> (bytes: Int, givesUp: Bool) {
+    if let captureLimit {
+      CaptureShares.end(store)
+      return (captureLimit, atLimit == .giveUp)
+    }
+    guard let share = CaptureShares.begin(store, insteadOf: previous) else { return (Int.max, false) }
+    return (share, true)
   }
 }

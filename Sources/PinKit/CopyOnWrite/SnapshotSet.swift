@@ -62,8 +62,7 @@ internal import Synchronization
 
   func begin(_ region: Region, _ options: SnapshotOptions) throws(PinError) -> Start {
     // Whatever costs comes before the first page is protected.
-    let limit = options.effectiveLimit
-    let store = try CaptureStore(region: region, recycler: recycler, limit: limit.bytes, givesUp: limit.givesUp)
+    let store = try CaptureStore(region: region, recycler: recycler)
     // A discard that began before there was a protection knows nothing of what it would have to keep.
     _ = region.unwatchedDiscards.lockExclusive()
     region.unwatchedDiscards.unlockExclusive()
@@ -73,6 +72,8 @@ internal import Synchronization
       state.open.reserveCapacity(state.open.count + 1)
       let guards = guardPages(in: [0..<region.pageCount])
       noteLostGuards(state.guards, guards)
+      let limit = options.effectiveLimit(of: store, insteadOf: state.newest)
+      store.setLimit(limit.bytes, givesUp: limit.givesUp)
       var (pause, changes) = try arm(region, options, store, &state)
       noteVacant(guards, store)
       // What became one has changed.
@@ -111,7 +112,12 @@ internal import Synchronization
     }
     var changes = DirtySet(pageCount: region.pageCount)
     // The fault path has it from the moment when all is armed.
-    defer { if pause != nil { state.newest = store } }
+    defer {
+      if pause != nil {
+        state.newest = store
+        if let previous { CaptureShares.end(previous) }
+      }
+    }
     if let participant = state.participant {
       try requireMechanism(options.mechanism)
       changes = try session.arm(participant, armed: armed)
@@ -155,7 +161,7 @@ internal import Synchronization
 
   /// The newest store stays for the sake of older snapshots: from now on with what is left of the latest one's limit.
   private func handOver(_ store: CaptureStore, to heir: Member) {
-    let (limit, givesUp) = heir.options.effectiveLimit
+    let (limit, givesUp) = heir.options.effectiveLimit(of: store, insteadOf: nil)
     // What a cgroup leaves now is all for what is still to be kept.
     let rest = heir.options.captureLimit == nil ? limit : max(0, limit - heir.store.bytes)
     let (sum, isHuge) = store.bytes.addingReportingOverflow(rest)
@@ -163,6 +169,7 @@ internal import Synchronization
   }
 
   private func removeTarget(_ state: inout State) {
+    if let newest = state.newest { CaptureShares.end(newest) }
     // Where the region has failed, a thread may have stopped inside the store, with the lock: both stay until the region goes.
     guard protection.failure == nil else { return }
     protection.exclusive { $0.owed.store(0, ordering: .sequentiallyConsistent) }

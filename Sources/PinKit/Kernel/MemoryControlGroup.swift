@@ -21,14 +21,14 @@ struct MemoryControlGroup {
 
   private static let seen = Mutex((at: UInt64(0), room: Int?.none))
 
-  /// ``room()`` of this process, as it was a tenth of a second ago at most: reading it takes a fifth of a millisecond.
-  static func recentRoom() -> Int? {
-    let recent = seen.withLockIfAvailable { seen -> Int? in
+  /// ``room()`` of this process, and when it was read, a tenth of a second ago at most: reading it takes a fifth of a millisecond.
+  static func recentRoom() -> (room: Int?, at: UInt64) {
+    let recent = seen.withLockIfAvailable { seen -> (room: Int?, at: UInt64) in
       if seen.at == 0 || Kernel.now() - seen.at > 100_000_000 { seen = (Kernel.now(), MemoryControlGroup().room()) }
-      return seen.room
+      return (seen.room, seen.at)
     }
     // A child of fork() may have found it locked, for ever.
-    return recent ?? MemoryControlGroup().room()
+    return recent ?? (MemoryControlGroup().room(), Kernel.now())
   }
 
   /// The levels that lines `NUMBER:CONTROLLERS:PATH` stand for.

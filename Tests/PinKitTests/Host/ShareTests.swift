@@ -53,7 +53,7 @@ import Testing
   }
 
   /// Where a group can be made below the one that this process is in, with the name of the file that limits it.
-  private static let parent: (path: String, limit: String)? = MemoryControlGroup().levels.lazy.compactMap { level in
+  static let parent: (path: String, limit: String)? = MemoryControlGroup().levels.lazy.compactMap { level in
     let probe = "\(level.path)/pinkit-probe-\(getpid())"
     guard unsafe mkdir(probe, 0o700) == 0 else { return nil }
     defer { unsafe rmdir(probe) }
@@ -61,7 +61,7 @@ import Testing
     return unsafe access("\(probe)/\(limit)", W_OK) == 0 ? (level.path, limit) : nil
   }.first
 
-  private static func write(_ text: String, to path: String) {
+  static func write(_ text: String, to path: String) {
     guard let file = unsafe fopen(path, "w") else { return check(false, "cannot open \(path)") }
     unsafe fputs(text, file)
     check(unsafe fclose(file), is: 0, path)
