@@ -114,6 +114,12 @@ ssize_t cuffd_checked_write(void *target, const void *source, size_t length) {
   return -ENOSYS;
 }
 
+ssize_t cuffd_checked_through(void *target, const void *source, size_t length) {
+  char page[4096];
+  ssize_t got = cuffd_checked_read(page, source, length < sizeof page ? length : sizeof page);
+  return got > 0 ? cuffd_checked_write(target, page, (size_t)got) : got;
+}
+
 int cuffd_checked_heads(const void *start, size_t page_size, int count, uint64_t *bits) {
   uint64_t heads[64];
   struct iovec pages[64];

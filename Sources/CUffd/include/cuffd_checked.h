@@ -18,11 +18,13 @@ int cuffd_checked_prepare(void);
 // In a child after fork(): the open file is that of the parent's memory.
 void cuffd_checked_forget(void);
 
-// Copies out of such memory into memory that can be written. Returns how many bytes were copied before the first page that cannot be
-// read; -errno if there are none.
+// Copies out of such memory into memory of the caller's own, that nothing protects: the kernel may take hold of it, and write it without a
+// fault. Returns how many bytes were copied before the first page that cannot be read; -errno if there are none.
 ssize_t cuffd_checked_read(void *_Nonnull target, const void *_Nonnull source, size_t length);
 // The same into such memory; a page that is protected against writing counts as one that cannot be written. -ENOSYS where the calls are forbidden.
 ssize_t cuffd_checked_write(void *_Nonnull target, const void *_Nonnull source, size_t length);
+// Both at once, 4 KiB at most, through a buffer on the stack: neither side is taken hold of. For memory that refuses that, as memfd_secret's.
+ssize_t cuffd_checked_through(void *_Nonnull target, const void *_Nonnull source, size_t length);
 // Looks at the first 8 bytes of `count` pages, at most 64: a bit is set where they are not zeros. Returns how many pages were looked at
 // before the first that cannot be read; -errno if there are none.
 int cuffd_checked_heads(const void *_Nonnull start, size_t page_size, int count, uint64_t *_Nonnull bits);

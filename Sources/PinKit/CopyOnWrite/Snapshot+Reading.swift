@@ -212,17 +212,23 @@ extension Snapshot {
   ) throws(PinError) {
     let source = region.addressesUnchecked(of: pages)
     var done = 0
+    var deadline: Deadline?
     while done < source.count {
-      let copied = unsafe Memory.copyChecked(source.start + UInt(done), to: target + done, count: source.count - done)
+      let copied = unsafe Memory.copyChecked(
+        source.start + UInt(done), toProgram: target + done, count: source.count - done)
       if copied > 0 {
         done += copied
+        deadline = nil
         continue
       }
       let page = pages.lowerBound + done / pageSize
       guard copied == Int(Memory.noBytes) else {
         throw .kernel(copied, "read page \(page) of a snapshot", region.addressesUnchecked(of: page..<page + 1))
       }
-      if Memory.isReadable(source.start + UInt(done)) { throw badTarget(page) }
+      if Memory.isReadable(source.start + UInt(done)) {
+        if try unsafe Region.openTarget(UInt(bitPattern: target + done), &deadline, "read a snapshot") { continue }
+        throw badTarget(page)
+      }
       noteWithoutBytes(page, store)
       done = (page + 1 - pages.lowerBound) * pageSize
     }

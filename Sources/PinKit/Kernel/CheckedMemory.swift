@@ -15,7 +15,8 @@ extension Memory {
   /// Decides how copies are made, once; false if nothing answers with an error.
   static func prepareCheckedCopies() -> Bool { cuffd_checked_prepare() != CInt(cuffd_checked_nothing) }
 
-  /// Copies bytes that other threads may change meanwhile. Returns how many were copied before the first page that cannot be read; a
+  /// Copies bytes that other threads may change meanwhile to memory of PinKit's own. The kernel takes hold of the target: what is protected
+  /// is written without a fault. Returns how many were copied before the first page that cannot be read; a
   /// negated errno if there are none, ``noBytes`` for example.
   @inline(__always) static func copyChecked(
     _ source: UInt, to target: UnsafeMutableRawPointer, count: Int
@@ -32,6 +33,22 @@ extension Memory {
     if !isReadable(target) { return Int(noBytes) }
     unsafe UnsafeMutableRawPointer(bitPattern: target)!.copyMemory(from: source, byteCount: first)
     return first
+  }
+
+  /// The same to memory of the program's: of what is managed the faults are taken. ``noBytes`` also of a target that cannot be written.
+  static func copyChecked(_ source: UInt, toProgram target: UnsafeMutableRawPointer, count: Int) -> Int {
+    let from = unsafe UnsafeRawPointer(bitPattern: source)!
+    let put = unsafe cuffd_checked_write(target, from, count)
+    if put == -Int(Errno.noFunction.rawValue) { return unsafe cuffd_checked_read(target, from, count) }
+    // Or the source is memory that nobody may take hold of.
+    return unsafe put == Int(noBytes) ? cuffd_checked_through(target, from, count) : put
+  }
+
+  /// As ``storeChecked(_:to:count:)``, of a source that the kernel cannot take hold of, at most 4 KiB. ``noBytes`` if it can.
+  static func storeThrough(_ source: UnsafeRawPointer, to target: UInt, count: Int) -> Int {
+    var byte: UInt8 = 0
+    if unsafe cuffd_checked_write(&byte, source, 1) != Int(noBytes) { return Int(noBytes) }
+    return unsafe cuffd_checked_through(UnsafeMutableRawPointer(bitPattern: target)!, source, count)
   }
 
   /// Whether the byte at an address can be read.

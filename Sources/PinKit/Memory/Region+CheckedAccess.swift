@@ -9,24 +9,31 @@ extension Region {
     return try unsafe withUnsafeTemporaryAllocation(byteCount: max(1, size), alignment: alignment) {
       bytes throws(PinError) in
       let place = unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[..<size])
-      try unsafe loadChecked(offset, into: place, "load")
+      try unsafe loadChecked(offset, into: place, isProgram: false, "load")
       return unsafe bytes.loadUnaligned(as: type)
     }
   }
 
   func loadChecked(
-    _ offset: Int, into target: UnsafeMutableRawBufferPointer, _ operation: StaticString
+    _ offset: Int, into target: UnsafeMutableRawBufferPointer, isProgram: Bool = true, _ operation: StaticString
   ) throws(PinError) {
     guard let place = target.baseAddress else { return }
     var done = 0
+    var deadline: Deadline?
     while done < target.count {
       let address = addresses.start + UInt(offset + done)
-      let copied = unsafe Memory.copyChecked(address, to: place + done, count: target.count - done)
+      let rest = target.count - done
+      let copied =
+        unsafe isProgram
+        ? Memory.copyChecked(address, toProgram: place + done, count: rest)
+        : Memory.copyChecked(address, to: place + done, count: rest)
       if copied > 0 {
         done += copied
+        deadline = nil
         continue
       }
       guard copied != Int(Memory.noBytes) || !Memory.isReadable(address) else {
+        if isProgram, try unsafe Self.openTarget(UInt(bitPattern: place + done), &deadline, operation) { continue }
         throw PinError(
           .invalidArgument, operation: "\(operation)", errno: .badAddress,
           advice: "The region's bytes can be read: it is the target that cannot be written.")
@@ -41,14 +48,37 @@ extension Region {
     var deadline: Deadline?
     while done < source.count {
       let address = addresses.start + UInt(offset + done)
-      let copied = unsafe Memory.storeChecked(start + done, to: address, count: source.count - done)
+      var copied = unsafe Memory.storeChecked(start + done, to: address, count: source.count - done)
+      if copied == Int(Memory.noBytes) {
+        copied = unsafe Memory.storeThrough(start + done, to: address, count: source.count - done)
+      }
       if copied > 0 {
         done += copied
         deadline = nil
         continue
       }
+      guard unsafe copied != Int(Memory.noBytes) || Memory.isReadable(UInt(bitPattern: start + done)) else {
+        throw PinError(
+          .invalidArgument, operation: "\(operation)", errno: .badAddress,
+          advice: "The source cannot be read at byte \(done).")
+      }
       try open((offset + done) / pageSize, after: copied, &deadline, operation)
     }
+  }
+
+  /// The kernel refused to write to memory of the program's, which may be a page of a region that is protected. False if it is not, or has no
+  /// bytes.
+  static func openTarget(
+    _ address: UInt, _ deadline: inout Deadline?, _ operation: StaticString
+  ) throws(PinError) -> Bool {
+    guard !Kernel.isInFaultPath, let region = ManagedRanges.region(at: address), let page = region.page(at: address) else {
+      return false
+    }
+    do throws(PinError) { try region.open(page, after: Int(Memory.noBytes), &deadline, operation) } catch {
+      if error.code == .inaccessible { return false }
+      throw error
+    }
+    return true
   }
 
   /// The fault of a store, and no store: what others write meanwhile stays.

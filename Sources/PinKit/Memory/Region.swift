@@ -70,7 +70,7 @@ public final class Region: Sendable {
     self.id = id
     if case .adopted = backing.kind { isAdopted = true } else { isAdopted = false }
     self.owned = Mutex(owned)
-    try ManagedRanges.claim(addresses, id: id)
+    try ManagedRanges.claim(self)
     do throws(PinError) { try space.enroll(self) } catch {
       ManagedRanges.release(id: id)
       space.withdraw(id)
@@ -246,24 +246,35 @@ final class LayoutLock: Sendable {
 
 /// Which addresses of the process are managed, so that no two regions overlap.
 enum ManagedRanges {
+  private struct Claim {
+    var range: AddressRange
+    /// None while it is being torn down.
+    weak var region: Region?
+  }
   private struct Ranges {
     var generation = Kernel.forkGeneration
-    var claimed: [UInt64: AddressRange] = [:]
+    var claimed: [UInt64: Claim] = [:]
   }
   private static let ranges = Mutex(Ranges())
 
-  static func claim(_ range: AddressRange, id: UInt64) throws(PinError) {
+  static func claim(_ region: Region) throws(PinError) {
+    let range = region.addresses
     // A child that was forked in the middle could never map anything.
     try Uffd.withoutForks { () throws(PinError) in
       try ranges.withLock { ranges throws(PinError) in
         // A child of fork() has other memory where its parent has regions.
         if ranges.generation != Kernel.forkGeneration { ranges = Ranges() }
-        if let other = ranges.claimed.values.first(where: { $0.overlaps(range) }) {
-          throw PinError(.inUse, operation: "adopt", range: range, advice: "A region manages \(other) already.")
+        if let other = ranges.claimed.values.first(where: { $0.range.overlaps(range) }) {
+          throw PinError(.inUse, operation: "adopt", range: range, advice: "A region manages \(other.range) already.")
         }
-        ranges.claimed[id] = range
+        ranges.claimed[region.id] = Claim(range: range, region: region)
       }
     }
+  }
+
+  /// The region that manages an address.
+  static func region(at address: UInt) -> Region? {
+    Uffd.withoutForks { ranges.withLock { $0.claimed.values.first { $0.range.contains(address) }?.region } }
   }
 
   static func release(id: UInt64) {
