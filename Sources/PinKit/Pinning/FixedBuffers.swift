@@ -1,3 +1,4 @@
+internal import Logging
 internal import SystemPackage
 
 /// Ranges of a region that an io_uring has registered as fixed buffers: the kernel's own long-term pin, held as a ``Pin`` for exactly as long.
@@ -79,7 +80,9 @@ internal import SystemPackage
 
   /// Waits for what is in flight, unregisters the buffers, and then unpins the pages.
   ///
-  /// - Throws: ``PinError``, with everything let go of all the same.
+  /// - Throws: ``PinError``, with everything let go of all the same. Where other code closed the ring's number (`.descriptorLost`), what is in
+  ///   flight is waited for no longer than 10 s: if it has not ended by then, such as a read of a pipe that nobody writes to, the pages stay
+  ///   pinned for good, and in every collection.
   public consuming func close() throws(PinError) { try registration.end() }
 }
 
@@ -104,7 +107,26 @@ final class FixedRegistration {
   func end() throws(PinError) {
     if pins.isEmpty { return }
     // In this order: what the kernel has pinned is pinned here as well.
-    defer { pins = [] }
+    defer { letGo() }
+    do throws(PinError) { try finish() } catch {
+      // The mappings keep a ring alive whose number is lost, and what it has begun goes on.
+      unsafe ring.settle()
+      throw error
+    }
+  }
+
+  private func letGo() {
+    if unsafe ring.inFlight > 0, let first = pins.first?.pin.region, first.isOfThisProcess {
+      // Whoever may still write is not to be forgotten: the region cannot go, and says why.
+      for pin in pins { _ = unsafe Unmanaged.passRetained(pin) }
+      first.space.configuration.logger.error(
+        "operations on fixed buffers of \(first.addresses) have not ended, and cannot be waited for: their pages stay pinned"
+      )
+    }
+    pins = []
+  }
+
+  private func finish() throws(PinError) {
     while unsafe ring.inFlight > 0 {
       TestHooks.reach(.finishingTransfers, page: unsafe ring.inFlight)
       try unsafe ring.submit(waitingFor: 1)

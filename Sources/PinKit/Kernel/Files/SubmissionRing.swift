@@ -120,6 +120,12 @@ public import SystemPackage
   @discardableResult
   mutating func discardQueued() -> Int { Int(unsafe cuffd_ring_discard(raw)) }
 
+  /// Drops what was queued and not submitted, and waits for the rest, where it cannot be submitted to any more; 10 s at most.
+  mutating func settle() {
+    discardQueued()
+    unsafe cuffd_ring_settle(raw)
+  }
+
   /// Registers memory as fixed buffer 0: the kernel's long-term pin on its pages. A write through it raises no fault.
   mutating func registerBuffer(_ memory: AddressRange) throws(PinError) {
     guard let address = unsafe UnsafeMutableRawPointer(bitPattern: memory.start) else {
