@@ -91,6 +91,8 @@ extension FilePages {
       dirty.forEachRun { unflushed.insert($0) }
       dirty.drain {
         all.append($0)
+        // And what a device has marked since.
+        unflushed.insert($0)
         TestHooks.reach(.draining, page: $0.lowerBound)
       }
       var others = DirtySet(pageCount: pageCount)

@@ -36,6 +36,34 @@ import Testing
     }
   }
 
+  @Test("P3: a page that is marked while others are taken is dirty again if the store cannot make it durable")
+  func markedMeanwhile() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(300)
+      let space = try AddressSpace.forTests()
+      let store = UnrulyStore(pages: 200)
+      let region = try space.map(.file(store, fillAround: .exact), pages: 200)
+      let file = region.attachments.find(FilePages.self)!
+      for page in [2, 70, 140, 150] { _ = region.peek(page) }
+      region.poke(77, 2)
+      region.poke(77, 70)
+      region.poke(77, 140)
+      TestHooks.set(.draining) { first in
+        // Page 70 is taken by now, and the word of page 140 is not.
+        if first == 2 { file.dirty.insert(150..<151) }
+      }
+      store.set { $0.flushing = { () throws(PinError) in throw .broken } }
+      check(errorCode { try region.flush() }, is: .inputOutput)
+      TestHooks.set(.draining, nil)
+      check(store.written, is: [2, 70, 140, 150])
+      for page in [2, 70, 140, 150] { check(!file.isClean(page), "page \(page) is clean, and not durable") }
+      store.set { $0.flushing = {} }
+      try region.flush()
+      for page in [2, 70, 140, 150] { check(file.isClean(page), "page \(page)") }
+      try space.close()
+    }
+  }
+
   @Test("P3: a page that is pinned for writing after it was collected, and protected again, is written from a stable copy")
   func pinnedAfterCollection() async {
     await #expect(processExitsWith: .success) {
