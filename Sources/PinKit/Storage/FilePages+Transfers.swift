@@ -113,7 +113,18 @@ extension FilePages {
 
   /// Flushes, before the region goes. Where faults cannot be served any more, what is known to have changed is written all the same.
   func finish(isLast: Bool) throws(PinError) {
-    try awaitThreads(isLast: isLast)
+    if isLast { isGoing.store(true, ordering: .sequentiallyConsistent) }
+    do throws(PinError) {
+      try awaitThreads(isLast: isLast)
+      try writeRest()
+    } catch {
+      // It stays.
+      isGoing.store(false, ordering: .sequentiallyConsistent)
+      throw error
+    }
+  }
+
+  private func writeRest() throws(PinError) {
     if protection.failure == nil {
       do throws(PinError) { return try flush() } catch { if protection.failure == nil { throw error } }
     }

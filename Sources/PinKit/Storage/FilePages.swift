@@ -36,6 +36,8 @@ internal import Synchronization
   let windows: FillWindows
   /// Requests that ``StoreThreads`` have of it.
   let outstanding = Atomic<Int>(0)
+  /// The region is about to go, and no more of them are made: who touches a page that is not there tries again until it is gone.
+  let isGoing = Atomic<Bool>(false)
   /// How many of them have been done, ever.
   let requestsDone = Atomic<UInt64>(0)
   /// How many need every page to stay.
@@ -91,7 +93,12 @@ internal import Synchronization
   func ask(_ kind: StoreThreads.Request.Kind, _ page: Int, _ pages: Range<Int>) -> Bool {
     outstanding.add(1, ordering: .sequentiallyConsistent)
     let target = unsafe UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque())
-    if threads.add(StoreThreads.Request(kind: kind, page: page, pages: pages, target: target)) { return true }
+    // In this order: whoever has set it and finds nothing under way has seen the last.
+    if !isGoing.load(ordering: .sequentiallyConsistent),
+      threads.add(StoreThreads.Request(kind: kind, page: page, pages: pages, target: target))
+    {
+      return true
+    }
     outstanding.subtract(1, ordering: .sequentiallyConsistent)
     return false
   }

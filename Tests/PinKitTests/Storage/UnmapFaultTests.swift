@@ -1,0 +1,40 @@
+import CTestSupport
+import Glibc
+import Testing
+
+@testable import PinKit
+
+@Suite("Unmapping a region of a slow store beside threads that fault") struct UnmapFaultTests {
+  @Test("K5: the end of a region does not wait for threads that go on touching pages") func goesOn() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(600)
+      _ = ct_handle(SIGSEGV, CInt(ct_plain))
+      let (threads, share) = (4, 1000)
+      let space = try AddressSpace.forTests()
+      let store = UnrulyStore(pages: threads * share)
+      store.set {
+        $0.isQuick = false
+        $0.reading = { _ throws(PinError) in Kernel.pause(nanoseconds: 5_000_000) }
+      }
+      let region = try space.map(.file(store, fillAround: .exact), pages: threads * share)
+      let start = UInt64(region.addresses.start)
+      let (begun, gone) = (Shared(), Shared())
+      let readers = (0..<threads).map { thread in
+        HostThread {
+          for page in thread * share..<(thread + 1) * share {
+            if ct_try_load(start + UInt64(page * 4096)) < 0 {
+              gone.add()
+              return
+            }
+            if page % share == 2 { begun.add() }
+          }
+        }
+      }
+      while begun.value < threads { sched_yield() }
+      try region.unmap()
+      for reader in readers { reader.join() }
+      check(gone.value, is: threads, "the region went when all was read")
+      try space.close()
+    }
+  }
+}
