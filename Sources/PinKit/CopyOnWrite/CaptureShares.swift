@@ -29,11 +29,17 @@ enum CaptureShares {
         shares.open[ObjectIdentifier(store)] = nil
         return nil
       }
+      var others = 0
       if readAt > shares.readAt {
         shares.readAt = readAt
         for key in shares.open.keys { shares.open[key]!.seen = unsafe shares.open[key]!.store.bytes }
+      } else {
+        // What these two took since then is not in the room any more.
+        others += store.bytes - min(store.bytes, shares.open[ObjectIdentifier(store)]?.seen ?? 0)
+        if let previous, previous !== store {
+          others += previous.bytes - min(previous.bytes, shares.open[ObjectIdentifier(previous)]?.seen ?? 0)
+        }
       }
-      var others = 0
       for share in shares.open.values {
         if unsafe share.store !== store && share.store !== previous { others += share.left }
       }

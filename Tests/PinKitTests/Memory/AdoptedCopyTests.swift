@@ -1,16 +1,69 @@
 import CTestSupport
 import Glibc
+import Synchronization
 import Testing
 
 @testable import PinKit
 
+private let hasUserfaultfd = (try? Userfaultfd(features: [], access: [.device, .systemCall])) != nil
 private let hasSecretMemory = (try? SecretMapping(count: 4096))?.isSecretMemory == true
 
 /// Copies of the API between adopted memory and memory of the program's that the kernel must not take hold of.
 @Suite("Copies between adopted and other memory") struct AdoptedCopyTests {
+  /// The bytes of a page of adopted memory that come late.
+  private final class Late: Sendable {
+    let bytes: ForeignMemory
+    let descriptor: Userfaultfd
+    init() throws {
+      bytes = try ForeignMemory(.adoptedAnonymous, pages: 1)
+      descriptor = try Userfaultfd(features: [])
+      try descriptor.register(bytes.range, for: .missing)
+    }
+    func awaitReader() {
+      var waiting = pollfd(fd: descriptor.descriptor, events: Int16(POLLIN), revents: 0)
+      while unsafe poll(&waiting, 1, 1000) != 1 {}
+    }
+    func arrive() throws {
+      let page = try Mapping(count: 4096)
+      ct_store(UInt64(page.range.start), 9)
+      #expect(try descriptor.copy(from: page.range.start, to: bytes.range) == .done)
+    }
+    func close() { bytes.unmap() }
+  }
+
   private static func bytes(of region: Region, _ pages: Range<Int>) -> UnsafeMutableRawBufferPointer {
     let range = region.addressesUnchecked(of: pages)
     return unsafe UnsafeMutableRawBufferPointer(start: UnsafeMutableRawPointer(bitPattern: range.start), count: range.count)
+  }
+
+  /// The kernel may not take hold of the target before it has the source: meanwhile the target is protected again.
+  @Test(
+    "W5, W6: what is copied out of adopted memory into a tracked page is in the next set",
+    .enabled(if: hasUserfaultfd, "needs a userfaultfd that also serves system calls"), arguments: Mechanisms.all)
+  func collections(_ mechanism: WriteTracking.Mechanism) throws {
+    let late = try Late()
+    defer { late.close() }
+    let space = try AddressSpace.forTests()
+    let source = try space.adopt(late.bytes.range)
+    let target = try space.map(mechanism == .asynchronous ? .anonymous(hugePages: .never) : .pool, pages: 4)
+    try target.fill(with: 1)
+    let tracker = try target.trackWrites(mechanism)
+    try target.fill(with: 1)
+    let failure = Mutex<PinError?>(nil)
+    let thread = HostThread {
+      do throws(PinError) { try unsafe source.copy(fromByteOffset: 0, into: Self.bytes(of: target, 1..<2)) } catch {
+        failure.withLock { $0 = error }
+      }
+    }
+    late.awaitReader()
+    let before = try tracker.collect()
+    try late.arrive()
+    thread.join()
+    #expect(failure.withLock { $0 } == nil)
+    #expect(try target.byte(1) == 9)
+    #expect(try tracker.collect().runs == [1..<2], "the copy arrived after a collection that had \(before.runs)")
+    try tracker.stop()
+    try space.close()
   }
 
   @Test(
