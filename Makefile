@@ -4,9 +4,9 @@ SOURCES := Package.swift Sources Tests Benchmarks Examples
 
 # A test may raise SIGSEGV and SIGBUS on purpose, and PinKit handles both: the sanitizers must leave them alone. Tests take
 # /proc and all descriptors away from a process, and the leak check at its end needs both. Some ask for more memory than there is.
-SANITIZER := handle_segv=0:handle_sigbus=0:allow_user_segv_handler=1:halt_on_error=1:exitcode=66
+SANITIZER := handle_segv=0:handle_sigbus=0:allow_user_segv_handler=1:halt_on_error=1:exitcode=66:allocator_may_return_null=1
 SANITIZED := SWIFT_BACKTRACE=enable=no \
-  ASAN_OPTIONS=$(SANITIZER):detect_leaks=0:allocator_may_return_null=1 \
+  ASAN_OPTIONS=$(SANITIZER):detect_leaks=0 \
   TSAN_OPTIONS=$(SANITIZER):suppressions=$(CURDIR)/scripts/tsan-suppressions
 
 .PHONY: help demo test build bench soak sanitize mutate docs format lint clean dependencies

@@ -38,7 +38,9 @@ enum Leaving: String, CaseIterable, Sendable, Codable {
     }
   }
 
-  @Test("W5: a page that left a shared frame is not inherited: a child that touches it gets SIGSEGV", arguments: Case.all)
+  @Test(
+    "W5: a page that left a shared frame is not inherited: a child that touches it gets SIGSEGV",
+    .enabled(if: ct_has_thread_sanitizer() == 0, "the thread sanitizer has no child of fork()"), arguments: Case.all)
   func fork(_ example: Case) async {
     await #expect(processExitsWith: .success) { [example = example as Case] in
       ct_deadline(120)
