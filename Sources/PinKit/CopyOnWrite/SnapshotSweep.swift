@@ -111,7 +111,12 @@ internal import Synchronization
       return
     }
     bell.signal()
-    for thread in threads.withLock({ $0 }) { thread.join() }
+    // One that was started last may join those before it: each is joined by who takes it out.
+    let rest = threads.withLock { threads in
+      defer { threads = [] }
+      return threads
+    }
+    for thread in rest { thread.join() }
   }
 }
 

@@ -56,8 +56,8 @@ struct KnownDescriptor: Sendable {
 
   /// The number, or -1 if it does not stand for the file any more: whatever is done with that fails with EBADF.
   @inline(__always) var checked: CInt { isOwn ? number : -1 }
-  /// The same after a glance where there is a mark, a third of the time: for calls that only read. A file of other code's is taken for it that
-  /// has the number now and asked for the very same signal by `F_SETSIG`, one of thirty that no other part of PinKit's files has.
+  /// The same after a glance where there is a mark, which takes less than half the time: for calls that only read. A file of other code's that
+  /// has the number now is taken for it if it was given the very same signal by `F_SETSIG`.
   @inline(__always) var glanced: CInt {
     token != 0 && cuffd_seems_quietly_marked(number, token) != 0 ? number : checked
   }

@@ -118,8 +118,8 @@ extension FilePages {
       try awaitThreads(isLast: isLast)
       try writeRest()
     } catch {
-      // It stays.
-      isGoing.store(false, ordering: .sequentiallyConsistent)
+      // It stays; another call may be about to let it go.
+      if isLast { isGoing.store(false, ordering: .sequentiallyConsistent) }
       throw error
     }
   }

@@ -18,17 +18,6 @@ enum Leaving: String, CaseIterable, Sendable, Codable {
 }
 
 @Suite("The mapping of a page that left a shared frame") struct BrokenAwayTests {
-  /// The status of a child that does nothing but `body`.
-  private static func child(_ body: () -> CInt) -> CInt {
-    let process = ct_fork()
-    if process == 0 {
-      ct_unblock_signals()
-      ct_alarm(100)
-      ct_exit(body())
-    }
-    return ct_wait(process)
-  }
-
   struct Case: Sendable, Codable, CustomStringConvertible {
     var mechanism: WriteTracking.Mechanism
     var leaving: Leaving
@@ -50,8 +39,8 @@ enum Leaving: String, CaseIterable, Sendable, Codable {
       for (one, other, page) in [(region, clone, 5), (clone, region, 9)] {
         try example.leaving.run(one, page)
         try check(one.frameState(page).frame != other.frameState(page).frame, "they share page \(page)")
-        check(Self.child { CInt(one.peek(page)) }, is: 1000 + SIGSEGV, "reading page \(page)")
-        let status = Self.child {
+        check(childStatus { CInt(one.peek(page)) }, is: 1000 + SIGSEGV, "reading page \(page)")
+        let status = childStatus {
           one.poke(77, page)
           return 0
         }
@@ -61,7 +50,7 @@ enum Leaving: String, CaseIterable, Sendable, Codable {
       // A clone of what has broken away maps it from the first.
       let late = try region.clone(mechanism: example.mechanism)
       for page in [4, 5, 6] {
-        check(Self.child { CInt(late.peek(page)) }, is: 1000 + SIGSEGV, "page \(page) of the next clone")
+        check(childStatus { CInt(late.peek(page)) }, is: 1000 + SIGSEGV, "page \(page) of the next clone")
       }
       try space.close()
     }

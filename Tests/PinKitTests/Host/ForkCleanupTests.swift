@@ -11,16 +11,6 @@ import Testing
   "K5: cleaning up in a child",
   .enabled(if: ct_has_thread_sanitizer() == 0, "the thread sanitizer has no child of fork()"))
 struct ForkCleanupTests {
-  private static func child(_ body: () -> CInt) -> CInt {
-    let process = ct_fork()
-    if process == 0 {
-      ct_unblock_signals()
-      ct_alarm(100)
-      ct_exit(body())
-    }
-    return ct_wait(process)
-  }
-
   private final class Held<Value>: @unchecked Sendable {
     var value: Value?
     init(_ value: Value) { self.value = value }
@@ -34,7 +24,7 @@ struct ForkCleanupTests {
       let path = directory("file")
       let held = Held(try FileStore(path: path, creating: 8192))
       check(
-        Self.child {
+        childStatus {
           held.value = nil
           return 0
         }, is: 0)
@@ -69,7 +59,7 @@ struct ForkCleanupTests {
       let registration = try unsafe region.register(0..<2) { _ in { _ = ends.add() } }
       let page = AddressRange(start: region.addresses.start, count: 4096)
       check(
-        Self.child {
+        childStatus {
           guard store.write([PageTransfer(pages: 0..<1, memory: page)])[0]?.code == .notInherited else { return 2 }
           guard errorCode({ try store.flush() }) == .notInherited else { return 3 }
           var bytes: [UInt8] = Array(repeating: 0, count: 4096)
@@ -139,7 +129,7 @@ struct ForkCleanupTests {
       let byte = AddressRange(start: memory.range.start + 4096, count: 1)
       check(held.ring!.queueWrite(to: ends[1], at: 0, from: byte, userData: 2), is: .queued)
       check(
-        Self.child {
+        childStatus {
           var code: PinError.Code?
           // What it queues or drops would be the parent's.
           if held.ring!.queueWrite(to: ends[1], at: 0, from: byte, userData: 3) == .queued { return 2 }
@@ -161,7 +151,7 @@ struct ForkCleanupTests {
       let pool = RingPool()
       pool.give(try SubmissionRing(entries: 8))
       check(
-        Self.child {
+        childStatus {
           guard let ring = pool.take() else { return 1 }
           return ring.forkGeneration == Kernel.forkGeneration && ring.capacity == RingPool.depth ? 0 : 2
         }, is: 0)
@@ -177,7 +167,7 @@ struct ForkCleanupTests {
       check(Memory.prepareCheckedCopies(), "no checked copies")
       let link = "/\(getpid())/mem"
       check(unsafe ct_low_descriptors_of(link, 70_000), is: 2)
-      check(Self.child { unsafe ct_low_descriptors_of(link, 70_000) }, is: 0)
+      check(childStatus { unsafe ct_low_descriptors_of(link, 70_000) }, is: 0)
       withExtendedLifetime(memory) {}
     }
   }
@@ -200,7 +190,7 @@ struct ForkCleanupTests {
       let resident = pool.usage.residentBytes
       let held = Held(Family(space: space, regions: [parent, clone]))
       check(
-        Self.child {
+        childStatus {
           pool.buryDead()
           held.value = nil
           snapshot.close()
@@ -222,7 +212,7 @@ struct ForkCleanupTests {
       ct_deadline(240)
       let tracked = try Tracked(.asynchronous)
       check(unsafe ct_low_descriptors_of("/pagemap", 70_000) > 0, "there is none to begin with")
-      check(Self.child { unsafe ct_low_descriptors_of("/pagemap", 70_000) + ct_userfaultfd_count() }, is: 0)
+      check(childStatus { unsafe ct_low_descriptors_of("/pagemap", 70_000) + ct_userfaultfd_count() }, is: 0)
       try tracked.expectExact()
       try tracked.close()
     }

@@ -7,17 +7,6 @@ import Testing
 
 /// What a child process has of managed memory.
 @Suite("fork, posix_spawn and exec") struct ForkTests {
-  /// Forks; the child runs `body` and ends with the status that it returns. Returns that, or 1000 and the signal that killed it.
-  private static func child(_ body: () -> CInt) -> CInt {
-    let process = ct_fork()
-    if process == 0 {
-      ct_unblock_signals()
-      ct_alarm(30)
-      ct_exit(body())
-    }
-    return ct_wait(process)
-  }
-
   /// The code of the error that `body` throws.
   private static func code(_ body: () throws -> Void) -> PinError.Code? {
     do { try body() } catch { return (error as? PinError)?.code }
@@ -39,9 +28,9 @@ import Testing
       _ = ct_default(SIGSEGV)
       let tracked = try Tracked(example.mechanism, backing: example.backing)
       let address = tracked.address(of: 3)
-      check(Self.child { CInt(ct_load(address)) }, is: 1000 + SIGSEGV)
+      check(childStatus { CInt(ct_load(address)) }, is: 1000 + SIGSEGV)
       check(
-        Self.child {
+        childStatus {
           ct_store(address, 1); return 0
         }, is: 1000 + SIGSEGV)
       try tracked.expectExact()
@@ -74,11 +63,11 @@ import Testing
         { try space.close() },
       ]
       for (index, call) in calls.enumerated() {
-        let status = Self.child { Self.code(call) == .notInherited ? 0 : 1 }
+        let status = childStatus { Self.code(call) == .notInherited ? 0 : 1 }
         check(status, is: 0, "call \(index)")
       }
       // A space of the child's own works.
-      let status = Self.child {
+      let status = childStatus {
         guard let own = try? Tracked(mechanism) else { return 1 }
         guard (try? own.region.store(UInt8(5), toByteOffset: 4096)) != nil else { return 2 }
         guard (try? own.tracker.collect().runs) == [1..<2] else { return 3 }
@@ -112,7 +101,7 @@ import Testing
       let collector = HostThread { [tracker] in _ = try? tracker.collect() }
       while !isHeld.load(ordering: .acquiring) { Kernel.relax() }
       let number = ct_first_userfaultfd()
-      let status = Self.child {
+      let status = childStatus {
         if number >= 0, ct_occupy(number) != number { return 2 }
         held.tracked = nil
         return number < 0 || ct_is_dev_null(number) == 1 ? 0 : 3
@@ -134,7 +123,7 @@ import Testing
       let tracked = try Tracked(mechanism, configure: { $0.inheritsAcrossFork = true })
       // One page open, the others armed.
       ct_store(tracked.address(of: 2), 42)
-      let status = Self.child {
+      let status = childStatus {
         for page in 0..<64 where ct_load(tracked.address(of: page)) != (page == 2 ? 42 : 1) { return 1 }
         for page in 0..<64 { ct_store(tracked.address(of: page), 99) }
         for page in 0..<64 where ct_load(tracked.address(of: page)) != 99 { return 2 }
@@ -162,7 +151,7 @@ import Testing
       let tracker = try region.trackWrites(mechanism)
       _ = try tracker.collect()
       ct_store(start + 4096, 7)
-      let status = Self.child {
+      let status = childStatus {
         if ct_load(start + 4096) != 7 { return 1 }
         for page in 0..<16 { ct_store(start + UInt64(page) * 4096 + 1, 9) }
         return 0
@@ -183,14 +172,14 @@ import Testing
       ct_deadline(60)
       let tracked = try (0..<4).map { _ in try Tracked(mechanism) }
       check(ct_userfaultfd_count(), is: 8)
-      check(Self.child { ct_userfaultfd_count() }, is: 0)
+      check(childStatus { ct_userfaultfd_count() }, is: 0)
       // Also not one that took over from a number that somebody closed, and it leaves alone what has that number now.
       let number = ct_first_userfaultfd()
       check(ct_occupy(number), is: number)
       for each in tracked { try each.expectExact() }
       while ct_userfaultfd_count() != 8 { try tracked.first!.space.faultHandler().alarm.signal() }
-      check(Self.child { ct_userfaultfd_count() }, is: 0)
-      check(Self.child { ct_is_dev_null(number) }, is: 1)
+      check(childStatus { ct_userfaultfd_count() }, is: 0)
+      check(childStatus { ct_is_dev_null(number) }, is: 1)
       for each in tracked { try each.close() }
       check(ct_userfaultfd_count(), is: 0)
       check(ct_is_dev_null(number), is: 1)
@@ -207,7 +196,7 @@ import Testing
         try (0..<1100).map { _ in try space.map(pages: 1).trackWrites(.handlerThread) }
       }
       check(ct_userfaultfd_count(), is: 4400)
-      check(Self.child { min(250, ct_userfaultfd_count()) }, is: 0)
+      check(childStatus { min(250, ct_userfaultfd_count()) }, is: 0)
       for tracker in trackers { try tracker.stop() }
       check(ct_userfaultfd_count(), is: 0)
     }
@@ -261,7 +250,7 @@ import Testing
       let address = shadowed.tracked.address(of: 5)
       for round in 0..<60 {
         if round % 10 == 0 { check(Self.descriptorsAfterExec().contains("userfaultfd"), is: false) }
-        let status = Self.child {
+        let status = childStatus {
           if inherits { for page in 0..<96 { ct_store(address - 5 * 4096 + UInt64(page) * 4096 + 64, 77) } }
           return ct_userfaultfd_count()
         }

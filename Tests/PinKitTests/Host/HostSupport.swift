@@ -18,6 +18,17 @@ func check<Value: Equatable>(
   if found != expected { Issue.record("\(found) instead of \(expected) \(comment())") }
 }
 
+/// The status of a child of `fork()` that does nothing but `body`; 1000 and a signal's number if that ended it.
+func childStatus(_ body: () -> CInt) -> CInt {
+  let process = ct_fork()
+  if process == 0 {
+    ct_unblock_signals()
+    ct_alarm(100)
+    ct_exit(body())
+  }
+  return ct_wait(process)
+}
+
 /// A thread of the host program: signals reach it as they reach any other.
 struct HostThread {
   private final class Body: Sendable {

@@ -27,6 +27,19 @@ import Testing
       check(spin(forAtMost: 120) { thread.hasEnded }, "a subscriber's start keeps others waiting")
     }
     func join() throws { try thread.withLock { $0 }?.join() }
+
+    /// In whose start a mirror comes and writes page 3.
+    func mirroring(_ region: Region) -> RecordingNotifier {
+      RecordingNotifier { [self] _ in
+        guard comesNow() else { return .done }
+        run { [self] in
+          let made = try SecondaryMMU(region)
+          try made.setWord(3, 0, 9)
+          mirror.withLock { $0 = made }
+        }
+        return .done
+      }
+    }
   }
 
   @Test(
@@ -40,15 +53,7 @@ import Testing
       try region.fill(with: 1)
       let tracker = try region.trackWrites(mechanism)
       let late = Late()
-      let first = RecordingNotifier { _ in
-        guard late.comesNow() else { return .done }
-        late.run {
-          let mirror = try SecondaryMMU(region)
-          try mirror.setWord(3, 0, 9)
-          late.mirror.withLock { $0 = mirror }
-        }
-        return .done
-      }
+      let first = late.mirroring(region)
       let subscription = try region.subscribe(first)
       try tracker.pause()
       _ = first.take()
@@ -150,15 +155,7 @@ import Testing
       try region.fill(with: 1)
       let tracker = try region.trackWrites(mechanism)
       let late = Late()
-      let notifier = RecordingNotifier { _ in
-        guard late.comesNow() else { return .done }
-        late.run {
-          let mirror = try SecondaryMMU(region)
-          try mirror.setWord(3, 0, 9)
-          late.mirror.withLock { $0 = mirror }
-        }
-        return .done
-      }
+      let notifier = late.mirroring(region)
       let subscription = try region.subscribe(notifier)
       late.isExpected.value = 1
       try region.protect(3..<4)

@@ -77,7 +77,11 @@ internal import Synchronization
     guard !isStopping.exchange(true, ordering: .sequentiallyConsistent) else { return }
     // In a child of fork() the threads do not exist.
     guard forkGeneration == Kernel.forkGeneration else { return }
-    let threads = self.threads.withLock { $0 }
+    // A watchdog that was started last may join those before it: each is joined by who takes it out.
+    let threads = self.threads.withLock { threads in
+      defer { threads.ended = [] }
+      return threads
+    }
     stop.signal()
     for (thread, _) in threads.readers { thread.join() }
     alarm.signal()
