@@ -1,5 +1,6 @@
 import CTestSupport
 import Glibc
+import Synchronization
 import Testing
 
 @testable import PinKit
@@ -12,11 +13,17 @@ import Testing
       let (threads, share) = (4, 1000)
       let space = try AddressSpace.forTests()
       let store = UnrulyStore(pages: threads * share)
+      let region = try space.map(.file(store, fillAround: .exact), pages: threads * share)
+      let file = region.attachments.find(FilePages.self)!
+      let (asked, finished) = (Shared(), Shared())
+      // There is always one at the store: each ends when another has begun, unless none can begin any more.
       store.set {
         $0.isQuick = false
-        $0.reading = { _ throws(PinError) in Kernel.pause(nanoseconds: 5_000_000) }
+        $0.reading = { _ throws(PinError) in
+          let mine = asked.add()
+          while finished.value < threads - 1, asked.value == mine, !file.isGoing.load(ordering: .acquiring) { sched_yield() }
+        }
       }
-      let region = try space.map(.file(store, fillAround: .exact), pages: threads * share)
       let start = UInt64(region.addresses.start)
       let (begun, gone) = (Shared(), Shared())
       let readers = (0..<threads).map { thread in
@@ -24,10 +31,11 @@ import Testing
           for page in thread * share..<(thread + 1) * share {
             if ct_try_load(start + UInt64(page * 4096)) < 0 {
               gone.add()
-              return
+              break
             }
             if page % share == 2 { begun.add() }
           }
+          finished.add()
         }
       }
       while begun.value < threads { sched_yield() }
