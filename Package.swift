@@ -98,7 +98,7 @@ let package = Package(
     .testTarget(
       name: "PinKitTests",
       dependencies: [
-        "PinKit", "PinKitCrypto", "Virtqueue", "CTestSupport", "CDevices", "Guest",
+        "PinKit", "PinKitCrypto", "Virtqueue", "CSealing", "CTestSupport", "CDevices", "Guest",
         .product(name: "MetricsTestKit", package: "swift-metrics"),
         .product(name: "CoreMetrics", package: "swift-metrics"),
         .product(name: "Crypto", package: "swift-crypto"),

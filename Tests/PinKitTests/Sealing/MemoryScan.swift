@@ -1,4 +1,5 @@
 import CTestSupport
+import Glibc
 import Testing
 
 @testable import PinKit
@@ -36,6 +37,19 @@ struct MemoryScan: Sendable {
     var known = Set<[UInt8]>()
     for start in stride(from: 0, to: count - 15, by: 16) { known.insert(masked[start..<start + 16].map { $0 ^ mask }) }
     return stride(from: 0, to: max(0, bytes.count - 15), by: 16).count { known.contains(Array(bytes[$0..<$0 + 16])) }
+  }
+
+  /// How often pieces of 16 bytes, aligned to that within the secret, are on the unused part of this thread's stack.
+  @inline(never) func piecesBelow() -> Int {
+    var here = 0
+    let end = unsafe withUnsafePointer(to: &here) { UInt(bitPattern: $0) & ~15 }
+    let count = 64 << 10
+    var bytes = [UInt8](repeating: 0, count: count)
+    let memory = unsafe open("/proc/self/mem", O_RDONLY | O_CLOEXEC)
+    defer { close(memory) }
+    let got = unsafe bytes.withUnsafeMutableBytes { unsafe pread(memory, $0.baseAddress!, count, off_t(end) - off_t(count)) }
+    check(got, is: count, "reading the stack")
+    return pieces(in: bytes)
   }
 
   /// Where the `piece` of the secret is.

@@ -1,3 +1,4 @@
+import CSealing
 import CTestSupport
 import Testing
 
@@ -75,6 +76,29 @@ struct NowhereTests {
       unsafe last.record[20] ^= 1
       check(last.codeOfOpening(sealer), is: .tampered)
       secret.expectNowhere("after a failed open")
+    }
+  }
+
+  /// Below the sealer: what it does when opening fails would cover most of what is looked for.
+  @Test("S5: nor what the dynamic linker saved of the registers when the first opening failed")
+  func firstFailure() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(100)
+      let secret = MemoryScan(count: 4096)
+      check(secret.piecesBelow(), is: 0, "before it is anywhere")
+      let (page, scratch) = (SealedPage(), SealedPage())
+      let schedule = unsafe UnsafeMutableRawPointer(bitPattern: UInt(ct_map_anonymous(UInt64(cseal_schedule_bytes()), 0)))!
+      let zeros = [UInt8](repeating: 0, count: 32)
+      unsafe check(cseal_expand(schedule, zeros), is: 1)
+      unsafe secret.place(in: page.bytes)
+      let tag = unsafe page.record.baseAddress!.assumingMemoryBound(to: UInt8.self)
+      unsafe check(cseal_seal(schedule, zeros, zeros, 24, page.bytes.baseAddress!, 4096, tag), is: 1)
+      check(secret.piecesBelow(), is: 0, "after sealing")
+      unsafe tag[0] ^= 1
+      let opened = unsafe cseal_open(
+        schedule, zeros, zeros, 24, page.bytes.baseAddress!, 4096, tag, scratch.bytes.baseAddress!)
+      check(secret.piecesBelow(), is: 0, "after an opening that failed")
+      check(opened, is: 0)
     }
   }
 
