@@ -30,11 +30,9 @@ build: dependencies ## Build the release
 bench: build ## Measure PinKit beside the raw kernel
 	.build/release/pinctl bench
 
-soak: dependencies ## Ten million random operations against a shadow model, and minutes beside page migration (OPERATIONS=… SECONDS=…)
-	PINKIT_SOAK_OPERATIONS=$(OPERATIONS) PINKIT_SOAK_SECONDS=$(SECONDS) swift test --disable-xctest -c release -Xswiftc -enable-testing \
-	  --scratch-path .build-soak --filter Soak
-soak: OPERATIONS ?= 10000000
-soak: SECONDS ?= 600
+soak: dependencies ## Run the tests that race against shadow models, each round with another seed, for SOAK_MINUTES (60)
+	@SOAK_MINUTES=$(SOAK_MINUTES) scripts/soak
+soak: SOAK_MINUTES ?= 60
 
 sanitize: dependencies ## Run the tests under the thread and address sanitizers
 	swift build --build-tests --sanitize=thread --scratch-path .build-thread

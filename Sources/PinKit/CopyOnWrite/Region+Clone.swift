@@ -43,7 +43,9 @@ extension Region {
         advice: "A child of fork() would write into the shared frames unseen: set inheritsAcrossFork to false.")
     }
     let sharing = try sharing(frames)
-    return try sharing.clone(self, reuse: reuse, mechanism)
+    let clone = try sharing.clone(self, reuse: reuse, mechanism)
+    space.counters.add(.clones)
+    return clone
   }
 
   /// By what rule a write to a shared page is decided. Of a region that was cloned, what the last ``clone(reuse:mechanism:)`` said.

@@ -113,7 +113,9 @@ extension Region {
       throw PinError(.invalidArgument, operation: "snapshot", range: addresses, advice: "captureLimit must not be negative.")
     }
     let set = try SnapshotSet.of(self)
-    return Snapshot(region: self, set: set, start: try set.begin(self, options))
+    let start = try set.begin(self, options)
+    space.counters.add(.snapshots)
+    return Snapshot(region: self, set: set, start: start)
   }
 
   /// Ends the protection that stays between snapshots: from now on writes cost nothing, unless trackers need it too.

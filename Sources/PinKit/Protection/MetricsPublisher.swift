@@ -37,6 +37,9 @@ struct MetricsPublisher {
     (.sealedPages, "pinkit_sealed_pages", []),
     (.openedSeals, "pinkit_opened_seals", []),
     (.poisonedPages, "pinkit_poisoned_pages", []),
+    (.collections, "pinkit_collections", []),
+    (.snapshots, "pinkit_snapshots", []),
+    (.clones, "pinkit_clones", []),
     (.unexplained, "pinkit_unexplained_faults", []),
   ]
 

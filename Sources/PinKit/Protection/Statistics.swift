@@ -60,6 +60,10 @@ extension AddressSpace {
     public var sealedPages: UInt64
     public var openedSeals: UInt64
     public var poisonedPages: UInt64
+    /// Sets that trackers have handed out, snapshots and clones that were taken.
+    public var collections: UInt64
+    public var snapshots: UInt64
+    public var clones: UInt64
     /// From reading a fault (or entering the signal handler) to its page being open, in nanoseconds.
     public var faultLatency: LatencySummary
   }
@@ -96,6 +100,7 @@ extension AddressSpace {
       refusedPages: counters[.refusedPages], writtenPages: counters[.writtenPages],
       reclaimedPages: counters[.reclaimedPages], sealedPages: counters[.sealedPages],
       openedSeals: counters[.openedSeals], poisonedPages: counters[.poisonedPages],
+      collections: counters[.collections], snapshots: counters[.snapshots], clones: counters[.clones],
       faultLatency: latencySummary())
   }
 

@@ -42,7 +42,9 @@ public final class WriteTracker: Sendable {
     // Protecting what unmap() has just given back would take it from whoever has it now.
     try region.enter("collect")
     defer { region.leave() }
-    return try session.collect(id)
+    let set = try session.collect(id)
+    region.space.counters.add(.collections)
+    return set
   }
 
   /// Stops noticing writes until ``resume()``. What was written before is kept for the next ``collect()``. Pages that are

@@ -181,6 +181,7 @@ final class FamilyWriter: @unchecked Sendable {
   private var isPinSafe: Bool { plan.policy.pinsBreakSharing }
 
   private func step() throws {
+    Tally.add(.operations)
     let page = Int.random(in: 0..<plan.pageCount / plan.writers, using: &random) * plan.writers + index
     switch Int.random(in: 0..<100, using: &random) {
     case ..<6: try discard(page)

@@ -3,15 +3,9 @@ import Testing
 
 @testable import PinKit
 
-/// Families of clones against a shadow model. `PINKIT_FAMILY_ROUNDS` sets how many rounds each case runs, and `PINKIT_FAMILY_SEED` makes a
-/// run take the decisions of an earlier one again.
+/// Families of clones against a shadow model. `PINKIT_FAMILY_ROUNDS` sets how many rounds each case runs.
 @Suite("Families of clones", .serialized) struct FamilyTests {
-  private static func number(_ name: String) -> Int? {
-    guard let text = unsafe getenv(name) else { return nil }
-    return Int(unsafe String(cString: text))
-  }
-  static let rounds = number("PINKIT_FAMILY_ROUNDS") ?? 40
-  static var seed: UInt64 { UInt64(number("PINKIT_FAMILY_SEED") ?? Int(Kernel.now() & 0xffff_ffff)) }
+  static let rounds = environmentNumber("PINKIT_FAMILY_ROUNDS", or: 40)
 
   static let policies: [ReusePolicy] = [.exclusive, .refcount, .mapcount, .unsafeBareMapcount]
 
@@ -26,7 +20,7 @@ import Testing
 
   @Test("W5: every region holds what its own history says, every clone one moment of its parent", arguments: Case.all)
   func races(_ example: Case) throws {
-    let plan = FamilyPlan(policy: example.policy, mechanism: example.mechanism, seed: Self.seed, rounds: Self.rounds)
+    let plan = FamilyPlan(policy: example.policy, mechanism: example.mechanism, seed: Seed.base, rounds: Self.rounds)
     let model = FamilyModel(plan)
     try model.run()
     #expect(model.clones > 0)
@@ -35,7 +29,7 @@ import Testing
 
   @Test("K1/W5: the same beside an exact tracker and forks", arguments: Case.all)
   func tracked(_ example: Case) throws {
-    var plan = FamilyPlan(policy: example.policy, mechanism: example.mechanism, seed: Self.seed, rounds: Self.rounds)
+    var plan = FamilyPlan(policy: example.policy, mechanism: example.mechanism, seed: Seed.base, rounds: Self.rounds)
     plan.tracks = true
     plan.forks = true
     plan.members = 3

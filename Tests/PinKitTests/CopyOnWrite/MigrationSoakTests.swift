@@ -4,15 +4,9 @@ import Testing
 @testable import PinKit
 
 /// Beside a kernel that moves pages about: a page under migration is not present, and has bytes (K4). `PINKIT_SOAK_SECONDS` sets for how long
-/// in all, and `PINKIT_SOAK_SEED` makes a run write the pages of an earlier one again.
+/// in all.
 @Suite("Soak beside page migration", .serialized) struct MigrationSoakTests {
-  private static func number(_ name: String) -> Int? {
-    guard let text = unsafe getenv(name) else { return nil }
-    return Int(unsafe String(cString: text))
-  }
-
-  static let seconds = Double(number("PINKIT_SOAK_SECONDS") ?? 12) / Double(MigrationCase.all.count)
-  static let seed = UInt64(number("PINKIT_SOAK_SEED") ?? Int(Kernel.now() & 0xffff_ffff))
+  static let seconds = Double(environmentNumber("PINKIT_SOAK_SECONDS", or: 12)) / Double(MigrationCase.all.count)
 
   @Test(
     "K4: pages that are being moved are pages with bytes",
@@ -25,8 +19,8 @@ import Testing
     var round: UInt64 = 0
     repeat {
       round += 1
-      let findings = try work.run(seed: Self.seed &+ round)
-      try #require(findings == [], "round \(round), seed \(Self.seed)")
+      let findings = try work.run(seed: Seed.base &+ round)
+      try #require(findings == [], "round \(round), seed \(Seed.base)")
     } while Kernel.now() < end
     #expect(try compactors.stop() > 0)
   }

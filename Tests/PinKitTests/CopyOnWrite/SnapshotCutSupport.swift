@@ -58,6 +58,7 @@ final class CutWriters: Sendable {
 
   private func write(_ writer: Int, _ bytes: UnsafeMutableRawBufferPointer) {
     while isOver.value == 0 {
+      Tally.add(.operations, 64)
       for _ in 0..<64 {
         begun.increment(writer)
         let number = begun[writer]
@@ -94,6 +95,7 @@ final class CutWriters: Sendable {
       let latest = held.max() ?? 0
       if latest < progress[writer] { return "writer \(writer) is at \(latest), it was at \(progress[writer]) before" }
       if latest > horizon[writer] { return "writer \(writer) is at \(latest), it was at \(horizon[writer]) after" }
+      Tally.add(.checks, held.count)
       let count = UInt64(order.count)
       for (index, number) in held.enumerated() {
         // The largest number up to the latest that goes to this word.

@@ -13,7 +13,7 @@ import Testing
     beside: @Sendable @escaping (Region) throws -> Void = { _ in }
   ) throws {
     let space = try AddressSpace.forTests()
-    let seed = Kernel.now()
+    let seed = Seed.of(pages)
     try combination.subject.with(space, pages: pages) { region in
       let writers = CutWriters(region, writers: 2, seed: seed)
       var options = options
@@ -75,8 +75,8 @@ import Testing
   func unmapUnderWriters(_ subject: Subject) throws {
     // A fault that is on its way as a signal when the region ends finds nobody who knows of it; one that waits is woken.
     let combination = Combination(mechanism: .handlerThread, subject: subject)
-    for _ in 0..<10 {
-      let seed = Kernel.now()
+    for round in 0..<10 {
+      let seed = Seed.of(round)
       let space = try AddressSpace.forTests()
       try combination.subject.with(space, pages: 200) { region in
         let writers = CutWriters(region, writers: 2, seed: seed, isForeign: true)

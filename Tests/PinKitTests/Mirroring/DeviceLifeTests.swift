@@ -112,7 +112,7 @@ import Testing
       let uses = Shared()
       let users = (0..<2).map { index in
         TestThread {
-          var random = SeededRandom(seed: UInt64(round * 2 + index))
+          var random = SeededRandom(seed: Seed.of(round * 2 + index))
           var last: UInt64 = 0
           while true {
             do {

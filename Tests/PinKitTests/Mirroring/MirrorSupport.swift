@@ -3,12 +3,6 @@ import Synchronization
 
 @testable import PinKit
 
-/// What the environment asks for; `standard` where it says nothing.
-func environmentNumber(_ name: String, or standard: Int) -> Int {
-  guard let text = unsafe getenv(name) else { return standard }
-  return Int(unsafe String(cString: text)) ?? standard
-}
-
 extension SecondaryMMU {
   /// A word of a page, by its number in the page.
   func word(_ page: Int, _ index: Int = 0) throws -> UInt64 {

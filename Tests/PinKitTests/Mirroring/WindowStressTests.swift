@@ -86,6 +86,7 @@ private final class WindowRun: Sendable {
 
   /// A moment between two accesses, not before any that was complete.
   private func check(_ seen: (UInt64, UInt64), after done: Int, _ what: String) {
+    Tally.add(.checks, 2)
     if seen.0 != seen.1 { findings.note("\(what) is torn: \(seen)") }
     if seen.0 < UInt64(done) { findings.note("\(what) holds \(seen.0), and \(done) was complete") }
   }
@@ -99,7 +100,7 @@ private final class WindowRun: Sendable {
       for thread in threads { try? thread.join() }
     }
     _ = spin { self.finished.value > 10 }
-    var random = SeededRandom(seed: 6)
+    var random = SeededRandom(seed: Seed.of(6))
     var covered = 0
     var snapshots: [(Snapshot, (UInt64, UInt64))] = []
     for round in 0..<rounds where findings.isEmpty {

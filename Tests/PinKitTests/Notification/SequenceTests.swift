@@ -115,7 +115,7 @@ import Testing
     let installs = Shared()
     let changers = (0..<2).map { index in
       TestThread {
-        var random = SeededRandom(seed: UInt64(index))
+        var random = SeededRandom(seed: Seed.of(index))
         for _ in 0..<400 {
           let start = Int.random(in: 0..<28, using: &random)
           let pages = start..<start + Int.random(in: 1...4, using: &random)
@@ -131,7 +131,7 @@ import Testing
     }
     let readers = (0..<2).map { index in
       TestThread {
-        var random = SeededRandom(seed: UInt64(10 + index))
+        var random = SeededRandom(seed: Seed.of(10 + index))
         while isOver.value == 0 {
           if try device.install(Int.random(in: 4..<28, using: &random), interval, findings) { installs.add() }
         }

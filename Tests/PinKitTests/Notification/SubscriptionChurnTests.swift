@@ -35,7 +35,7 @@ private final class CountingNotifier: MMUNotifier {
   private struct Weak: Sendable { weak var notifier: CountingNotifier? }
 
   private static func change(_ region: Region, _ index: Int, while condition: () -> Bool) throws -> [String: Int] {
-    var random = SeededRandom(seed: UInt64(40 + index))
+    var random = SeededRandom(seed: Seed.of(40 + index))
     var done: [String: Int] = [:]
     let tracker = index == 0 ? try region.trackWrites() : nil
     while condition() || done.count < (index == 0 ? 4 : 3) {
@@ -83,7 +83,7 @@ private final class CountingNotifier: MMUNotifier {
     let churners = (0..<2).map { index in
       TestThread {
         defer { remaining.add(-1) }
-        var random = SeededRandom(seed: UInt64(index))
+        var random = SeededRandom(seed: Seed.of(index))
         var held: [(CountingNotifier, Subscription)] = []
         for step in 0..<1000 {
           let notifier = CountingNotifier(findings)

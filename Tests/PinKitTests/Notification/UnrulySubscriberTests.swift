@@ -37,17 +37,20 @@ private final class UnrulyNotifier: MMUNotifier {
   }
 
   func invalidateRangeStart(_ range: InvalidationRange) throws -> InvalidationResponse {
-    var random = SeededRandom(seed: seed &+ turns.add(1, ordering: .relaxed).newValue &* 977)
+    var random = SeededRandom(seed: Seed.base &+ seed &+ turns.add(1, ordering: .relaxed).newValue &* 977)
     if mood.value > 0 {
       mood.add(-1)
       refusals.add()
+      Tally.add(.faults)
       return .wouldBlock
     }
     switch Int.random(in: 0..<100, using: &random) {
     case ..<4:
       mood.value = Int.random(in: 1...6, using: &random)
       return .wouldBlock
-    case ..<8: throw Whim()
+    case ..<8:
+      Tally.add(.faults)
+      throw Whim()
     case ..<20:
       let end = Kernel.now() + UInt64.random(in: 1_000...100_000, using: &random)
       while Kernel.now() < end { Kernel.relax() }
@@ -100,7 +103,7 @@ private final class UnrulyRun: Sendable {
 
   /// One writer's own words: every second page, the first word by the processor, the others by the mirror and the window.
   private func write(_ index: Int) throws {
-    var random = SeededRandom(seed: UInt64(60 + index))
+    var random = SeededRandom(seed: Seed.of(60 + index))
     var shadow: [[UInt64]] = Array(repeating: [0, 0, 0], count: Self.pages)
     var stamp: UInt64 = 0
     while isOver.value == 0, findings.isEmpty {
@@ -124,6 +127,8 @@ private final class UnrulyRun: Sendable {
         }
       }
       writes[index].add()
+      Tally.add(.operations)
+      Tally.add(.checks, 6)
       let look = Int.random(in: 0..<Self.pages / 2, using: &random) * 2 + index
       for word in 0..<3 {
         let seen = try word == 2 && window.pages.contains(look) ? window.word(look, 2) : region.word(look, word)
@@ -141,7 +146,7 @@ private final class UnrulyRun: Sendable {
       isOver.value = 1
       for writer in writers { try? writer.join() }
     }
-    var random = SeededRandom(seed: 44)
+    var random = SeededRandom(seed: Seed.of(44))
     var unruly: [UnrulyNotifier] = []
     for round in 0..<rounds where findings.isEmpty && !writers.contains(where: \.hasEnded) {
       // Both writers get on between any two changes.

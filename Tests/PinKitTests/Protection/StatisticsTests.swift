@@ -1,3 +1,4 @@
+import CTestSupport
 import CoreMetrics
 import MetricsTestKit
 import Testing
@@ -87,6 +88,32 @@ import Testing
         precondition(Kernel.now() < deadline, "\(faults?.values ?? []) faults were published")
       }
       try space.close()
+    }
+  }
+
+  @Test("What was counted since the last time is published when the space closes") func publishesAtLast() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(300)
+      let metrics = TestMetrics()
+      MetricsSystem.bootstrap(metrics)
+      var configuration = AddressSpace.Configuration()
+      configuration.metricsInterval = 1e6
+      let space = try AddressSpace(configuration: configuration)
+      let region = try space.map(.pool, pages: 32)
+      let tracker = try region.trackWrites(.handlerThread)
+      try region.fill(with: 1)
+      try #require(try tracker.collect().count == 32)
+      try region.snapshot().close()
+      try region.clone().unmap()
+      try space.close()
+      let last = space.statistics
+      check([last.collections, last.snapshots, last.clones], is: [1, 1, 1])
+      let faults = try metrics.expectCounter("pinkit_faults", [("delivery", "handler-thread")]).totalValue
+      check(faults, is: 32)
+      for name in ["pinkit_collections", "pinkit_snapshots", "pinkit_clones"] {
+        let counted = try metrics.expectCounter(name).totalValue
+        check(counted, is: 1, name)
+      }
     }
   }
 }

@@ -36,6 +36,7 @@ import Testing
     }
 
     func check(_ first: UInt64, _ last: UInt64, _ page: Int, _ what: String) {
+      Tally.add(.checks, 2)
       for word in [first, last] where word >> 40 != SealStressTests.word(page, 0) >> 40 {
         findings.note("\(what) saw \(String(word, radix: 16)) in page \(page)")
       }
@@ -43,7 +44,7 @@ import Testing
 
     /// Reads and writes through pointers; each page has one writer.
     func touch(_ thread: Int) {
-      var random = SeededRandom(seed: UInt64(thread + 1))
+      var random = SeededRandom(seed: Seed.of(thread + 1))
       while isOver.value == 0 {
         let page = Int.random(in: 0..<SealStressTests.pages, using: &random)
         let start = region.addresses.start
@@ -58,13 +59,14 @@ import Testing
           if word & 0xff_ffff_ffff < before { findings.note("page \(page) lost a write") }
         }
         accesses.add()
+        Tally.add(.operations)
         if random.next() % 4 == 0 { Kernel.pause(nanoseconds: 10_000) }
       }
     }
 
     /// Does I/O: pins and lookups.
     func transfer(_ thread: Int) {
-      var random = SeededRandom(seed: UInt64(thread + 50))
+      var random = SeededRandom(seed: Seed.of(thread + 50))
       while isOver.value == 0 {
         let page = Int.random(in: 0..<SealStressTests.pages, using: &random)
         do {
@@ -104,7 +106,7 @@ import Testing
     }
 
     func seal(_ thread: Int) {
-      var random = SeededRandom(seed: UInt64(thread + 90))
+      var random = SeededRandom(seed: Seed.of(thread + 90))
       while isOver.value == 0 {
         let start = Int.random(in: 0..<SealStressTests.pages, using: &random)
         let end = min(SealStressTests.pages, start + 1 + Int(random.next() % 4))
@@ -122,7 +124,7 @@ import Testing
     }
 
     func copy() {
-      var random = SeededRandom(seed: 3)
+      var random = SeededRandom(seed: Seed.of(3))
       while isOver.value == 0 {
         do {
           if random.next() % 2 == 0 {

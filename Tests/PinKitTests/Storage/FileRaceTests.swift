@@ -67,6 +67,7 @@ private enum Pair: Int, CaseIterable {
     var versions: [[UInt64]] { done.map { $0.map { UInt64($0.value) } } }
 
     func check(_ bytes: [UInt8], _ what: String, _ page: Int, atLeast: [[UInt64]], atMost: [[UInt64]]? = nil) {
+      Tally.add(.checks, 2 * Pair.allCases.count)
       for (index, pair) in Pair.allCases.enumerated() {
         let (first, last) = pair.read(bytes)
         if pair.flaw(first, last) { findings.note("\(what): \(pair) of page \(page) is torn: \(first), \(last)") }
@@ -85,9 +86,10 @@ private enum Pair: Int, CaseIterable {
 
     /// Runs `body` again and again; `writes` go on until all have done enough.
     func loop(seed: UInt64, writes: Bool = false, _ body: (inout SeededRandom) throws -> Void) {
-      var random = SeededRandom(seed: seed)
+      var random = SeededRandom(seed: Seed.base &+ seed)
       while writes ? !isEnough && findings.isEmpty : isOver.value == 0 {
         do { try body(&random) } catch { findings.note("\(error)") }
+        if writes { Tally.add(.operations) }
       }
     }
 
@@ -211,7 +213,7 @@ private enum Pair: Int, CaseIterable {
 
   /// Slow now and then, with reads that end short and leave other bytes in the buffer, and writes and flushes that fail.
   private static func unsettle(_ store: UnrulyStore, _ seed: UInt64) {
-    let dice = Atomic<UInt64>(seed &* 77)
+    let dice = Atomic<UInt64>(Seed.base &+ seed &* 77)
     let roll: @Sendable (UInt64) -> UInt64 = { sides in
       (dice.wrappingAdd(0x9E37_79B9_7F4A_7C15, ordering: .relaxed).newValue &* 0xBF58_476D_1CE4_E5B9) >> 33 % sides
     }

@@ -123,7 +123,10 @@ final class UnrulyStore: PageStore {
 }
 
 extension PinError {
-  static let broken = PinError(.inputOutput, operation: "a test's store", errno: .ioError, advice: "It was told to fail.")
+  static var broken: PinError {
+    Tally.add(.faults)
+    return PinError(.inputOutput, operation: "a test's store", errno: .ioError, advice: "It was told to fail.")
+  }
   static let full = PinError(.outOfSpace, operation: "a test's store", errno: .noSpace, advice: "It was told to be full.")
 }
 

@@ -89,6 +89,7 @@ struct ShadowView: ~Copyable {
     let started = log.started.snapshot
     collections += 1
     let known = set.exactPages
+    Tally.add(.checks, log.pageCount)
     for page in 0..<log.pageCount {
       if set.contains(page) {
         if known.contains(page), started[page] <= finishedBefore[page], !afterPause {
@@ -109,6 +110,7 @@ struct ShadowView: ~Copyable {
     try collect()
     for page in 0..<log.pageCount {
       let now = Self.read(page, tracker.region, slots)
+      Tally.add(.checks, slots.count)
       for (slot, (held, real)) in zip(copy[page], now).enumerated() where held != nil && real != nil && held != real {
         findings.note("\(moment): page \(page), slot \(slot) holds \(real!), the copy \(held!): a write was lost")
       }

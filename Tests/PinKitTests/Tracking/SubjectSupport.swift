@@ -185,6 +185,7 @@ enum HugePages {
 extension AddressSpace {
   /// A space whose failures stay inside a region, so that a test can look at them.
   static func forTests() throws(PinError) -> AddressSpace {
+    Tally.begin()
     var configuration = Configuration()
     configuration.failurePolicy = .failRegion
     configuration.logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }

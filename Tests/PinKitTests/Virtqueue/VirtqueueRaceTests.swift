@@ -33,8 +33,8 @@ private final class Exchange: Sendable {
   var exactlyOnce: Bool { times.withLock { $0.allSatisfy { $0 == 1 } } }
 
   private static func message(_ number: Int, _ bytes: Int) -> [UInt8] {
-    var random = SeededRandom(seed: UInt64(number))
-    var body = withUnsafeBytesOf(UInt64(number))
+    var random = SeededRandom(seed: Seed.of(number))
+    var body = withUnsafeBytesOf(Seed.of(number))
     while body.count < bytes - 8 { body.append(UInt8(truncatingIfNeeded: random.next())) }
     return body + withUnsafeBytesOf(fnv(body))
   }
@@ -61,7 +61,7 @@ private final class Exchange: Sendable {
     defer { isOver.value = 1 }
     var driver = try VirtqueueDriver(layout, rings)
     isReady.value = 1
-    var random = SeededRandom(seed: 99)
+    var random = SeededRandom(seed: Seed.of(99))
     var free = Array(0..<slots)
     var flying: [UInt16: (number: Int, slot: Int, bytes: Int)] = [:]
     var (next, back) = (0, 0)
@@ -198,7 +198,7 @@ private final class Exchange: Sendable {
         }
       },
       TestThread {
-        var random = SeededRandom(seed: 5)
+        var random = SeededRandom(seed: Seed.of(5))
         try exchange.disturb { round in
           // Sometimes the rings themselves.
           let first = Int.random(in: 0..<20, using: &random)

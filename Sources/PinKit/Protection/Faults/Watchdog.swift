@@ -57,6 +57,8 @@ internal import Synchronization
     if metrics == nil, handler.metricsInterval > 0 {
       Uffd.withoutForks { metrics = MetricsPublisher(counters: handler.counters) }
     }
+    // What was counted since the last time is not lost when the space closes.
+    defer { metrics?.publish() }
     while !handler.isStopping.load(ordering: .acquiring) {
       if handler.alarm.wait(milliseconds: Self.interval) { handler.alarm.drain() }
       if handler.isStopping.load(ordering: .acquiring) { return }

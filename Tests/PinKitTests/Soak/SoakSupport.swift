@@ -153,6 +153,7 @@ struct SoakModel: ~Copyable {
       let unmaps = plan.upheavals && round == rounds - 1 && random.chance(50)
       let operations = min(Self.operationsOfARound, plan.operations - done)
       done += operations
+      Tally.add(.operations, operations)
       let threads = writers.map { [findings] writer in
         TestThread { _ = try writer.run((operations + 2) / 3, region, log, findings) }
       }
