@@ -9,10 +9,10 @@ SANITIZED := SWIFT_BACKTRACE=enable=no \
   ASAN_OPTIONS=$(SANITIZER):detect_leaks=0 \
   TSAN_OPTIONS=$(SANITIZER):suppressions=$(CURDIR)/scripts/tsan-suppressions
 
-.PHONY: help demo test build bench soak sanitize mutate docs format lint clean dependencies
+.PHONY: help demo test build bench soak fuzz sanitize sanitize-fault-path mutate docs format lint clean dependencies
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo: dependencies ## Show every feature on this machine
 	@mkdir -p .build
@@ -34,12 +34,22 @@ soak: dependencies ## Run the tests that race against shadow models, each round 
 	@SOAK_MINUTES=$(SOAK_MINUTES) scripts/soak
 soak: SOAK_MINUTES ?= 60
 
+fuzz: dependencies ## Drive what reads bytes from outside by coverage, for FUZZ_MINUTES (60)
+	@FUZZ_MINUTES=$(FUZZ_MINUTES) scripts/fuzz
+fuzz: FUZZ_MINUTES ?= 60
+
 sanitize: dependencies ## Run the tests under the thread and address sanitizers
 	swift build --build-tests --sanitize=thread --scratch-path .build-thread
 	clang -D_GNU_SOURCE -O1 -fPIC -shared scripts/tsan-mutex.c -o .build-thread/tsan-mutex.so
 	$(SANITIZED) LD_PRELOAD=$(CURDIR)/.build-thread/tsan-mutex.so \
 	  swift test --skip-build --disable-xctest --sanitize=thread --scratch-path .build-thread
 	$(SANITIZED) swift test --disable-xctest --sanitize=address --scratch-path .build-address
+
+# The suites of the fault path: what a wrong access there would break is everybody's memory.
+FAULT_PATH := Protection|AllocationTests|FirstWriteTests|ErrnoInjectionTests|ForeignRemovalTests|WriteTrackerTests|WrprotectOrderTests|TeardownRace|StressTests|ExactnessTests|FaultAround|SnapshotTests|SnapshotRace|CloneTests|PinRaceTests|FileRaceTests|SealStress
+
+sanitize-fault-path: dependencies ## The suites of the fault path under the address sanitizer
+	$(SANITIZED) swift test --disable-xctest --sanitize=address --scratch-path .build-address --filter '$(FAULT_PATH)'
 
 mutate: dependencies ## Break the code in every place that Tests/Mutations names, and see that a suite notices (ids: scripts/mutate ID)
 	@scripts/mutate

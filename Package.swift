@@ -95,19 +95,33 @@ let package = Package(
       path: "Tests/CTestSupport",
       cSettings: [.define("_GNU_SOURCE")]
     ),
+    .target(
+      name: "FuzzTargets",
+      dependencies: ["PinKit", "Virtqueue", "CUffd", .product(name: "Logging", package: "swift-log")],
+      path: "Tests/FuzzTargets",
+      exclude: ["Corpus"],
+      swiftSettings: house
+    ),
     .testTarget(
       name: "PinKitTests",
       dependencies: [
-        "PinKit", "PinKitCrypto", "Virtqueue", "CSealing", "CTestSupport", "CDevices", "Guest",
+        "PinKit", "PinKitCrypto", "Virtqueue", "CSealing", "CTestSupport", "CDevices", "FuzzTargets", "Guest",
         .product(name: "MetricsTestKit", package: "swift-metrics"),
         .product(name: "CoreMetrics", package: "swift-metrics"),
         .product(name: "Crypto", package: "swift-crypto"),
         .product(name: "SystemPackage", package: "swift-system"),
         .product(name: "Logging", package: "swift-log"),
       ],
+      exclude: ["Images/Released"],
       swiftSettings: house
     ),
     .testTarget(
       name: "pinctlTests", dependencies: ["pinctl", "CFloor", "CTestSupport", "Guest", "Virtqueue"], swiftSettings: house),
   ]
 )
+
+// Links with libFuzzer, which only `make fuzz` asks for.
+if Context.environment["PINKIT_FUZZ"] != nil {
+  package.targets.append(
+    .executableTarget(name: "fuzz", dependencies: ["FuzzTargets"], path: "Tests/Fuzzer", swiftSettings: house))
+}

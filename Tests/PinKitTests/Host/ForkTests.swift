@@ -227,6 +227,29 @@ import Testing
     return String(decoding: output.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
   }
 
+  /// The threads of the parent's space are in the middle of anything when the child is made. `PINKIT_FORK_ROUNDS` sets how many there are.
+  @Test("K5: a child makes a space of its own and closes it, whenever it was forked")
+  func ownSpace() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(1200)
+      func live(_ mechanism: WriteTracking.Mechanism) throws -> Int {
+        let tracked = try Tracked(mechanism)
+        try tracked.region.store(UInt64(1), toByteOffset: 4096)
+        let count = try tracked.tracker.collect().count
+        try tracked.close()
+        return count
+      }
+      for round in 0..<environmentNumber("PINKIT_FORK_ROUNDS", or: 20) {
+        let mechanism = Mechanisms.all[round % Mechanisms.all.count]
+        // It has only just begun to live, or has ended a moment ago.
+        let parent = try Tracked(mechanism)
+        if round % 2 == 0 { try parent.close() }
+        check(childStatus { (try? live(mechanism)) == 1 ? 0 : 1 }, is: 0, "child \(round)")
+        if round % 2 == 1 { try parent.close() }
+      }
+    }
+  }
+
   @Test("W5: children come and go beside writers and a collector", arguments: Mechanisms.all, [false, true])
   func storm(_ mechanism: WriteTracking.Mechanism, inherits: Bool) async {
     await #expect(processExitsWith: .success) {
