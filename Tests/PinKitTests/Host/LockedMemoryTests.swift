@@ -299,7 +299,7 @@ enum Locking: String, CaseIterable, Sendable, Codable {
       try check(!region.isSealed(3), "a touch opens")
       // Nobody touches the others any more.
       check(
-        spin(forAtMost: 60) { (try? (0..<16).allSatisfy { try region.isSealed($0) }) == true }, is: true, "sealed by time")
+        spin { (try? (0..<16).allSatisfy { try region.isSealed($0) }) == true }, is: true, "sealed by time")
       for page in 0..<16 { check(region.peek(page), is: UInt8(page + 1)) }
       try region.discard(0..<16)
       for page in 0..<16 { check(region.peek(page), is: 0) }

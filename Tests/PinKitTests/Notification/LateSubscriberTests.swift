@@ -24,7 +24,7 @@ import Testing
     func run(_ body: @escaping @Sendable () throws -> Void) {
       let thread = TestThread(body)
       self.thread.withLock { $0 = thread }
-      check(spin(forAtMost: 120) { thread.hasEnded }, "a subscriber's start keeps others waiting")
+      check(spin { thread.hasEnded }, "a subscriber's start keeps others waiting")
     }
     func join() throws { try thread.withLock { $0 }?.join() }
 
@@ -92,7 +92,7 @@ import Testing
       let late = Late()
       let thread = TestThread {
         defer { Injection.disarm() }
-        check(spin(forAtMost: 120) { Injection.count > 0 }, "nothing was protected")
+        check(spin { Injection.count > 0 }, "nothing was protected")
         let subscription = try region.subscribe(second)
         late.subscription.withLock { $0 = subscription }
       }

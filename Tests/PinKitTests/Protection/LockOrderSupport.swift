@@ -27,8 +27,8 @@ final class LockReports: Sendable {
   var threads: [CInt] { list.withLock { $0.map(\.thread) } }
 
   /// Waits for a report that somebody else delivers.
-  func first(within seconds: Double = 20) -> LockOrder.Report? {
-    _ = spin(forAtMost: seconds) { list.withLock { !$0.isEmpty } }
+  func first() -> LockOrder.Report? {
+    _ = spin { list.withLock { !$0.isEmpty } }
     return list.withLock { $0.first?.report }
   }
 

@@ -87,7 +87,7 @@ private final class DyingSealer: PageSealer {
     let isDying = Shared()
     sealer.die(at: 3) {
       isDying.value = 1
-      _ = spin(forAtMost: 10) { waiters.withLock { $0.count == 5 && $0.allSatisfy(\.isAsleep) } }
+      _ = spin { waiters.withLock { $0.count == 5 && $0.allSatisfy(\.isAsleep) } }
     }
     let found = (0..<2).map { _ in Shared(1000) }
     let codes = Findings()

@@ -30,7 +30,7 @@ import Testing
   /// The failure of a region, once it has one.
   private static func failure(_ region: Region) -> PinError.Code? {
     var code: PinError.Code?
-    _ = spin(forAtMost: 10) {
+    _ = spin {
       // Nothing is read: in the moment in which the region is closed that is SIGBUS, as through any pointer.
       code = errorCode { try region.makeAccessible(0..<1) }
       return code != nil
@@ -98,7 +98,7 @@ import Testing
         Injection.arm(.continueMapping, errno, times: times)
         let found = Shared(1000)
         let reader = TestThread { found.value = Int(ct_try_load(Self.address(region, 3))) }
-        if !spin(forAtMost: 15, until: { reader.hasEnded }) { Issue.record("the reader sleeps: \(name)") }
+        if !spin(until: { reader.hasEnded }) { Issue.record("the reader sleeps: \(name)") }
         let count = Injection.count
         Injection.disarm()
         try reader.join()

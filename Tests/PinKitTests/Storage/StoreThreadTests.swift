@@ -74,7 +74,7 @@ import Testing
       try spared.flush()
       check(other.durableByte(4), is: 77)
       check(
-        spin(forAtMost: 60) { log.texts(.critical).contains { $0.contains("a thread that waits for stores ended") } },
+        spin { log.texts(.critical).contains { $0.contains("a thread that waits for stores ended") } },
         is: true)
       _ = try? tracker?.stop()
       try region.unmap()

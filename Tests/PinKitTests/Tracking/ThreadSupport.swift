@@ -88,7 +88,7 @@ func onThreads(_ count: Int, _ body: @escaping @Sendable (Int) throws -> Void) t
 }
 
 /// Yields until `condition` holds; false if it does not within `seconds`.
-func spin(forAtMost seconds: Double = 20, until condition: () -> Bool) -> Bool {
+func spin(forAtMost seconds: Double = 300, until condition: () -> Bool) -> Bool {
   let end = Kernel.now() + UInt64(seconds * 1e9)
   while !condition() {
     if Kernel.now() > end { return false }
@@ -156,11 +156,11 @@ final class HeldThreads: Sendable {
     TestHooks.set(point) { [arrivals, mayGoOn] page in
       guard pages.contains(page) else { return }
       arrivals.add()
-      _ = spin(forAtMost: 120) { mayGoOn.value == 1 }
+      _ = spin { mayGoOn.value == 1 }
     }
   }
 
   /// Waits for the first; false if nobody comes.
-  func first() -> Bool { spin(forAtMost: 120) { arrivals.value > 0 } }
+  func first() -> Bool { spin { arrivals.value > 0 } }
   func letGo() { mayGoOn.value = 1 }
 }

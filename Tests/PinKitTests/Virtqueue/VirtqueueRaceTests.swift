@@ -34,7 +34,7 @@ private final class Exchange: Sendable {
 
   private static func message(_ number: Int, _ bytes: Int) -> [UInt8] {
     var random = SeededRandom(seed: Seed.of(number))
-    var body = withUnsafeBytesOf(Seed.of(number))
+    var body = withUnsafeBytesOf(UInt64(number))
     while body.count < bytes - 8 { body.append(UInt8(truncatingIfNeeded: random.next())) }
     return body + withUnsafeBytesOf(fnv(body))
   }
