@@ -12,8 +12,9 @@ import Testing
   }
 
   /// `PINKIT_SOAK_CASE` picks one of the combinations by its index.
-  static let combinations = number("PINKIT_SOAK_CASE").map { [Combination.possible[$0]] } ?? Combination.possible
-  static let operations = max(1, (number("PINKIT_SOAK_OPERATIONS") ?? 60_000) / combinations.count)
+  static let combinations = number("PINKIT_SOAK_CASE").map { [Combination.all[$0]] } ?? Combination.all
+  static let operations =
+    max(1, (number("PINKIT_SOAK_OPERATIONS") ?? 60_000) / max(1, combinations.count { $0.subject.obstacle == nil }))
   static let seed = UInt64(number("PINKIT_SOAK_SEED") ?? Int(Kernel.now() & 0xffff_ffff))
 
   @Test("Soak: random operations by several threads against a shadow model (W5, K1)", arguments: combinations)
