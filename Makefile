@@ -20,9 +20,9 @@ demo: dependencies ## Show every feature on this machine
 	@swift build -c release --product pinctl > .build/demo.log 2>&1 || { cat .build/demo.log; exit 1; }
 	@.build/release/pinctl demo
 
-test: dependencies ## Run all tests
+test: dependencies ## Run all tests; the last line counts them, and says what was skipped
 	swift build --build-tests
-	swift test --skip-build --disable-xctest
+	@scripts/count-tests swift test --skip-build --disable-xctest
 
 build: dependencies ## Build the release
 	swift build -c release
@@ -39,9 +39,9 @@ soak: SECONDS ?= 600
 sanitize: dependencies ## Run the tests under the thread and address sanitizers
 	swift build --build-tests --sanitize=thread --scratch-path .build-thread
 	clang -D_GNU_SOURCE -O1 -fPIC -shared scripts/tsan-mutex.c -o .build-thread/tsan-mutex.so
-	$(SANITIZED) LD_PRELOAD=$(CURDIR)/.build-thread/tsan-mutex.so \
+	$(SANITIZED) scripts/count-tests env LD_PRELOAD=$(CURDIR)/.build-thread/tsan-mutex.so \
 	  swift test --skip-build --disable-xctest --sanitize=thread --scratch-path .build-thread
-	$(SANITIZED) swift test --disable-xctest --sanitize=address --scratch-path .build-address
+	$(SANITIZED) scripts/count-tests swift test --disable-xctest --sanitize=address --scratch-path .build-address
 
 mutate: dependencies ## Break the code in every place that Tests/Mutations names, and see that a suite notices (ids: scripts/mutate ID)
 	@scripts/mutate
