@@ -9,7 +9,7 @@ SANITIZED := SWIFT_BACKTRACE=enable=no \
   ASAN_OPTIONS=$(SANITIZER):detect_leaks=0 \
   TSAN_OPTIONS=$(SANITIZER):suppressions=$(CURDIR)/scripts/tsan-suppressions
 
-.PHONY: help demo test build bench soak sanitize mutate docs format lint clean dependencies
+.PHONY: help demo test build bench soak sanitize mutate docs format lint clean dependencies test-dependencies
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -20,7 +20,7 @@ demo: dependencies ## Show every feature on this machine
 	@swift build -c release --product pinctl > .build/demo.log 2>&1 || { cat .build/demo.log; exit 1; }
 	@.build/release/pinctl demo
 
-test: dependencies ## Run all tests; the last line counts them, and says what was skipped
+test: test-dependencies ## Run all tests; the last line counts them, and says what was skipped
 	swift build --build-tests
 	@scripts/count-tests swift test --skip-build --disable-xctest
 
@@ -36,14 +36,14 @@ soak: dependencies ## Ten million random operations against a shadow model, and 
 soak: OPERATIONS ?= 10000000
 soak: SECONDS ?= 600
 
-sanitize: dependencies ## Run the tests under the thread and address sanitizers
+sanitize: test-dependencies ## Run the tests under the thread and address sanitizers
 	swift build --build-tests --sanitize=thread --scratch-path .build-thread
 	clang -D_GNU_SOURCE -O1 -fPIC -shared scripts/tsan-mutex.c -o .build-thread/tsan-mutex.so
 	$(SANITIZED) scripts/count-tests env LD_PRELOAD=$(CURDIR)/.build-thread/tsan-mutex.so \
 	  swift test --skip-build --disable-xctest --sanitize=thread --scratch-path .build-thread
 	$(SANITIZED) scripts/count-tests swift test --disable-xctest --sanitize=address --scratch-path .build-address
 
-mutate: dependencies ## Break the code in every place that Tests/Mutations names, and see that a suite notices (ids: scripts/mutate ID)
+mutate: test-dependencies ## Break the code in every place that Tests/Mutations names, and see that a suite notices (ids: scripts/mutate ID)
 	@scripts/mutate
 
 docs: dependencies ## Build the book; a warning is an error
@@ -62,3 +62,6 @@ clean: ## Remove everything that was built
 
 dependencies:
 	@scripts/ensure-dependencies
+
+test-dependencies:
+	@scripts/ensure-dependencies tests
