@@ -9,7 +9,7 @@ SANITIZED := SWIFT_BACKTRACE=enable=no \
   ASAN_OPTIONS=$(SANITIZER):detect_leaks=0 \
   TSAN_OPTIONS=$(SANITIZER):suppressions=$(CURDIR)/scripts/tsan-suppressions
 
-.PHONY: help demo test build bench soak fuzz sanitize sanitize-fault-path mutate docs format lint clean dependencies
+.PHONY: help demo test build bench soak fuzz sanitize sanitize-fault-path mutate docs format lint clean dependencies test-dependencies
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -20,9 +20,9 @@ demo: dependencies ## Show every feature on this machine
 	@swift build -c release --product pinctl > .build/demo.log 2>&1 || { cat .build/demo.log; exit 1; }
 	@.build/release/pinctl demo
 
-test: dependencies ## Run all tests
+test: test-dependencies ## Run all tests; the last line counts them, and says what was skipped
 	swift build --build-tests
-	swift test --skip-build --disable-xctest
+	@scripts/count-tests swift test --skip-build --disable-xctest
 
 build: dependencies ## Build the release
 	swift build -c release
@@ -30,7 +30,7 @@ build: dependencies ## Build the release
 bench: build ## Measure PinKit beside the raw kernel
 	.build/release/pinctl bench
 
-soak: dependencies ## Run the tests that race against shadow models, each round with another seed, for SOAK_MINUTES (60)
+soak: test-dependencies ## Run the tests that race against shadow models, each round with another seed, for SOAK_MINUTES (60)
 	@SOAK_MINUTES=$(SOAK_MINUTES) scripts/soak
 soak: SOAK_MINUTES ?= 60
 
@@ -38,20 +38,20 @@ fuzz: dependencies ## Drive what reads bytes from outside by coverage, for FUZZ_
 	@FUZZ_MINUTES=$(FUZZ_MINUTES) scripts/fuzz
 fuzz: FUZZ_MINUTES ?= 60
 
-sanitize: dependencies ## Run the tests under the thread and address sanitizers
+sanitize: test-dependencies ## Run the tests under the thread and address sanitizers
 	swift build --build-tests --sanitize=thread --scratch-path .build-thread
 	clang -D_GNU_SOURCE -O1 -fPIC -shared scripts/tsan-mutex.c -o .build-thread/tsan-mutex.so
-	$(SANITIZED) LD_PRELOAD=$(CURDIR)/.build-thread/tsan-mutex.so \
+	$(SANITIZED) scripts/count-tests env LD_PRELOAD=$(CURDIR)/.build-thread/tsan-mutex.so \
 	  swift test --skip-build --disable-xctest --sanitize=thread --scratch-path .build-thread
-	$(SANITIZED) swift test --disable-xctest --sanitize=address --scratch-path .build-address
+	$(SANITIZED) scripts/count-tests swift test --disable-xctest --sanitize=address --scratch-path .build-address
 
 # The suites of the fault path: what a wrong access there would break is everybody's memory.
 FAULT_PATH := Protection|AllocationTests|FirstWriteTests|ErrnoInjectionTests|ForeignRemovalTests|WriteTrackerTests|WrprotectOrderTests|TeardownRace|StressTests|ExactnessTests|FaultAround|SnapshotTests|SnapshotRace|CloneTests|PinRaceTests|FileRaceTests|SealStress
 
-sanitize-fault-path: dependencies ## The suites of the fault path under the address sanitizer
-	$(SANITIZED) swift test --disable-xctest --sanitize=address --scratch-path .build-address --filter '$(FAULT_PATH)'
+sanitize-fault-path: test-dependencies ## The suites of the fault path under the address sanitizer
+	$(SANITIZED) scripts/count-tests swift test --disable-xctest --sanitize=address --scratch-path .build-address --filter '$(FAULT_PATH)'
 
-mutate: dependencies ## Break the code in every place that Tests/Mutations names, and see that a suite notices (ids: scripts/mutate ID)
+mutate: test-dependencies ## Break the code in every place that Tests/Mutations names, and see that a suite notices (ids: scripts/mutate ID)
 	@scripts/mutate
 
 docs: dependencies ## Build the book; a warning is an error
@@ -70,3 +70,6 @@ clean: ## Remove everything that was built
 
 dependencies:
 	@scripts/ensure-dependencies
+
+test-dependencies:
+	@scripts/ensure-dependencies tests

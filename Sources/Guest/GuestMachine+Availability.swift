@@ -2,17 +2,18 @@ internal import PinKit
 internal import SystemPackage
 
 extension GuestMachine {
-  /// Why no guest can run here; `nil` if one can. Tried once, with a guest.
+  /// Why KVM runs no guest here; `nil` if it does. Tried once, with a guest.
+  ///
+  /// What PinKit refuses is no such reason: who needs a guest has to find that out.
   public static let unavailable: String? = {
     do throws(PinError) {
       let space = try AddressSpace()
       let region = try space.map(.anonymous(hugePages: .never), pages: 8)
       var machine = try GuestMachine(in: region)
       try machine.run(GuestStores(7, to: 5..<6, pageSize: region.pageSize))
-      let stored = try region.load(fromByteOffset: 5 * region.pageSize, as: UInt64.self)
-      return stored == 7 ? nil : "A guest that was to store 7 left \(stored)."
+      return nil
     } catch {
-      return error.description
+      return error.operation.hasPrefix("KVM_") ? error.description : nil
     }
   }()
 }

@@ -41,7 +41,7 @@ struct DemoResult: Codable, Sendable {
     var value: Double
     var unit: String
   }
-  /// What this machine cannot do, and the reason it gave.
+  /// What was not shown, and what this machine lacks for it.
   struct Skipped: Codable, Hashable, Sendable {
     var subject: String
     var reason: String
@@ -50,7 +50,7 @@ struct DemoResult: Codable, Sendable {
   var demo: String
   var claims: [Claim]
   var measurements: [Measurement]
-  /// Every claim holds, and there is one at least, unless the machine cannot show the demo at all.
+  /// Every claim holds, and there is one at least, unless the machine can show none of it.
   var ok: Bool
   var skipped: [Skipped]
 
@@ -59,18 +59,11 @@ struct DemoResult: Codable, Sendable {
     self.claims = claims
     self.measurements = measurements
     self.skipped = skipped
-    ok = !claims.isEmpty && claims.allSatisfy(\.holds)
+    ok = !(claims.isEmpty && skipped.isEmpty) && claims.allSatisfy(\.holds)
   }
 
   /// Of a demo that this machine cannot show at all, which is no failure.
   static func skipped(_ demo: String, _ skipped: [Skipped]) -> DemoResult {
-    var result = DemoResult(demo: demo, claims: [], skipped: skipped)
-    result.ok = true
-    return result
+    DemoResult(demo: demo, claims: [], skipped: skipped)
   }
-}
-
-extension PinError {
-  /// Whether it says that this machine cannot do what was asked, rather than that something went wrong.
-  var meansCannot: Bool { [.unsupported, .permissionDenied, .limitReached].contains(code) }
 }

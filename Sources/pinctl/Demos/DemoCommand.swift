@@ -8,7 +8,8 @@ struct DemoCommand: ParsableCommand {
     abstract: "Shows what PinKit does on this machine, and checks it while it does.",
     discussion: """
       Without a subcommand it runs all demos. The exit code is 0 if every claim holds, 1 if one does not, and 64 if the \
-      input makes no sense.
+      input makes no sense. What this machine lacks, as `pinctl doctor` shows it, is skipped with the reason, which is no \
+      failure; a refusal of anything else is a claim that does not hold.
 
       With --json it prints an array with one object per demo:
       [{"demo", "claims": [{"contract", "claim", "holds", "evidence"}], "measurements", "ok", "skipped"}]. A subcommand \

@@ -4,7 +4,13 @@ internal import PinKit
 /// One thing that is shown.
 protocol DemoScene {
   var title: String { get }
+  /// What it takes of the machine. Where that is there, whatever refuses it is a claim that does not hold.
+  var needs: [DemoNeed] { get }
   func run(on stage: DemoStage) throws -> DemoFindings
+}
+
+extension DemoScene {
+  var needs: [DemoNeed] { [.memory] }
 }
 
 /// What a scene found.
@@ -19,13 +25,17 @@ struct DemoFindings {
     all.skipped += more.skipped
   }
 
-  /// Adds what `body` finds, and keeps that whatever comes after: what this machine cannot do is skipped, and any other failure is a
-  /// claim that does not hold.
-  mutating func attempt(_ subject: String, on stage: DemoStage, _ body: (inout DemoFindings) throws -> Void) {
-    do { try body(&self) } catch let error as PinError where error.meansCannot {
-      stage.say("\(subject) is skipped, as this machine cannot do it: \(error)")
-      skipped.append(.init(subject: subject, reason: error.description))
-    } catch {
+  /// Adds what `body` finds, and keeps that whatever comes after. It is skipped where the machine lacks what it needs, as is known
+  /// before; on any other, a failure is a claim that does not hold, a refusal no less than the rest.
+  mutating func attempt(
+    _ subject: String, needing needs: [DemoNeed], on stage: DemoStage, _ body: (inout DemoFindings) throws -> Void
+  ) {
+    if let lack = stage.machine.lack(of: needs) {
+      stage.say("\(subject) is skipped, as this machine lacks it: \(lack)")
+      skipped.append(.init(subject: subject, reason: lack))
+      return
+    }
+    do { try body(&self) } catch {
       let claim = Claim(contract: "K3", claim: "\(subject): runs to the end", holds: false, evidence: "\(error)")
       stage.show([claim])
       claims.append(claim)
@@ -75,14 +85,14 @@ extension SceneDemo {
   func run(on stage: DemoStage) throws -> DemoResult {
     stage.title("pinctl demo \(name): \(summary)")
     if let obstacle {
-      stage.say("Skipped, as this machine cannot do it: \(obstacle)")
+      stage.say("Skipped, as this machine lacks it: \(obstacle)")
       return .skipped(name, scenes.map { .init(subject: $0.title, reason: obstacle) })
     }
     stage.say(introduction)
     var found = DemoFindings()
     for scene in scenes {
       stage.title(scene.title)
-      found.attempt(scene.title, on: stage) { $0 += try scene.run(on: stage) }
+      found.attempt(scene.title, needing: scene.needs, on: stage) { $0 += try scene.run(on: stage) }
     }
     return found.conclude(name, on: stage)
   }

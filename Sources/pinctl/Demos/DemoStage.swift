@@ -1,7 +1,8 @@
 internal import Foundation
 internal import Glibc
+internal import PinKit
 
-/// Where a demo tells its story: the standard output, with colours where there is somebody to see them.
+/// Where a demo tells its story: the standard output, with colours where there is somebody to see them. And on which machine.
 struct DemoStage: Sendable {
   enum Colours: Sendable {
     case none
@@ -12,11 +13,14 @@ struct DemoStage: Sendable {
   let colours: Colours
   /// In characters.
   let width: Int
+  /// What can be shown here, as it was before anything was shown.
+  let machine: Capabilities
   private let isSilent: Bool
 
   /// - Parameter isSilent: Nothing is printed: the result is wanted as JSON.
   init(isSilent: Bool = false) {
     let environment = ProcessInfo.processInfo.environment
+    machine = .probe()
     self.isSilent = isSilent
     let isTerminal = isatty(STDOUT_FILENO) == 1 && environment["TERM"] != "dumb"
     let refused = !(environment["NO_COLOR"] ?? "").isEmpty
@@ -28,7 +32,8 @@ struct DemoStage: Sendable {
   }
 
   /// For tests: prints nothing.
-  init(colours: Colours, width: Int) {
+  init(colours: Colours, width: Int, machine: Capabilities = .probe()) {
+    self.machine = machine
     self.colours = colours
     self.width = width
     isSilent = true
@@ -83,6 +88,7 @@ struct DemoStage: Sendable {
     show()
     let failing = result.claims.filter { !$0.holds }
     let skipped = result.skipped.isEmpty ? "" : " Skipped: \(result.skipped.map(\.subject).joined(separator: ", "))."
+    if result.claims.isEmpty, !result.skipped.isEmpty { return say(bold("Nothing could be shown.") + skipped) }
     guard failing.isEmpty else {
       say(bold("\(failing.count) of \(result.claims.count) claims do not hold.") + skipped)
       show(failing)

@@ -10,6 +10,7 @@ enum HugePageSetting {
   private static let path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 
   static var isOurs: Bool { unsafe ct_may_write(path) != 0 }
+  static var obstacle: String? { isOurs ? nil : "shmem_enabled is root's" }
 
   /// Runs `body` with huge pages allowed for memfds that ask for them, and puts the setting back.
   static func allowed(_ body: () throws -> Void) throws {

@@ -6,7 +6,7 @@ import Testing
 
 extension Combination {
   /// Those that can act at a fault.
-  static let snapshots = possible.filter { $0.mechanism != .asynchronous }
+  static let snapshots = all.filter { $0.mechanism != .asynchronous }
   static let discardableSnapshots = snapshots.filter(\.subject.canDiscard)
 }
 

@@ -6,7 +6,7 @@ import Testing
 extension Trait where Self == ConditionTrait {
   /// Skips, and says why, where no guest can run.
   static var needsKVM: Self {
-    .enabled(if: GuestMachine.unavailable == nil, Comment(rawValue: GuestMachine.unavailable ?? ""))
+    .skipped(if: GuestMachine.unavailable)
   }
 }
 

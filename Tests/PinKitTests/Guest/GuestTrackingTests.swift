@@ -6,7 +6,7 @@ import Testing
 
 /// Trackers of memory that a guest writes, through translations that only the kernel's notifiers take away.
 @Suite("Guests and trackers", .serialized, .needsKVM) struct GuestTrackingTests {
-  @Test("K1/N6: every set is exactly the pages that the guest wrote", arguments: Combination.possible)
+  @Test("K1/N6: every set is exactly the pages that the guest wrote", arguments: Combination.all)
   func exactSets(_ combination: Combination) throws {
     let seed = Seed.base
     var random = SeededRandom(seed: seed)
@@ -36,13 +36,15 @@ import Testing
     }
   }
 
-  @Test("N6: a collection takes the guest's translations away, and they last until then", arguments: Guarded.own)
+  @Test(
+    "N6: a collection takes the guest's translations away, and they last until then",
+    arguments: Guarded.own.filter { $0.mechanism != nil })
   func translations(_ guarded: Guarded) throws {
-    guard let mechanism = guarded.mechanism else { return }
+    let mechanism = try #require(guarded.mechanism)
     try guarded.subject.withGuestMemory(pages: 128) { region in
       var machine = try GuestMachine(in: region)
       let tracker = try region.trackWrites(mechanism)
-      guard machine.translationsMade != nil else { return }
+      try Test.skip(if: machine.translationsMade == nil ? "KVM does not count translations here" : nil)
       func made(writing value: UInt64) throws -> Int {
         let before = machine.translationsMade ?? 0
         try machine.run(GuestStores(value, to: region.guestPages, pageSize: region.pageSize))
@@ -60,7 +62,7 @@ import Testing
 
   @Test(
     "N1: where the kernel may not take the fault for the guest, KVM_RUN is refused once a page, and the fault taken first",
-    arguments: Combination.possible.filter { [.anonymous, .pool].contains($0.subject) })
+    arguments: Combination.all.filter { [.anonymous, .pool].contains($0.subject) })
   func refusals(_ combination: Combination) throws {
     try combination.subject.withGuestMemory(pages: 32) { region in
       var machine = try GuestMachine(in: region)
@@ -87,7 +89,7 @@ import Testing
     }
   }
 
-  @Test("W5: no store of a guest that does not pause is missed, beside collections", arguments: Combination.possible)
+  @Test("W5: no store of a guest that does not pause is missed, beside collections", arguments: Combination.all)
   func lostWrites(_ combination: Combination) throws {
     try combination.subject.withGuestMemory(pages: 256) { region in
       let guest = GuestThread(in: region)

@@ -36,7 +36,8 @@ import Testing
   func systemV(_ mechanism: WriteTracking.Mechanism) throws {
     let id = shmget(0, 16 * 4096, 0o600 | 0o1000)  // IPC_PRIVATE, IPC_CREAT
     try #require(id >= 0)
-    guard let memory = unsafe shmat(id, nil, 0) else { return }
+    let memory = unsafe try #require(unsafe shmat(id, nil, 0))
+    try #require(unsafe memory != UnsafeMutableRawPointer(bitPattern: -1))
     shmctl(id, 0, nil)  // IPC_RMID: gone with the mapping
     defer { unsafe shmdt(memory) }
     let space = try AddressSpace.forTests()
@@ -165,16 +166,10 @@ import Testing
     return (line?.split(separator: " ").compactMap { Int($0) }.first ?? 0) << 10
   }
 
-  private static let reclaimsTables: Bool = {
-    let release = (try? ProcessMaps.readFile("/proc/sys/kernel/osrelease")) ?? ""
-    let numbers = release.split { !$0.isNumber }.prefix(2).compactMap { Int($0) }
-    return numbers.count == 2 && (numbers[0], numbers[1]) >= (6, 14)
-  }()
-
   @Test(
     "K7: the page tables of a sparse region are given back with its snapshots, and nothing that was written meanwhile is lost",
-    .enabled(
-      if: reclaimsTables && ct_has_sanitizer() == 0, "needs Linux 6.14, and no sanitizer, whose shadow has page tables, too"),
+    .enabled(if: KernelRelease.isAtLeast(6, 14), "needs Linux 6.14"),
+    .enabled(if: ct_has_sanitizer() == 0, "a sanitizer's shadow has page tables, too"),
     arguments: [Subject.anonymous, .pool, .adoptedAnonymous])
   func pageTablesGoBack(_ subject: Subject) async throws {
     await #expect(processExitsWith: .success) { [name = subject.rawValue as String] in

@@ -136,16 +136,18 @@ extension Region {
 
 /// A small file system of its own.
 final class SmallFileSystem: Sendable {
-  enum Kind: String, CaseIterable { case tmpfs, ext4 }
+  enum Kind: String, CaseIterable {
+    case tmpfs, ext4
+
+    /// Why there can be none here, or `nil`.
+    var obstacle: String? { (self == .tmpfs ? LoopFileSystem.Kind.tmpfs : .ext4).obstacle }
+  }
   let directory: String
   private let device: String?
 
-  static let canMount = geteuid() == 0
-  static let canMountExt4 =
-    canMount && FileManager.default.isExecutableFile(atPath: "/sbin/mkfs.ext4")
-    && FileManager.default.fileExists(atPath: "/dev/loop-control")
-
+  /// Skips the test, or its case, where there can be none.
   init(_ kind: Kind, size: Int) throws {
+    try Test.skip(if: kind.obstacle)
     let name = "\(Capabilities.temporaryDirectory)/pinkit-small-\(UInt64.random(in: .min ... .max))"
     directory = name
     try FileManager.default.createDirectory(atPath: name, withIntermediateDirectories: false)

@@ -141,6 +141,20 @@ struct CapabilitiesAdviceTests {
     #expect(made.fixes.isEmpty)
   }
 
+  @Test("before Linux 6.4 userfaultfd does not keep what is not there yet, and no mechanism works that rests on it")
+  func unpopulated() throws {
+    var made = ideal()
+    made.features.remove(.wpUnpopulated)
+    for memory in [Capabilities.MemoryKind.anonymous, .pool, .hugetlb] {
+      for mechanism in [Capabilities.Mechanism.handlerThread, .inPlace, .asynchronous] {
+        let found = try verdict(made, mechanism, memory)
+        #expect(!found.isAvailable && found.reason.contains("WP_UNPOPULATED"))
+        #expect(found.fixes.contains { "\($0)".contains("6.4") })
+      }
+      #expect(try verdict(made, .mprotect, memory).isAvailable)
+    }
+  }
+
   @Test("an unprivileged user gets everything but system calls, and is told the three ways to those")
   func unprivileged() throws {
     var made = ideal()

@@ -4,7 +4,7 @@ import Testing
 @testable import PinKit
 
 @Suite("Touching pages", .serialized) struct TouchTests {
-  @Test("N1: a touch is the fault of a store, and changes nothing", arguments: Combination.possible)
+  @Test("N1: a touch is the fault of a store, and changes nothing", arguments: Combination.all)
   func touches(_ combination: Combination) throws {
     let space = try AddressSpace.forTests()
     try combination.subject.with(space, pages: 4) { region in

@@ -10,14 +10,14 @@ import Testing
   .enabled(if: Umem.isAvailable, "needs AF_XDP (XDP_UMEM_REG), the oracle"))
 struct DeviceRegistrationTests {
   /// Of a file of a file system no long-term pin for writing is to be had.
-  private static let possible = Combination.possible.filter { $0.subject != .adoptedFile }
-  private static let synchronous = possible.filter { $0.mechanism != .asynchronous }
+  private static let unfiled = Combination.all.filter { $0.subject != .adoptedFile }
+  private static let synchronous = unfiled.filter { $0.mechanism != .asynchronous }
 
   private func messages(_ space: AddressSpace) -> UInt64 {
     space.counters[.messages] + space.counters[.inPlaceFaults] + space.counters[.mprotectFaults]
   }
 
-  @Test("P8: armed memory is refused without a word, and taken once it is pinned", arguments: possible)
+  @Test("P8: armed memory is refused without a word, and taken once it is pinned", arguments: unfiled)
   func armed(_ combination: Combination) throws {
     let space = try AddressSpace.forTests()
     try combination.subject.with(space, pages: 8) { region in
@@ -46,7 +46,7 @@ struct DeviceRegistrationTests {
     try space.close()
   }
 
-  @Test("P8: what is pinned before it is tracked stays open, too", arguments: possible)
+  @Test("P8: what is pinned before it is tracked stays open, too", arguments: unfiled)
   func pinnedFirst(_ combination: Combination) throws {
     let space = try AddressSpace.forTests()
     try combination.subject.with(space, pages: 8) { region in

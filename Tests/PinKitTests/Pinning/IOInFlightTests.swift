@@ -7,8 +7,8 @@ import Testing
   "I/O in flight", .serialized,
   .enabled(if: SlowDevice.isAvailable, "needs /dev/fuse and the right to mount, for a device that is slow on demand"))
 struct IOInFlightTests {
-  private static let loose = Combination.possible.filter { $0.subject == .anonymous || $0.subject == .pool }
-  private static let synchronous = Combination.possible.filter { $0.mechanism != .asynchronous }
+  private static let loose = Combination.all.filter { $0.subject == .anonymous || $0.subject == .pool }
+  private static let synchronous = Combination.all.filter { $0.mechanism != .asynchronous }
   private static let byte = SlowDevice.byte
 
   /// Two small pages, wherever they lie.
@@ -37,7 +37,7 @@ struct IOInFlightTests {
 
   @Test(
     "P9/W5: inside the bracket every collection has its pages, and so has the first after it",
-    arguments: Combination.possible)
+    arguments: Combination.all)
   func collections(_ combination: Combination) throws {
     let space = try AddressSpace.forTests()
     let device = try SlowDevice()

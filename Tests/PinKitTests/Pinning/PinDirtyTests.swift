@@ -4,7 +4,7 @@ import Testing
 
 @Suite("Pins, trackers, snapshots and clones", .serialized) struct PinDirtyTests {
   @Test(
-    "P6: a page under a pin for writing is in every collection until after it is unpinned", arguments: Combination.possible)
+    "P6: a page under a pin for writing is in every collection until after it is unpinned", arguments: Combination.all)
   func collections(_ combination: Combination) throws {
     let space = try AddressSpace.forTests()
     try combination.subject.with(space, pages: 8) { region in
@@ -35,7 +35,7 @@ import Testing
     try space.close()
   }
 
-  private static let synchronous = Combination.possible.filter { $0.mechanism != .asynchronous }
+  private static let synchronous = Combination.all.filter { $0.mechanism != .asynchronous }
 
   @Test("P6: a snapshot has the bytes of its moment, also of pages that are written through pins", arguments: synchronous)
   func snapshots(_ combination: Combination) throws {

@@ -25,7 +25,7 @@ private struct NumberedFile: ~Copyable {
 }
 
 @Suite("Transfers through pins", .serialized) struct PinTransferTests {
-  @Test("A file is read and written through short-term pins, whatever protects the region", arguments: Combination.possible)
+  @Test("A file is read and written through short-term pins, whatever protects the region", arguments: Combination.all)
   func files(_ combination: Combination) throws {
     let space = try AddressSpace.forTests()
     try combination.subject.with(space, pages: 6) { region in
@@ -72,7 +72,7 @@ private struct NumberedFile: ~Copyable {
 
   @Test(
     "P3: what READ_FIXED writes between two collections is in the next, and in one after the buffers are closed",
-    .enabled(if: hasRing, "needs io_uring"), arguments: Combination.possible.filter { $0.subject != .adoptedFile })
+    .enabled(if: hasRing, "needs io_uring"), arguments: Combination.all.filter { $0.subject != .adoptedFile })
   func fixed(_ combination: Combination) throws {
     let space = try AddressSpace.forTests()
     try combination.subject.with(space, pages: 8) { region in

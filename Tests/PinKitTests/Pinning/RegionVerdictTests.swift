@@ -5,11 +5,7 @@ import Testing
 
 @Suite("Pin verdicts of regions", .enabled(if: (try? SubmissionRing(entries: 1)) != nil, "needs io_uring, the oracle"))
 struct RegionVerdictTests {
-  private static let possible = Subject.allCases.filter {
-    ($0 != .hugetlb || HugePages.canBeReserved) && ($0 != .adoptedFile || ForeignMemory.isTemporaryDirectoryOnDisk)
-  }
-
-  @Test("P1/P2/K1: what a region says is what the kernel says of its memory", arguments: possible)
+  @Test("P1/P2/K1: what a region says is what the kernel says of its memory", arguments: Subject.allCases)
   func regions(_ subject: Subject) throws {
     let space = try AddressSpace.forTests()
     try subject.with(space, pages: 2) { region in

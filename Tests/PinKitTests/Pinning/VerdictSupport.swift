@@ -21,14 +21,13 @@ enum Ground: String, Sendable, CaseIterable, CustomTestStringConvertible {
     switch self {
     case .anonymous, .memfd, .zeroDevice: return nil
     case .secret: return Self.hasSecretMemory ? nil : "this kernel has no memfd_secret(2)"
-    case .hugetlbfs: return isRoot && HugePages.canBeReserved ? nil : "huge pages and a mount need root"
+    case .hugetlbfs: return isRoot ? HugePages.obstacle : "a mount needs root"
     case .tmpfs, .ramfs, .overlayOnTmpfs: return isRoot ? nil : "a mount needs root"
     case .overlayOnExt4: return Ground.ext4.obstacle
     case .ext4, .xfs, .btrfs:
       guard isRoot else { return "a mount needs root" }
       guard FileManager.default.fileExists(atPath: "/dev/loop-control") else { return "the kernel has no loop devices" }
-      let known = (try? ProcessMaps.readFile("/proc/filesystems")) ?? ""
-      guard known.contains("\t\(rawValue)\n") else { return "the kernel has no \(rawValue)" }
+      guard LoopFileSystem.isKnown(rawValue) else { return "the kernel has no \(rawValue)" }
       return MountedGround.tool(rawValue) == nil ? "there is no mkfs.\(rawValue)" : nil
     }
   }
@@ -49,15 +48,9 @@ enum Ground: String, Sendable, CaseIterable, CustomTestStringConvertible {
   }
 }
 
-extension Ground {
-  /// Those that can be had here.
-  static func possible(_ grounds: [Ground]) -> [Ground] { grounds.filter { $0.obstacle == nil } }
-}
-
 extension Trait where Self == ConditionTrait {
   static func needs(_ ground: Ground) -> Self {
-    let obstacle = ground.obstacle
-    return .enabled(if: obstacle == nil, "\(ground.rawValue): \(obstacle ?? "")")
+    .skipped(if: ground.obstacle.map { "\(ground.rawValue): \($0)" })
   }
 }
 

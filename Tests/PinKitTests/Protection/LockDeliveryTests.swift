@@ -122,7 +122,9 @@ import Testing
     try space.close()
   }
 
-  @Test("A child of fork() holds nothing, and is in no callback", .enabled(if: ct_has_thread_sanitizer() == 0))
+  @Test(
+    "A child of fork() holds nothing, and is in no callback",
+    .enabled(if: ct_has_thread_sanitizer() == 0, "the thread sanitizer has no child of fork()"))
   func fork() async {
     await #expect(processExitsWith: .success) { try Self.fork() }
   }

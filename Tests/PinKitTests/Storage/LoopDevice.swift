@@ -31,8 +31,15 @@ final class LoopDevice: Sendable {
   /// The file behind it.
   let file: String
 
-  static let isPossible =
-    geteuid() == 0 && FileManager.default.fileExists(atPath: "/dev/loop-control") && SystemProgram.path("losetup") != nil
+  /// Why there can be none here, or `nil`.
+  static let obstacle: String? =
+    if geteuid() != 0 {
+      "loop devices need root"
+    } else if !FileManager.default.fileExists(atPath: "/dev/loop-control") {
+      "the kernel has no loop devices"
+    } else {
+      SystemProgram.path("losetup") == nil ? "there is no losetup" : nil
+    }
 
   init(size: Int, options: [String] = []) throws {
     file = "\(Capabilities.temporaryDirectory)/pinkit-loop-\(UInt64.random(in: .min ... .max))"
@@ -60,20 +67,29 @@ final class LoopFileSystem: Sendable {
   enum Kind: String, CaseIterable, Sendable {
     case ext4, xfs, btrfs, tmpfs
 
-    /// mkfs.xfs and mkfs.btrfs come from the packages xfsprogs and btrfs-progs.
-    var isPossible: Bool {
-      guard self != .tmpfs else { return geteuid() == 0 }
-      return LoopDevice.isPossible && SystemProgram.path("mkfs.\(rawValue)") != nil
+    /// Why there can be none here, or `nil`. mkfs.xfs and mkfs.btrfs come from the packages xfsprogs and btrfs-progs.
+    var obstacle: String? {
+      guard self != .tmpfs else { return geteuid() == 0 ? nil : "a mount needs root" }
+      if let obstacle = LoopDevice.obstacle { return obstacle }
+      guard LoopFileSystem.isKnown(rawValue) else { return "the kernel has no \(rawValue)" }
+      return SystemProgram.path("mkfs.\(rawValue)") == nil ? "there is no mkfs.\(rawValue)" : nil
     }
     /// In bytes: xfs makes none below 300 MiB.
     var leastSize: Int { self == .xfs ? 320 << 20 : self == .btrfs ? 128 << 20 : 16 << 20 }
-    static var possible: [Kind] { allCases.filter(\.isPossible) }
   }
 
   let directory: String
   let device: LoopDevice?
 
+  /// Whether the kernel has file systems of that type, or a module for them.
+  static func isKnown(_ type: String) -> Bool {
+    if (try? ProcessMaps.readFile("/proc/filesystems"))?.contains("\t\(type)\n") == true { return true }
+    return SystemProgram.path("modprobe") != nil && (try? SystemProgram.run("modprobe", type)) != nil
+  }
+
+  /// Skips the test, or its case, where there can be none.
   init(_ kind: Kind, size: Int? = nil, make: [String] = [], mount: String = "defaults") throws {
+    try Test.skip(if: kind.obstacle)
     let size = size ?? kind.leastSize
     directory = "\(Capabilities.temporaryDirectory)/pinkit-mount-\(UInt64.random(in: .min ... .max))"
     if kind == .tmpfs {

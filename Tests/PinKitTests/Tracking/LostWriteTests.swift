@@ -109,7 +109,9 @@ import Testing
 
   static let hasMergedPages = unsafe access("/sys/kernel/mm/ksm/run", W_OK) == 0
 
-  @Test("Pages that the kernel may merge keep their protection", .enabled(if: hasMergedPages), arguments: Mechanisms.all)
+  @Test(
+    "Pages that the kernel may merge keep their protection", .enabled(if: hasMergedPages, "/sys/kernel/mm/ksm is root's"),
+    arguments: Mechanisms.all)
   func mergedPages(_ mechanism: WriteTracking.Mechanism) async {
     await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
       ct_deadline(60)

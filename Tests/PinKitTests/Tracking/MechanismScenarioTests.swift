@@ -27,7 +27,7 @@ import Testing
     try pages.map { try region.load(fromByteOffset: $0 * region.pageSize + 5, as: UInt8.self) }
   }
 
-  @Test("K1: pages that were never touched are clean, and reading leaves them so", arguments: Combination.possible)
+  @Test("K1: pages that were never touched are clean, and reading leaves them so", arguments: Combination.all)
   func unpopulated(_ combination: Combination) throws {
     try with(combination, filled: false) { region, tracker in
       #expect(try tracker.collect().isEmpty)
@@ -41,7 +41,7 @@ import Testing
     }
   }
 
-  @Test("K1: what was written is found, whatever its pattern", arguments: Combination.possible)
+  @Test("K1: what was written is found, whatever its pattern", arguments: Combination.all)
   func patterns(_ combination: Combination) throws {
     try with(combination) { region, tracker in
       #expect(try tracker.collect().isEmpty)
@@ -57,7 +57,7 @@ import Testing
     }
   }
 
-  @Test("K1: hundreds of collections in a row, each exact", arguments: Combination.possible)
+  @Test("K1: hundreds of collections in a row, each exact", arguments: Combination.all)
   func manyCollections(_ combination: Combination) throws {
     try with(combination) { region, tracker in
       var random = SeededRandom(seed: 3)
@@ -120,7 +120,7 @@ import Testing
     try space.close()
   }
 
-  @Test("each of two trackers has its own view", arguments: Combination.possible)
+  @Test("each of two trackers has its own view", arguments: Combination.all)
   func twoTrackers(_ combination: Combination) throws {
     try with(combination) { region, first in
       try write([1], region)

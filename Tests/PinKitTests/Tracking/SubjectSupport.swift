@@ -20,8 +20,18 @@ enum Subject: String, Sendable, CaseIterable, CustomTestStringConvertible {
 
   var pageSize: Int { self == .hugetlb ? 2 << 20 : 4096 }
 
-  /// Calls `body` with a new region in `space`, and clears up behind it.
+  /// Why it cannot be had here, or `nil`.
+  var obstacle: String? {
+    switch self {
+    case .hugetlb: HugePages.obstacle
+    case .adoptedFile: ForeignMemory.diskObstacle
+    default: nil
+    }
+  }
+
+  /// Calls `body` with a new region in `space`, and clears up behind it. Skips the test, or its case, where there can be none.
   func with<Result>(_ space: AddressSpace, pages: Int, _ body: (Region) throws -> Result) throws -> Result {
+    try Test.skip(if: obstacle)
     switch self {
     case .anonymous: return try use(try space.map(.anonymous(hugePages: .never), pages: pages), body)
     case .pool: return try use(try space.map(.pool, pages: pages), body)
@@ -50,12 +60,7 @@ struct Combination: Sendable, CustomTestStringConvertible {
   static let all: [Combination] = Subject.allCases.flatMap { subject in
     subject.mechanisms.map { Combination(mechanism: $0, subject: subject) }
   }
-  /// Without those for which huge pages would have to be reserved, where they cannot be.
-  static let possible = all.filter {
-    ($0.subject != .hugetlb || HugePages.canBeReserved)
-      && ($0.subject != .adoptedFile || ForeignMemory.isTemporaryDirectoryOnDisk)
-  }
-  static let discardable = possible.filter(\.subject.canDiscard)
+  static let discardable = all.filter(\.subject.canDiscard)
 }
 
 /// Memory that the test maps itself, for PinKit to adopt.
@@ -111,6 +116,7 @@ struct ForeignMemory: Sendable {
 
   /// Whether files under /tmp live on a file system that writes back, as ext4 does.
   static let isTemporaryDirectoryOnDisk: Bool = !ProcessMaps.isTmpfs("/tmp")
+  static let diskObstacle: String? = isTemporaryDirectoryOnDisk ? nil : "/tmp is in memory"
 }
 
 /// Huge pages of the hugetlb pool, taken for a test and given back.
@@ -119,6 +125,7 @@ enum HugePages {
   private static let lock = Mutex<Void>(())
 
   static let canBeReserved: Bool = (try? reserving(8) { true }) ?? false
+  static let obstacle: String? = canBeReserved ? nil : "no huge pages can be reserved: sysctl vm.nr_hugepages is root's"
 
   static func reserving<Result>(_ count: Int, _ body: () throws -> Result) throws -> Result {
     try alone {
@@ -175,7 +182,8 @@ enum HugePages {
 
   private static func set(_ count: Int) throws {
     let descriptor = unsafe open(path, O_WRONLY | O_CLOEXEC)
-    try #require(descriptor >= 0)
+    // Whoever may not set it finds out by trying.
+    guard descriptor >= 0 else { throw PinError(.permissionDenied, operation: "open \(path)") }
     defer { close(descriptor) }
     let text = Array("\(count)".utf8)
     try #require(unsafe write(descriptor, text, text.count) == text.count)

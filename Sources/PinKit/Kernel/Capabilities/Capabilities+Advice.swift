@@ -82,6 +82,10 @@ extension Capabilities {
     if mechanism == .mprotect { return (true, "system calls into protected memory fail with EFAULT", []) }
 
     guard let way = userfaultfd.best else { return (false, userfaultfdRefusal, userfaultfdFixes) }
+    // What is not there yet has to stay protected, too.
+    guard features.contains(.wpUnpopulated) else {
+      return (false, "the kernel lacks WP_UNPOPULATED", [newKernel("6.4", "WP_UNPOPULATED")])
+    }
     switch mechanism {
     case .asynchronous:
       guard features.contains(.wpAsync) else {

@@ -5,6 +5,7 @@ internal import PinKit
 /// A library closes all descriptors, as many do before they start something, and the numbers go to others.
 struct BesideDescriptorScene: BesideScene {
   let title = "a loop closes descriptors"
+  let needs: [DemoNeed] = [.mechanism(.handlerThread, .anonymous), .mechanism(.handlerThread, .pool)]
   let name = "descriptors"
   let contract = "K5"
   let story =

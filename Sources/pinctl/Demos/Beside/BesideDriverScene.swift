@@ -6,6 +6,7 @@ internal import PinKit
 /// A driver that pins memory under a lock of its own, and cannot wait for a fault.
 struct BesideDriverScene: BesideScene {
   let title = "a driver registers pages"
+  let needs: [DemoNeed] = DemoNeed.synchronous(.anonymous) + [.mechanism(.handlerThread, .pool)]
   let name = "driver"
   let contract = "P8"
   let story =

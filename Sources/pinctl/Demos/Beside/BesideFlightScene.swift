@@ -6,6 +6,7 @@ internal import PinKit
 /// Bytes that arrive when nobody looks.
 struct BesideFlightScene: BesideScene {
   let title = "a read is in flight"
+  let needs: [DemoNeed] = DemoNeed.all(.anonymous)
   let name = "flight"
   let contract = "P9"
   let story =

@@ -5,6 +5,7 @@ internal import PinKit
 /// Memory that has no bytes any more.
 struct BesideGuardScene: BesideScene {
   let title = "guard pages, and a file that is cut short"
+  let needs: [DemoNeed] = DemoNeed.synchronous(.anonymous) + DemoNeed.synchronous(.pool)
   let name = "guard"
   let contract = "K6"
   let story =

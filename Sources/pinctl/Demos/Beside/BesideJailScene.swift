@@ -5,6 +5,7 @@ internal import PinKit
 /// A daemon that has read its configuration, and locks itself into an empty directory.
 struct BesideJailScene: BesideScene {
   let title = "a jail without /proc"
+  let needs: [DemoNeed] = DemoNeed.all(.anonymous)
   let name = "jail"
   let contract = "K5"
   let story =

@@ -5,6 +5,7 @@ internal import PinKit
 /// Daemons with keys lock their memory.
 struct BesideLockScene: BesideScene {
   let title = "a process that locks its memory"
+  let needs: [DemoNeed] = [.stores]
   let name = "lock"
   let contract = "K5"
   let story =

@@ -6,6 +6,7 @@ internal import Synchronization
 /// A debugger, a job control shell, a paused container.
 struct BesideStopScene: BesideScene {
   let title = "the process is stopped"
+  let needs: [DemoNeed] = [.mechanism(.handlerThread, .anonymous)]
   let name = "stop"
   let contract = "K5"
   let story =

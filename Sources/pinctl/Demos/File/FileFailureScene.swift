@@ -5,6 +5,7 @@ internal import Synchronization
 /// A store that is slow, and one that fails (K2, W5).
 struct FileFailureScene: DemoScene {
   let title = "a store that is slow, and one that fails"
+  let needs: [DemoNeed] = [.stores]
 
   struct Slow: Sendable {
     /// Threads that waited inside the store, and pages that were brought in meanwhile with their bytes.

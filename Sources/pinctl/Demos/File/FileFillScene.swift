@@ -5,6 +5,7 @@ internal import Synchronization
 /// Pages that come in when they are touched.
 struct FileFillScene: DemoScene {
   let title = "pages come in when they are touched"
+  let needs: [DemoNeed] = [.stores]
 
   /// What one policy brought in.
   struct Outcome: Sendable {

@@ -5,6 +5,7 @@ internal import PinKit
 /// Processes that are killed while they write and flush.
 struct FileKillScene: DemoScene {
   let title = "kill -9"
+  let needs: [DemoNeed] = [.stores]
   var kills: Int
 
   /// What a process left that was killed.

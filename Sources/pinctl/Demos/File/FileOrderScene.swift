@@ -4,6 +4,7 @@ internal import Synchronization
 /// The order in which a page becomes writable (N3) and clean (N2).
 struct FileOrderScene: DemoScene {
   let title = "how a page becomes writable, and clean again"
+  let needs: [DemoNeed] = [.stores]
   static let (program, store, subscriber) = ("program", "store", "subscriber")
 
   /// What a look at the page from inside the store saw.

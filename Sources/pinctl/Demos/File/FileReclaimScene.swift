@@ -3,6 +3,7 @@ internal import PinKit
 /// Pages that are dropped while a secondary MMU uses some (N12, N13).
 struct FileReclaimScene: DemoScene {
   let title = "clean pages are dropped, those in use are not"
+  let needs: [DemoNeed] = [.stores]
 
   struct Outcome: Sendable {
     var rows: [FileHeatMap.Row] = []

@@ -3,6 +3,7 @@ internal import PinKit
 /// A file system without room (N3).
 struct FileSpaceScene: DemoScene {
   let title = "no space left"
+  let needs: [DemoNeed] = [.stores]
 
   struct Outcome: Sendable {
     /// Whether a real file system was full.
@@ -32,13 +33,14 @@ struct FileSpaceScene: DemoScene {
         + "pages become writable tells the writer at once.")
     let files = try LedgerFiles(name: "file")
     var found = DemoFindings()
-    let outcome: Outcome
-    do { outcome = try Self.perform(SmallFileSystem(files)) } catch let error as PinError where error.code == .unsupported {
+    let disk: SmallFileSystem?
+    do { disk = try SmallFileSystem(files) } catch let error as PinError where error.code == .unsupported {
+      disk = nil
       stage.say(
         "A store of the demo's own says that there is no space, as no real file system can be filled here: \(error.advice)")
       found.skipped.append(.init(subject: "a real small file system", reason: error.advice))
-      outcome = try Self.performAlone(files)
     }
+    let outcome = if let disk { try Self.perform(disk) } else { try Self.performAlone(files) }
     stage.draw(FileHeatMap(rows: outcome.rows).lines(stage), indent: 2)
     found.claims = Self.judge(outcome)
     stage.show(found.claims)

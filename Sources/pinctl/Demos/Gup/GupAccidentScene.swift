@@ -3,6 +3,8 @@ internal import PinKit
 /// The four steps, by a manager that does not know of pins and by PinKit (P3, P6).
 struct GupAccidentScene: DemoScene {
   let title = "a device writes through a pin after the page was cleaned"
+  // The manager without the rules asks for the kernel's own notes of writes.
+  let needs: [DemoNeed] = [.stores, .fixedBuffers, .mechanism(.asynchronous, .pool)]
 
   struct Outcome: Sendable {
     var without: GupRun

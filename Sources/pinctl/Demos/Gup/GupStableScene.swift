@@ -3,6 +3,7 @@ internal import PinKit
 /// A device writes while the page is on its way to the file (P3).
 struct GupStableScene: DemoScene {
   let title = "a device writes while the page is being written back"
+  let needs: [DemoNeed] = [.stores, .fixedBuffers]
 
   /// What the store was given, at the beginning and at the end of a write in which the device wrote; and what came of it.
   struct Outcome: Sendable {

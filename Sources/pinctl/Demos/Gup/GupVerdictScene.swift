@@ -5,6 +5,7 @@ internal import PinKit
 /// Long-term pins: what the kernel refuses, and what PinKit refuses for a store of its own (P1).
 struct GupVerdictScene: DemoScene {
   let title = "a pin that lasts"
+  let needs: [DemoNeed] = [.stores, .fixedBuffers]
 
   /// A mapping, and what was said of it.
   struct Trial: Sendable {

@@ -25,7 +25,7 @@ struct KvmCloneScene: DemoScene {
     )
     var found = DemoFindings()
     for mechanism in KvmMemory.synchronous {
-      found.attempt("guest: clone by \(mechanism.rawValue)", on: stage) { found in
+      found.attempt("guest: clone by \(mechanism.rawValue)", needing: [.mechanism(mechanism, .pool)], on: stage) { found in
         var outcome = Outcome(mechanism: mechanism)
         try KvmMemory.with(.pool, pages: 132) { try play($0, &outcome) }
         let claims = Self.judge(outcome)

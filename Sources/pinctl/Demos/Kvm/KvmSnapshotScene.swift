@@ -26,10 +26,12 @@ struct KvmSnapshotScene: DemoScene {
         + "to the last word: its largest number says how far the guest had come, and with that what every other word must be."
     )
     var found = DemoFindings()
-    for (backing, name) in [(Backing.anonymous(hugePages: .never), "anonymous"), (.pool, "pool")] {
+    for (backing, name, kind) in [
+      (Backing.anonymous(hugePages: .never), "anonymous", Capabilities.MemoryKind.anonymous), (.pool, "pool", .pool),
+    ] {
       for mechanism in KvmMemory.synchronous {
         let subject = "\(name) memory, \(mechanism.rawValue)"
-        found.attempt("guest: \(subject)", on: stage) { found in
+        found.attempt("guest: \(subject)", needing: [.mechanism(mechanism, kind)], on: stage) { found in
           var outcome = Outcome(subject: subject)
           try KvmMemory.with(backing, pages: 260) { try play($0, mechanism, &outcome) }
           let claims = Self.judge(outcome)

@@ -28,7 +28,7 @@ struct KvmTrackScene: DemoScene {
         + "kernel may not take the fault for the guest: KVM_RUN fails with EFAULT, and the machine takes it first.")
     var found = DemoFindings()
     for mechanism in [.handlerThread, .asynchronous] + [WriteTracking.Mechanism.inPlace, .mprotect] {
-      found.attempt("guest: \(mechanism.rawValue)", on: stage) { found in
+      found.attempt("guest: \(mechanism.rawValue)", needing: [.mechanism(mechanism, .anonymous)], on: stage) { found in
         var outcome = Outcome(mechanism: mechanism)
         try KvmMemory.with(.anonymous(hugePages: .never), pages: pageCount) { try play($0, &outcome) }
         if mechanism == .handlerThread {

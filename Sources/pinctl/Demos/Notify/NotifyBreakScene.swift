@@ -14,7 +14,7 @@ struct NotifyBreakScene: DemoScene {
     )
     var found = DemoFindings()
     for mechanism in mechanisms {
-      found.attempt("\(mechanism)", on: stage) { found in
+      found.attempt("\(mechanism)", needing: [.mechanism(mechanism, .pool)], on: stage) { found in
         let record = try NotifyBreak.perform(mechanism, breaks: breaks)
         if mechanism == mechanisms.first {
           let actors = [

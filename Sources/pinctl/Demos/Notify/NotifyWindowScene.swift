@@ -4,6 +4,7 @@ internal import Synchronization
 /// A window onto a few pages goes down for a collection, and comes up again (N2, N7, N10).
 struct NotifyWindowScene: DemoScene {
   let title = "a window goes down for a collection"
+  let needs: [DemoNeed] = [.mechanism(.handlerThread, .pool)]
   static let window = 4..<8
   static let marked = 40..<42
   static let (recorder, middle, view, program) = ("subscriber", "middle", "window", "program")

@@ -5,6 +5,7 @@ internal import PinKit
 /// The bug of Heartbleed: the answer to a request is as long as the request says.
 struct SealOverreadScene: DemoScene {
   let title = "an answer that is longer than its buffer"
+  let needs: [DemoNeed] = [.seals]
   var keys = 24
 
   struct Outcome {

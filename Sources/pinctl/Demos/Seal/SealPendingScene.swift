@@ -3,6 +3,7 @@ internal import PinKit
 /// Who has been promised an accessible page has one until he lets go.
 struct SealPendingScene: DemoScene {
   let title = "pages that somebody uses cannot be sealed"
+  let needs: [DemoNeed] = [.seals]
 
   struct Attempt {
     var user: String
@@ -32,15 +33,13 @@ struct SealPendingScene: DemoScene {
         body()
         _ = consume reference
       })
-    do {
+    findings.attempt("fixed buffers", needing: [.fixedBuffers], on: stage) { _ in
       attempts.append(
         try Self.attempt("fixed buffers") { region, body in
           let buffers = try FixedBuffers(region, [3..<4])
           body()
           try buffers.close()
         })
-    } catch let error as PinError where error.meansCannot {
-      findings.skipped.append(.init(subject: "fixed buffers", reason: error.description))
     }
     attempts.append(
       try Self.attempt("a clone") { region, body in
@@ -54,8 +53,9 @@ struct SealPendingScene: DemoScene {
       )
     }
     stage.show()
-    findings.claims = Self.judge(attempts)
-    stage.show(findings.claims)
+    let claims = Self.judge(attempts)
+    stage.show(claims)
+    findings.claims += claims
     return findings
   }
 

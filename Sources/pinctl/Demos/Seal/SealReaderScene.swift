@@ -4,6 +4,7 @@ internal import PinKit
 /// A process whose memory is read from outside, before its keys are sealed and after; then it dumps core.
 struct SealReaderScene: DemoScene {
   let title = "somebody who can read all memory"
+  let needs: [DemoNeed] = [.seals]
   var keys = 24
 
   struct Fault: Error, CustomStringConvertible { var description: String }

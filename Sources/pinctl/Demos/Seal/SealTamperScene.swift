@@ -4,6 +4,7 @@ internal import PinKit
 /// A page whose sealed bytes were changed.
 struct SealTamperScene: DemoScene {
   let title = "a page that was tampered with"
+  let needs: [DemoNeed] = [.seals]
 
   struct Outcome {
     var answer: String?

@@ -5,6 +5,7 @@ internal import PinKit
 /// One key after the other is used, and idle ones are sealed again: a picture of which pages are open.
 struct SealUseScene: DemoScene {
   let title = "using a key opens its page"
+  let needs: [DemoNeed] = [.seals]
   var keys = 24
   private let idleSeconds = 1.0
 

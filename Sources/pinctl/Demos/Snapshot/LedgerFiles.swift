@@ -81,8 +81,11 @@ final class LedgerFiles {
 /// What the kernel refused.
 struct LedgerFailure: Error, CustomStringConvertible {
   let description: String
+  /// Whether there can be no child here. What becomes of a child that was made is another matter.
+  let isRefusedFork: Bool
 
   init(_ operation: String, _ number: CInt) {
+    isRefusedFork = operation == "fork" && [EAGAIN, ENOMEM, ENOSYS, EPERM].contains(number)
     description = unsafe "\(operation): \(String(cString: strerror(number))) (errno \(number))"
   }
 }

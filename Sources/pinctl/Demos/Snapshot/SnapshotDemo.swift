@@ -36,7 +36,7 @@ struct SnapshotDemo: Demo {
     do {
       forked = try session.runFork()
       try show(claims.aboutFork(forked), "fork()", stage, &story)
-    } catch let refusal as LedgerFailure {
+    } catch let refusal as LedgerFailure where refusal.isRefusedFork {
       stage.say("Skipped, as this machine cannot do it: \(refusal)")
       story.skipped.append(.init(subject: "fork()", reason: refusal.description))
     }

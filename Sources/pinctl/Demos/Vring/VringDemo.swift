@@ -18,6 +18,7 @@ struct VringDemo: SceneDemo {
 }
 
 struct VringExchangeScene: DemoScene {
+  let needs: [DemoNeed] = [.mechanism(.handlerThread, .pool)]
   let way: VringExchange.Way
   let seconds: Double
 
