@@ -396,6 +396,7 @@ uint64_t cuffd_owner_replace(uint64_t next) {
 }
 
 int cuffd_in_fault_path(void) { return path_depth > 0 || fault_depth > 0 || notified_depth > 0; }
+int cuffd_serves_faults(void) { return path_depth > 0 || notified_depth > 0; }
 void cuffd_enter_fault_path(void) { path_depth++; }
 void cuffd_leave_fault_path(void) { path_depth--; }
 

@@ -35,6 +35,8 @@ uint32_t cuffd_fork_generation(void);
 
 // Per thread: whether it is inside the fault path, and which regions it is accessing.
 int cuffd_in_fault_path(void);
+// The same outside of signal handlers: a fault of the thread itself may be in the way of what it waits for.
+int cuffd_serves_faults(void);
 void cuffd_enter_fault_path(void);
 void cuffd_leave_fault_path(void);
 void cuffd_enter_access(uint64_t region);

@@ -115,6 +115,14 @@ extension SnapshotSet {
   }
 
   /// Keeps the first pages of `pages` that are owed. Returns where to go on.
+  ///
+  /// A thread that were to end in here would leave its claims behind, with the wrprotect lock held shared, and as a sweep with `sweeping`
+  /// locked: a mutex that only the thread unlocks that locked it, so that no sweep in its place could take over what it had, nor could the
+  /// snapshot be closed. Up to 64 pages would keep their writers waiting, and every exclusive operation of the region. It is not made safe,
+  /// as nothing ends a thread here: no code of the program's runs (subscribers, stores, sealers and callbacks are not called, and nothing is
+  /// logged), signals are blocked, and no call of the C library is a cancellation point. What is left, a system call that a filter answers
+  /// by killing the thread, runs no handler of the thread's end either: then the watchdog says that the sweep is stuck, and that writers
+  /// wait for it (K3).
   private func keepSlice(
     _ pages: Range<Int>, _ store: CaptureStore, _ domain: borrowing FaultDomain, _ memory: ProcessMemory?, waits: Bool
   ) -> (OwedBytes.Verdict, Int) {

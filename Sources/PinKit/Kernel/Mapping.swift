@@ -105,6 +105,13 @@ enum Memory {
   /// In bytes.
   static let pageSize = Int(cuffd_page_size())
 
+  /// RLIMIT_MEMLOCK in bytes; `nil` where there is none.
+  static var lockLimit: Int? {
+    var (soft, hard) = (UInt64.max, UInt64.max)
+    guard unsafe cuffd_limit_locked_memory(&soft, &hard) == 0, soft != .max else { return nil }
+    return Int(clamping: soft)
+  }
+
   static func protect(_ range: AddressRange, _ protection: Mapping.Protection) -> CInt {
     cuffd_mprotect(UInt64(range.start), UInt64(range.count), protection.rawValue)
   }

@@ -26,6 +26,8 @@ enum Kernel {
 
   /// Whether this thread is inside the fault path, or in a callback of a subscriber: what waits for a fault would wait for this thread.
   static var isInFaultPath: Bool { cuffd_in_fault_path() != 0 || cuffd_callback_depth() != 0 }
+  /// The same of the code that a signal handler has interrupted.
+  static var wasInFaultPath: Bool { cuffd_serves_faults() != 0 || cuffd_callback_depth() != 0 }
   static func enterFaultPath() { cuffd_enter_fault_path() }
   static func leaveFaultPath() { cuffd_leave_fault_path() }
 

@@ -1,7 +1,9 @@
 /// Where the pages of a ``Backing/file(_:fillAround:)`` region come from and go to.
 ///
 /// PinKit calls a store from threads of its own, several at a time, for different pages; never twice at a time for the same one. A store
-/// may block for as long as it likes: faults on other pages are served meanwhile. It must not touch memory of the region, nor call
+/// may block for as long as it likes: faults on other pages are served meanwhile, and other stores have threads that it cannot take (K3). One
+/// that may be cut off, as of a server, should give up by itself and throw. The log has it by its type, and by its description if it is
+/// `CustomStringConvertible`, which is asked when a region over it is made. It must not touch memory of the region, nor call
 /// the region.
 public protocol PageStore: AnyObject, Sendable {
   var geometry: StoreGeometry { get }

@@ -39,6 +39,13 @@ extension PageTable {
     }
   }
 
+  /// Whether the entry has room for one more.
+  func hasRoomForPin(_ page: Int, forWriting: Bool) -> Bool {
+    let entry = self[page]
+    return forWriting
+      ? entry.pinsForWriting < Entry.maximumPinsForWriting : entry.pinsForReading < Entry.maximumPinsForReading
+  }
+
   /// Takes a pin off the count. Whatever was written through it comes before.
   @inline(__always) func removePin(_ page: Int, forWriting: Bool) {
     unsafe _ = entries[page].subtract(

@@ -21,18 +21,19 @@ internal import SystemPackage
   ///   - entries: How many operations can be queued between two submissions.
   /// - Throws: ``PinError``: what ``Region/pin(_:_:)`` throws if any page cannot be pinned, `.needsDirtyTracking` for one (P1);
   ///   `.limitReached` where RLIMIT_MEMLOCK is too low, `.outOfMemory`, `.unsupported` for more than 1 GiB in one buffer, or more than
-  ///   16,384 buffers; what ``SubmissionRing/init(entries:)`` throws. Nothing is pinned then.
+  ///   16,384 buffers; what ``SubmissionRing/init(entries:)`` throws. Nothing is pinned then,
+  ///   and no page was opened but where that could not be told beforehand (<doc:Pins#What-is-refused-and-dirty-sets>).
   public init(_ region: Region, _ ranges: [Range<Int>], entries: Int = 64) throws(PinError) {
     guard !ranges.isEmpty else { throw PinError(.invalidArgument, operation: "register buffers", advice: "Name a range.") }
     // Before the first page is opened: what is refused leaves nothing in anybody's set.
     for range in ranges { try region.requirePinnable(range, [.write, .longTerm]) }
     try Self.requireRoom(region, ranges)
     var ring = try SubmissionRing(entries: entries)
+    try Self.requireLockable(&ring, ranges.reduce(0) { $0 + $1.count * region.pageSize }, region)
     var memory: [AddressRange] = []
     var pins: [KeptPin] = []
     for range in ranges {
-      let pin = try region.pin(range, [.write, .longTerm])
-      if let shortfall = pin.shortfall { throw shortfall }
+      let pin = try region.pinWhole(range, [.write, .longTerm])
       memory.append(AddressRange(start: pin.start, count: pin.byteCount))
       pins.append(KeptPin(pin))
     }
@@ -53,6 +54,35 @@ internal import SystemPackage
     }
   }
 
+  /// Whether the process may lock so much beside what it has locked, and what other processes of the user have: nothing says how much that
+  /// is, but the kernel itself. So it is asked with other memory, which no set is of: a little, many times over, that is let go of at once.
+  private static func requireLockable(_ ring: inout SubmissionRing, _ total: Int, _ region: Region) throws(PinError) {
+    guard let limit = Memory.lockLimit else { return }
+    // With CAP_IPC_LOCK there is none, and what is beyond it shows that.
+    let count = min(total, min(limit, 1 << 46) / Memory.pageSize * Memory.pageSize + Memory.pageSize)
+    let piece = min(count, max(trialSize, (count / 16_384 + Memory.pageSize) & ~(Memory.pageSize - 1)))
+    let memory = try Mapping(count: piece)
+    // Of a folio the kernel counts all pages, and once.
+    try? Memory.advise(memory.range, .noHugePages)
+    let pieces = stride(from: 0, to: count, by: piece).map { start in
+      AddressRange(start: memory.range.start, count: min(piece, count - start))
+    }
+    let result = ring.registerBuffers(pieces)
+    if result >= 0 { return try ring.unregisterBuffers() }
+    if Errno(rawValue: CInt(-result)) == .noMemory { throw notLockable(total, region.addresses) }
+  }
+
+  /// In bytes.
+  private static let trialSize = 64 * Memory.pageSize
+
+  private static func notLockable(_ count: Int, _ range: AddressRange) -> PinError {
+    PinError(
+      .limitReached, operation: "io_uring_register_buffers", errno: .noMemory, range: range,
+      advice:
+        "\(count >> 10) KiB cannot be locked: raise RLIMIT_MEMLOCK (`ulimit -l`), give the process CAP_IPC_LOCK, or register less. With either, the machine has no memory left."
+    )
+  }
+
   /// The kernel takes pages through the region's own mapping where the memory has no other: a collection may have protected them again, in
   /// a way that a system call is refused by.
   private static func register(
@@ -67,13 +97,7 @@ internal import SystemPackage
         for range in ranges { for page in range { try region.touch(page) } }
         continue
       }
-      if errno == .noMemory {
-        throw PinError(
-          .limitReached, operation: "io_uring_register_buffers", errno: errno, range: memory[0],
-          advice:
-            "\(memory.reduce(0) { $0 + $1.count } >> 10) KiB cannot be locked: raise RLIMIT_MEMLOCK (`ulimit -l`), give the process CAP_IPC_LOCK, or register less. With either, the machine has no memory left."
-        )
-      }
+      if errno == .noMemory { throw notLockable(memory.reduce(0) { $0 + $1.count }, memory[0]) }
       throw .kernel(result, "io_uring_register_buffers", memory[0])
     }
   }

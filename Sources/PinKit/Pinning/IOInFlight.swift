@@ -48,12 +48,11 @@ extension Region {
   /// Costs as much as ``pin(_:_:)``: for pages that are open already some instructions and no system call.
   ///
   /// - Parameter pages: Every page that the operation may write a byte of.
-  /// - Throws: What ``pin(_:_:)`` throws for a pin for writing, if any page cannot be pinned; nothing is pinned then.
+  /// - Throws: What ``pin(_:_:)`` throws for a pin for writing, if any page cannot be pinned; nothing is pinned then, and what can be
+  ///   told beforehand leaves nothing in dirty sets (<doc:Pins#What-is-refused-and-dirty-sets>).
   public func beginIO(into pages: Range<Int>) throws(PinError) -> IOInFlight {
     if table.hasDeniedPages { try requirePinnable(pages, .write) }
-    let pin = try pin(pages, .write)
-    if let shortfall = pin.shortfall { throw shortfall }
-    return IOInFlight(pin)
+    return IOInFlight(try pinWhole(pages, .write))
   }
 
   /// The same around an operation that has ended when `body` returns or throws.

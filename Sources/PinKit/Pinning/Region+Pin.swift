@@ -27,12 +27,28 @@ extension Region {
   ///   `.needsDirtyTracking` (P1), `.unsupported` of secret memory and of a device's, `.invalidArgument`, `.outOfBounds`, `.unmapped`, `.notInherited`, `.handlerLost`, `.wouldDeadlock` from a
   ///   fault callback.
   public func pin(_ pages: Range<Int>, _ options: PinOptions = []) throws(PinError) -> Pin {
-    if pages.lowerBound >= 0, pages.upperBound <= table.pageCount, !pages.isEmpty, isOfThisProcess,
-      options.rawValue & PinOptions.longTerm.rawValue == 0, let pin = pinAtOnce(pages, options)
-    {
-      return pin
-    }
+    if let pin = pinWithoutFault(pages, options) { return pin }
     return try pinSlowly(pages, options)
+  }
+
+  /// `nil` where it takes more than a few instructions a page.
+  @inline(__always) private func pinWithoutFault(_ pages: Range<Int>, _ options: PinOptions) -> Pin? {
+    guard pages.lowerBound >= 0, pages.upperBound <= table.pageCount, !pages.isEmpty, isOfThisProcess,
+      options.rawValue & PinOptions.longTerm.rawValue == 0
+    else { return nil }
+    return pinAtOnce(pages, options)
+  }
+
+  /// Pins all of `pages` or none, as whoever hands them to a device must: what can be told beforehand is told before the first page is
+  /// opened.
+  ///
+  /// - Throws: As ``pin(_:_:)``, for whichever page. Only where that could not be told is what came before it in the next dirty set.
+  @inline(__always) func pinWhole(_ pages: Range<Int>, _ options: PinOptions) throws(PinError) -> Pin {
+    if let pin = pinWithoutFault(pages, options) { return pin }
+    try requirePinnable(pages, options)
+    let pin = try pinSlowly(pages, options)
+    if let shortfall = pin.shortfall { throw shortfall }
+    return pin
   }
 
   @inline(never) private func pinSlowly(_ pages: Range<Int>, _ options: PinOptions) throws(PinError) -> Pin {
@@ -63,13 +79,27 @@ extension Region {
   }
 
   /// Asked by whoever needs all of `pages` or none: what can be told before the first page is opened, which counts as written from then on.
+  /// Brings pages of a store in, asks it whether they may be written, and opens sealed pages, as the pin does.
   ///
   /// - Throws: As ``pin(_:_:)``.
   func requirePinnable(_ pages: Range<Int>, _ options: PinOptions) throws(PinError) {
     _ = try addresses(of: pages)
     guard !pages.isEmpty else { throw PinError(.invalidArgument, operation: "pin", advice: "The range of pages is empty.") }
+    try requireOutsideFaultPath("pin")
+    try enter("pin")
+    defer { leave() }
     try requireAllowed(options)
     try requireRights(pages, forWriting: options.isForWriting, "pin")
+    for page in pages where !table.hasRoomForPin(page, forWriting: options.isForWriting) { throw .tooManyPins(self, page) }
+    if let seals { try seals.requireOpenable(pages) }
+    if case .adopted = backing.kind, options.contains(.longTerm), options.isForWriting { try requireAllBytes(pages) }
+    if let supply { try supply.prepare(pages, toWrite: options.isForWriting) }
+  }
+
+  /// Whether there are bytes behind every one of `pages` of adopted memory.
+  private func requireAllBytes(_ pages: Range<Int>) throws(PinError) {
+    if Memory.adviseResult(addressesUnchecked(of: pages), .populateRead) == 0 { return }
+    for page in pages { try requireBytes(page * pageSize, "pin") }
   }
 
   /// Whether ``protect(_:to:)`` left what is needed on every one of `pages`.

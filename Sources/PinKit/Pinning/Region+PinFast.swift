@@ -36,6 +36,12 @@ extension Region {
     }
     let isForWriting = options.isForWriting
     let (refused, required) = Self.conditions(isForWriting, domain.delivery.load(ordering: .sequentiallyConsistent))
+    // What is counted is in the next set, also when it is taken back.
+    if isForWriting, required == 0, pages.count > 1 {
+      for page in pages {
+        if table[page].rawValue & refused != 0 || !table.hasRoomForPin(page, forWriting: true) { return nil }
+      }
+    }
     TestHooks.reach(.pinning, page: pages.lowerBound)
     var end = pages.lowerBound
     while end < pages.upperBound {

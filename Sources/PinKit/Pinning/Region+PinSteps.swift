@@ -24,7 +24,7 @@ extension Region {
       case .denied:
         throw refusal(
           .accessDenied, page, "protect(_:to:) took the right to \(options.isForWriting ? "write" : "read") away.")
-      case .full: throw refusal(.limitReached, page, "The page, or its frame, has too many pins: drop some.")
+      case .full: throw .tooManyPins(self, page)
       case .sealed(let refusal): if let error = seals?.error(refusal, page) { throw error }
       case .notNow, .dropping: break
       }
@@ -41,6 +41,14 @@ extension Region {
 
   private func refusal(_ code: PinError.Code, _ page: Int, _ advice: String) -> PinError {
     PinError(code, operation: "pin page \(page)", range: addressesUnchecked(of: page..<page + 1), advice: advice)
+  }
+}
+
+extension PinError {
+  static func tooManyPins(_ region: Region, _ page: Int) -> PinError {
+    PinError(
+      .limitReached, operation: "pin page \(page)", range: region.addressesUnchecked(of: page..<page + 1),
+      advice: "The page, or its frame, has too many pins: drop some.")
   }
 }
 

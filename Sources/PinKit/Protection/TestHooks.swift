@@ -13,6 +13,8 @@ enum TestHooks {
     case protectingPiece
     /// A fault handler has the shared lock and the claim, and is about to decide.
     case deciding
+    /// A signal handler has found nothing to resolve, and is about to look whether the access is worth another try.
+    case tryingAgain
     /// The page was unprotected, and is not yet recorded.
     case unprotected
     /// What snapshots are owed was kept, and the page is still protected.

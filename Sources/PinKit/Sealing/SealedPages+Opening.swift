@@ -105,6 +105,17 @@ extension SealedPages {
     }
   }
 
+  /// Opens `pages` for who needs all of them or none. Where one does not open, those before it are open; what can be told beforehand leaves
+  /// all of them as they are.
+  func requireOpenable(_ pages: Range<Int>) throws(PinError) {
+    if !mayHaveSealedBytes { return }
+    for page in pages {
+      if poisoned.contains(page) { throw error(.poisoned, page) }
+      if options.onAccess == .fail, sealed.contains(page) { throw error(.sealed, page) }
+    }
+    try makeAccessible(pages, insists: false)
+  }
+
   /// In pages: what is claimed and mapped at a time; a power of two.
   private static let openChunk = 64
 

@@ -15,6 +15,7 @@ internal import Synchronization
 @safe final class FilePages: PageSource, @unchecked Sendable {  // marks are atomics, the rest constants and mutexes
   let store: any PageStore
   let threads: StoreThreads
+  let queue: StoreQueue
   private let metadata: Mapping
   /// Their bytes are in memory.
   let present: PageMarks
@@ -55,6 +56,7 @@ internal import Synchronization
     self.store = store
     let pageCount = region.pageCount
     threads = try region.space.storeThreads()
+    queue = threads.queue(of: store)
     windows = FillWindows(fillAround)
     metadata = try Mapping.forNotes(
       count: 64 + 7 * PageMarks.size(pageCount: pageCount) + PageBitmap.size(pageCount: pageCount))
@@ -95,7 +97,7 @@ internal import Synchronization
     let target = unsafe UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque())
     // In this order: whoever has set it and finds nothing under way has seen the last.
     if !isGoing.load(ordering: .sequentiallyConsistent),
-      threads.add(StoreThreads.Request(kind: kind, page: page, pages: pages, target: target))
+      threads.add(StoreThreads.Request(kind: kind, page: page, pages: pages, target: target), to: queue)
     {
       return true
     }

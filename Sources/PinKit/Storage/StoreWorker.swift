@@ -8,13 +8,12 @@ internal import Synchronization
   let buffer: Mapping
   let isDead = Atomic<Bool>(false)
   private var isDone = false
-  private var isIdle = false
   /// Whether it has locked the frame of the page at hand, or holds the wrprotect lock of its region, and the pages it may have claimed.
   var hasLocked = false
   var isHolding = false
   var claims = 0..<0
-  /// The request at hand: whoever has this locked may use its region.
-  private let request = Mutex<StoreThreads.Request?>(nil)
+  /// The request at hand, and when it was begun: whoever has this locked may use its region.
+  private let request = Mutex<(request: StoreThreads.Request, begun: UInt64)?>(nil)
   /// Goes up with each request; 0 between them.
   private let begun = Atomic<UInt64>(0)
   private var turns: UInt64 = 0
@@ -45,17 +44,16 @@ internal import Synchronization
 
   private func run() {
     while true {
-      isIdle = true
       let goesOn = threads.waitForWork()
       if !goesOn { break }
-      isIdle = false
       while let next = threads.take() { carryOut(next) }
     }
     isDone = true
   }
 
   private func carryOut(_ next: StoreThreads.Request) {
-    request.withLock { $0 = next }
+    let now = Kernel.now()
+    request.withLock { $0 = (next, now) }
     turns += 1
     begun.store(turns, ordering: .releasing)
     next.withTarget { $0.perform(next, by: self) }
@@ -65,17 +63,20 @@ internal import Synchronization
   private func settle(_ done: StoreThreads.Request) {
     begun.store(0, ordering: .releasing)
     request.withLock { $0 = nil }
-    done.withTarget { $0.noteDone() }
+    done.withTarget { target in
+      threads.giveBack(target.queue)
+      target.noteDone()
+    }
   }
 
   /// Runs on the thread as it ends, however it does.
   private func end() {
     if isDone { return }
-    if let left = request.withLock({ $0 }) {
+    if let left = request.withLock({ $0?.request }) {
       left.withTarget { $0.abandon(left, by: self) }
       settle(left)
     }
-    threads.noteEnd(wasIdle: isIdle)
+    threads.noteEnd()
     isDead.store(true, ordering: .releasing)
     threads.handler.alarm.signal()
   }
@@ -88,7 +89,7 @@ internal import Synchronization
     }
     guard isSlow || isSilent else { return }
     request.withLock { request in
-      guard let request, begun.load(ordering: .acquiring) == now else { return }
+      guard let request = request?.request, begun.load(ordering: .acquiring) == now else { return }
       request.withTarget { target in
         if isSlow {
           logger.critical(
@@ -97,6 +98,14 @@ internal import Synchronization
         }
         if isSilent { target.protection.fail(.storeSilent) }
       }
+    }
+  }
+
+  /// For how many nanoseconds it has been at the store of `queue`; `nil` if it is not.
+  func timeAtStore(of queue: StoreQueue) -> UInt64? {
+    request.withLock { current in
+      guard let current, current.request.withTarget({ $0.queue === queue }) else { return nil }
+      return Kernel.now() - current.begun
     }
   }
 }

@@ -62,12 +62,26 @@ enum InPlaceDelivery {
   }
 
   /// Another thread was faster, or the protection was lifted while the signal was on its way: then the next try succeeds, or somebody
-  /// has protected the page again meanwhile. A fault that comes again and again without that is not ours.
+  /// has protected the page again meanwhile. A fault that comes again and again without that is not ours, unless somebody is at the page:
+  /// then it is counted anew, however long that takes.
   private static func tryAgain(_ domain: borrowing FaultDomain, _ address: UInt64, generation: UInt64) -> CInt {
+    TestHooks.reach(.tryingAgain, page: domain.page(at: UInt(address)))
+    if isBusy(domain.page(at: UInt(address)), in: domain) {
+      SignalFaults.forgetRepeated()
+      Kernel.pause(nanoseconds: retryPause)
+      return 1
+    }
     let times = SignalFaults.repeated(address, generation: generation)
     if times > 8 { Kernel.pause(nanoseconds: 1_000_000) }
     if times <= patienceForUnexplained { return 1 }
     domain.counters.add(.unexplained)
     return 0
+  }
+
+  /// Whether somebody may have taken rights away for a moment: who gives a page another frame for a pin, with the page claimed, or who
+  /// holds the wrprotect lock exclusively. Of a region that failed nobody can be waited for, nor by who may be that somebody.
+  private static func isBusy(_ page: Int, in domain: borrowing FaultDomain) -> Bool {
+    if domain.failure.load(ordering: .acquiring) != 0 || Kernel.wasInFaultPath { return false }
+    return domain.table[page].contains(.claimed) || domain.lock.hasWriter
   }
 }
