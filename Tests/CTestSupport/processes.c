@@ -10,7 +10,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -80,15 +82,23 @@ int ct_wait(pid_t child) {
 
 extern char **environ;
 
-int ct_spawn(const char *path, const char *arguments, char separator, char *output, int capacity) {
-  char *copy = strdup(arguments), *list[16] = {(char *)path};
-  int count = 1;
+// `list` has 16 places; returns what its words lie in.
+static char *split(const char *path, const char *arguments, char separator, char **list) {
+  char *copy = strdup(arguments);
+  int count = 0;
+  list[count++] = (char *)path;
   for (char *at = copy; at && *at && count < 15;) {
     list[count++] = at;
     char *next = strchr(at, separator);
     if (next) *next++ = 0;
     at = next;
   }
+  list[count] = NULL;
+  return copy;
+}
+
+int ct_spawn(const char *path, const char *arguments, char separator, char *output, int capacity) {
+  char *list[16], *copy = split(path, arguments, separator, list);
   int ends[2];
   if (pipe2(ends, O_CLOEXEC)) return -errno;
   posix_spawn_file_actions_t actions;
@@ -109,6 +119,61 @@ int ct_spawn(const char *path, const char *arguments, char separator, char *outp
   output[length] = 0;
   close(ends[0]);
   return error ? -error : ct_wait(child);
+}
+
+pid_t ct_serve(const char *path, const char *arguments, char separator, int *input) {
+  int in[2], out[2];
+  if (pipe2(in, O_CLOEXEC)) return -errno;
+  if (pipe2(out, O_CLOEXEC)) {
+    close(in[0]), close(in[1]);
+    return -EMFILE;
+  }
+  char *list[16], *copy = split(path, arguments, separator, list);
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, in[0], STDIN_FILENO);
+  posix_spawn_file_actions_adddup2(&actions, out[1], STDOUT_FILENO);
+  posix_spawnattr_t attributes;
+  posix_spawnattr_init(&attributes);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSID);
+  pid_t child;
+  int error = posix_spawn(&child, path, &actions, &attributes, list, environ);
+  posix_spawnattr_destroy(&attributes);
+  posix_spawn_file_actions_destroy(&actions);
+  free(copy);
+  close(in[0]);
+  close(out[1]);
+  char byte;
+  ssize_t got = 0;
+  while (!error && (got = read(out[0], &byte, 1)) < 0 && errno == EINTR);
+  close(out[0]);
+  if (!error && got == 1) {
+    *input = in[1];
+    return child;
+  }
+  close(in[1]);
+  if (!error) ct_wait(child);
+  return error ? -error : -EPIPE;
+}
+
+int ct_ask(const char *path, const char *line, char *answer, int capacity) {
+  struct sockaddr_un address = {.sun_family = AF_UNIX};
+  if (strlen(path) >= sizeof address.sun_path) return -ENAMETOOLONG;
+  strcpy(address.sun_path, path);
+  int connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (connection < 0) return -errno;
+  int length = 0, error = 0;
+  if (connect(connection, (struct sockaddr *)&address, sizeof address)) error = errno;
+  else if (send(connection, line, strlen(line), MSG_NOSIGNAL) < 0 || send(connection, "\n", 1, MSG_NOSIGNAL) < 0) error = errno;
+  while (!error && length < capacity - 1) {
+    ssize_t got = read(connection, answer + length, 1);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) error = got < 0 ? errno : EPIPE;
+    else if (answer[length++] == '\n') break;
+  }
+  close(connection);
+  answer[length > 0 && answer[length - 1] == '\n' ? length - 1 : length] = 0;
+  return -error;
 }
 
 static char *read_all(const char *path, size_t *length) {

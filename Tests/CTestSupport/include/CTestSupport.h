@@ -105,6 +105,11 @@ int ct_threads_named(const char *_Nonnull name);
 // Runs a program with arguments separated by `separator`; its standard output (at most `capacity` - 1 bytes) goes to `output`.
 // Returns as ct_wait does, or -errno.
 int ct_spawn(const char *_Nonnull path, const char *_Nonnull arguments, char separator, char *_Nonnull output, int capacity);
+// Starts a program in a session of its own and waits for its first byte of standard output; then it reads from `input` until that is closed.
+// The process, or -errno; -EPIPE if it ended without a byte.
+pid_t ct_serve(const char *_Nonnull path, const char *_Nonnull arguments, char separator, int *_Nonnull input);
+// Sends a line to a Unix socket, and gets one. 0 or -errno; -EPIPE without an answer.
+int ct_ask(const char *_Nonnull socket, const char *_Nonnull line, char *_Nonnull answer, int capacity);
 // Runs this very process image again, with the crash backtracer on, and compares what it writes to standard error with `expected`.
 // Returns as ct_wait does, or -1 if `expected` is not in it. `choice` is what ct_backtrace_choice returns there; -1 elsewhere.
 int ct_run_with_backtraces(int choice, const char *_Nonnull expected);
@@ -133,6 +138,8 @@ int ct_mapping_count(void);
 
 // ---- files ----
 
+// The first so many bytes of a file, shared: what is stored there survives the process. The address, or 0.
+uint64_t ct_map_file(const char *_Nonnull path, uint64_t length);
 // RLIMIT_FSIZE, in bytes; 0 lifts it as far as it may be.
 int ct_limit_file_size(uint64_t bytes);
 // EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN: from now on the file system of the directory fails, as when its device is gone.
