@@ -82,7 +82,7 @@ extension Region {
   ///   - access: What the device does. A device that was registered for reading must not write: its writes are in no collection.
   ///   - register: Registers the bytes, and returns what takes that back. If it throws, it has registered nothing.
   /// - Throws: What ``pin(_:_:)`` throws for a long-term pin, if any page cannot be pinned; what `register` throws. Nothing is pinned then. Where
-  ///   `register` throws, the next dirty set has the pages: whoever had them may have written (<doc:Pins#What-is-refused-and-dirty-sets>).
+  ///   `register` throws, the next dirty set has the pages: whoever had them may have written (<doc:Pins#Refusals-and-dirty-sets>).
   public func register(
     _ pages: Range<Int>, for access: PinVerdict.Access = .writing,
     with register: (UnsafeMutableRawBufferPointer) throws -> DeviceRegistration.Unregister

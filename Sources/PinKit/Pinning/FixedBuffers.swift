@@ -22,7 +22,7 @@ internal import SystemPackage
   /// - Throws: ``PinError``: what ``Region/pin(_:_:)`` throws if any page cannot be pinned, `.needsDirtyTracking` for one (P1);
   ///   `.limitReached` where RLIMIT_MEMLOCK is too low, `.outOfMemory`, `.unsupported` for more than 1 GiB in one buffer, or more than
   ///   16,384 buffers; what ``SubmissionRing/init(entries:)`` throws. Nothing is pinned then,
-  ///   and no page was opened but where that could not be told beforehand (<doc:Pins#What-is-refused-and-dirty-sets>).
+  ///   and no page was opened but where that could not be told beforehand (<doc:Pins#Refusals-and-dirty-sets>).
   public init(_ region: Region, _ ranges: [Range<Int>], entries: Int = 64) throws(PinError) {
     guard !ranges.isEmpty else { throw PinError(.invalidArgument, operation: "register buffers", advice: "Name a range.") }
     // Before the first page is opened: what is refused leaves nothing in anybody's set.

@@ -49,7 +49,7 @@ extension Region {
   ///
   /// - Parameter pages: Every page that the operation may write a byte of.
   /// - Throws: What ``pin(_:_:)`` throws for a pin for writing, if any page cannot be pinned; nothing is pinned then, and what can be
-  ///   told beforehand leaves nothing in dirty sets (<doc:Pins#What-is-refused-and-dirty-sets>).
+  ///   told beforehand leaves nothing in dirty sets (<doc:Pins#Refusals-and-dirty-sets>).
   public func beginIO(into pages: Range<Int>) throws(PinError) -> IOInFlight {
     if table.hasDeniedPages { try requirePinnable(pages, .write) }
     return IOInFlight(try pinWhole(pages, .write))
