@@ -128,17 +128,16 @@ struct MigrationCase: Sendable, CustomTestStringConvertible {
   private func track(_ region: Region, seed: UInt64) throws -> [String] {
     var random = SeededRandom(seed: seed)
     let tracker = try region.trackWrites(combination.mechanism)
-    // The mark that the kernel sets on a page of a file while it moves it does not last.
-    let mayRepeat = combination.mechanism == .asynchronous && region.backing.isFileLike
-    var last = DirtySet(pageCount: region.pageCount)
+    var earlier = DirtySet(pageCount: region.pageCount)
     for round in 0..<20 {
       let written = (0..<region.pageCount).filter { _ in random.chance(10) }
       try region.write(version: 2 + UInt64(round), to: written)
       let found = try tracker.collect()
       let set = DirtySet(pageCount: region.pageCount, runs: written.map { $0..<$0 + 1 })
       let lost = set.subtracting(found).count
-      let added = found.subtracting(set).subtracting(mayRepeat ? last : DirtySet(pageCount: region.pageCount)).count
-      last = found
+      let added = found.subtracting(set).subtracting(combination.mayRepeat ? earlier : DirtySet(pageCount: region.pageCount))
+        .count
+      earlier.formUnion(found)
       if lost > 0 || added > 0 { return ["round \(round): \(lost) writes were lost, \(added) made up"] }
     }
     return []

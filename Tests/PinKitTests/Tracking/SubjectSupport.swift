@@ -61,6 +61,10 @@ struct Combination: Sendable, CustomTestStringConvertible {
     subject.mechanisms.map { Combination(mechanism: $0, subject: subject) }
   }
   static let discardable = all.filter(\.subject.canDiscard)
+
+  /// Whether a page that the kernel was moving may be in a later set again, although nobody wrote it ("Pages that the kernel takes away" in
+  /// the book).
+  var mayRepeat: Bool { mechanism == .asynchronous && [.pool, .adoptedShared, .adoptedFile].contains(subject) }
 }
 
 /// Memory that the test maps itself, for PinKit to adopt.
