@@ -94,8 +94,9 @@ struct ImageFiles: ~Copyable {
     guard replacing else { return }
     let hadHeader = try NamedFile.remove(headerPath)
     step()
-    if hadHeader { try NamedFile.syncDirectory(of: path) }
-    try NamedFile.remove(path)
+    let hadPages = try NamedFile.remove(path)
+    // Before the new header has its name: beside the old pages it would be a damaged image, and not none.
+    if hadHeader || hadPages { try NamedFile.syncDirectory(of: path) }
     step()
   }
 
