@@ -45,8 +45,8 @@ sanitize: test-dependencies ## Run the tests under the thread and address saniti
 	  swift test --skip-build --disable-xctest --sanitize=thread --scratch-path .build-thread
 	$(SANITIZED) scripts/count-tests swift test --disable-xctest --sanitize=address --scratch-path .build-address
 
-# The suites of the fault path: what a wrong access there would break is everybody's memory.
-FAULT_PATH := Protection|AllocationTests|FirstWriteTests|ErrnoInjectionTests|ForeignRemovalTests|WriteTrackerTests|WrprotectOrderTests|TeardownRace|StressTests|ExactnessTests|FaultAround|SnapshotTests|SnapshotRace|CloneTests|PinRaceTests|FileRaceTests|SealStress
+# Suites of the fault path, where a wrong access breaks everybody's memory.
+FAULT_PATH := ParallelProtection|SignalPatience|BudgetTests|LimitTests|WriteProtectLock|LockOrderTests|AllocationTests|FirstWriteTests|ErrnoInjectionTests|ForeignRemovalTests|WriteTrackerTests|WrprotectOrderTests|TeardownRace|StressTests|ExactnessTests|FaultAround|SnapshotTests|SnapshotRace|CloneTests|PinRaceTests|FileRaceTests
 
 sanitize-fault-path: test-dependencies ## The suites of the fault path under the address sanitizer
 	$(SANITIZED) scripts/count-tests swift test --disable-xctest --sanitize=address --scratch-path .build-address --filter '$(FAULT_PATH)'
@@ -61,7 +61,7 @@ format: ## Format the sources in place
 	swift format -i -p -r $(SOURCES)
 
 lint: ## Check the format, that the README shows the example as it is, and that breakages are in their places
-	! command -v python3 > /dev/null || scripts/mutate --check
+	if command -v python3 > /dev/null; then scripts/mutate --check; else echo "no python3: breakages are not checked"; fi
 	sed -n '/^```swift/,/^```$$/p' README.md | sed '1d;$$d' | diff - Examples/track-writes/Sources/track-writes/main.swift
 	swift format lint -s -p -r $(SOURCES)
 

@@ -20,6 +20,7 @@ internal import Synchronization
   var next: StoreQueue?
   /// The watchdog's.
   private var watch = Watch()
+  private var stuck = WorkWatch()
 
   init(_ store: any PageStore) {
     self.store = ObjectIdentifier(store)
@@ -57,6 +58,14 @@ internal import Synchronization
   /// True once for as long as requests keep waiting for longer than `patience` nanoseconds, in time in which the process could run. For
   /// the watchdog.
   func isOverdue(patience: UInt64) -> Bool { watch.isOverdue(added: added, waiting: count, patience: patience) }
+
+  /// True once for as long as something waits and none of it was taken for `patience` nanoseconds in which the process could run. For the
+  /// watchdog.
+  func isStuck(patience: UInt64) -> Bool { stuck.isOverdue(count == 0 ? 0 : added - UInt64(count) + 1, patience: patience) }
+
+  func forEachWaiting(_ body: (StoreThreads.Request) -> Void) {
+    for index in 0..<count { body(unsafe ring[(first + index) % Self.capacity]) }
+  }
 
   /// Looks at the last of those that wait until it waits no more, and then at the last again.
   private struct Watch {

@@ -3,7 +3,7 @@ internal import Synchronization
 
 /// The threads that wait for stores, so that fault readers need not: shared by all regions of an address space over a store.
 ///
-/// There are as many as there are calls of stores under way, and one more: one that is slow keeps its own thread, and others are started
+/// There are as many as there have ever been calls of stores under way at once, and one more: one that is slow keeps its own thread, and others are started
 /// for the faults that come meanwhile. **A store may have three quarters of the threads that other stores leave out of 64, and one in any
 /// case**: alone it has up to 48, and however many calls of other stores do not return, each store has a thread that they cannot take.
 /// So there are 64 at most, one more for each store for which none of these is left, and the one that waits. Stores that wait have their
@@ -71,12 +71,18 @@ internal import Synchronization
 
   /// The one queue of a store, for as long as whoever has it has the store.
   func queue(of store: any PageStore) -> StoreQueue {
+    if let known = known(store) { return known }
+    // Asks the store for its name, which is the program's code: with no lock held that the watchdog needs.
+    let made = StoreQueue(store)
+    return known(store, orAdding: made) ?? made
+  }
+
+  private func known(_ store: any PageStore, orAdding made: StoreQueue? = nil) -> StoreQueue? {
     queues.withLock { list in
       list.removeAll { $0.queue == nil }
       for known in list { if let queue = known.queue, queue.store == ObjectIdentifier(store) { return queue } }
-      let made = StoreQueue(store)
-      list.append(WeakQueue(queue: made))
-      return made
+      if let made { list.append(WeakQueue(queue: made)) }
+      return nil
     }
   }
 
@@ -232,12 +238,15 @@ internal import Synchronization
       list.compactMap { known in
         guard let queue = known.queue else { return nil }
         var delay = locked { () -> StoreDelay? in
+          // What waits has not gone. It fares like what a store keeps for as long.
+          if queue.isStuck(patience: StoreWorker.givingUp * patience) {
+            queue.forEachWaiting { $0.withTarget { $0.protection.fail(.storeSilent) } }
+          }
           guard queue.isOverdue(patience: patience) else { return nil }
-          // What waits has not gone.
           let (pages, addresses) = (queue.head.pages, queue.head.withTarget { $0.addresses })
           return StoreDelay(
             store: queue.name, patience: handler.patience, waiting: queue.count, pages: pages, addresses: addresses,
-            calls: queue.held, otherCalls: atWork - queue.held)
+            calls: queue.held, otherCalls: atWork - queue.held, isDue: mayHaveThread(queue))
         }
         delay?.longest = workers.compactMap { $0.timeAtStore(of: queue) }.max()
         return delay
@@ -257,12 +266,14 @@ private struct StoreDelay: CustomStringConvertible {
   /// Calls under way, of the store and of others; and for how many nanoseconds the first of the store's has been.
   let calls: Int
   let otherCalls: Int
+  /// Whether it has a right to a thread, and there is none.
+  let isDue: Bool
   var longest: UInt64?
 
   var description: String {
     let what =
       "what is asked of the store \(store) has waited for \(patience) s for a thread, \(waiting) requests by now, the first for pages \(pages) of \(addresses); threads that touch them wait for it"
-    if calls == 0 {
+    if isDue {
       return "\(what): the system has no thread for it (ulimit -u, pids.max); calls of other stores: \(otherCalls)"
     }
     let time = longest.map { ", the first for \(Double($0 / 1_000_000) / 1000) s" } ?? ""

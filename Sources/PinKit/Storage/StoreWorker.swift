@@ -21,7 +21,7 @@ internal import Synchronization
   private let watches = Mutex((slow: WorkWatch(), silent: WorkWatch()))
 
   /// How many times its patience a store may take before its region is failed.
-  private static let givingUp: UInt64 = 6
+  static let givingUp: UInt64 = 6
 
   init(_ threads: StoreThreads) throws(PinError) {
     self.threads = threads

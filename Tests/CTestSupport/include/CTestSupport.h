@@ -87,7 +87,7 @@ uint64_t ct_profile_count(void);
 void ct_unblock_signals(void);
 uint64_t ct_thread_start(void (*_Nonnull body)(void *_Nullable), void *_Nullable context);
 void ct_thread_join(uint64_t thread);
-// Ends the process with status 97 and a message if it still runs after so many seconds.
+// Ends the process with status 97 and a message if it still runs after ten times so many seconds: a hang, on any machine.
 void ct_deadline(int seconds);
 
 // ---- processes ----

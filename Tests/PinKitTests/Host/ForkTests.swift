@@ -228,7 +228,9 @@ import Testing
   }
 
   /// The threads of the parent's space are in the middle of anything when the child is made. `PINKIT_FORK_ROUNDS` sets how many there are.
-  @Test("K5: a child makes a space of its own and closes it, whenever it was forked")
+  @Test(
+    "K5: a child makes a space of its own and closes it, whenever it was forked",
+    .enabled(if: ct_has_thread_sanitizer() == 0, "the thread sanitizer has no child of fork()"))
   func ownSpace() async {
     await #expect(processExitsWith: .success) {
       ct_deadline(1200)

@@ -3,7 +3,7 @@ import Testing
 
 @testable import PinKit
 
-/// The image that each release wrote, in a folder of its name: every later one reads it. `PINKIT_KEEP_IMAGE=NAME` writes one.
+/// The image that each release wrote, in a folder of its name: every later one reads it. `PINKIT_KEEP_IMAGE=NAME` makes the folder of this one.
 @Suite("Images of earlier releases") struct ReleasedImageTests {
   private static let folder = URL(filePath: #filePath).deletingLastPathComponent().appending(path: "Released")
   static let releases = ((try? FileManager.default.contentsOfDirectory(atPath: folder.path)) ?? []).sorted()
@@ -29,26 +29,27 @@ import Testing
 
   @Test("Every release's image is verified and restored, whole and with its increments", arguments: releases, 1...3)
   func restores(_ release: String, _ count: Int) throws {
-    let paths = (0..<count).map { Self.folder.appending(path: "\(release)/\($0)").path }
+    try Self.restore(Self.folder.appending(path: release), count)
+  }
+
+  private static func restore(_ folder: URL, _ count: Int) throws {
+    let paths = (0..<count).map { folder.appending(path: "\($0)").path }
     let space = try AddressSpace.forTests()
-    let (region, expected) = (try space.map(.pool, pages: Self.pageCount), try space.map(.pool, pages: Self.pageCount))
+    let (region, expected) = (try space.map(.pool, pages: pageCount), try space.map(.pool, pages: pageCount))
     try region.fill(with: 0xee)
     let images = try paths.map { try SnapshotImage(path: $0) }
     for image in images { try image.verify() }
     try region.restore(from: images)
-    try Self.fill(expected, count - 1)
+    try fill(expected, count - 1)
     #expect(try region.content == expected.content)
     try space.close()
   }
 
-  @Test("There are some") func areThere() { #expect(!Self.releases.isEmpty) }
-
-  @Test(
-    "Writes the image of a release",
-    .enabled(if: ProcessInfo.processInfo.environment["PINKIT_KEEP_IMAGE"] != nil, "PINKIT_KEEP_IMAGE names the release"))
-  func write() throws {
-    let name = try #require(ProcessInfo.processInfo.environment["PINKIT_KEEP_IMAGE"])
-    let target = Self.folder.appending(path: name)
+  @Test("There are some, and this version reads its own") func own() throws {
+    #expect(!Self.releases.isEmpty)
+    let directory = try ImageDirectory()
+    let kept = ProcessInfo.processInfo.environment["PINKIT_KEEP_IMAGE"]
+    let target = kept.map { Self.folder.appending(path: $0) } ?? URL(filePath: directory("own"))
     try FileManager.default.createDirectory(at: target, withIntermediateDirectories: true)
     let space = try AddressSpace.forTests()
     let region = try space.map(.pool, pages: Self.pageCount)
@@ -59,5 +60,7 @@ import Testing
       try snapshot.write(to: target.appending(path: "\(image)").path, since: before)
       before = snapshot
     }
+    for count in 1...3 { try Self.restore(target, count) }
+    try space.close()
   }
 }

@@ -154,7 +154,7 @@ import Testing
   }
 
   /// Runs until `rounds` seals have gone through, and everybody else has had a turn.
-  private func race(rounds: Int) throws -> Race {
+  private func race(rounds: Int) throws {
     let space = try AddressSpace()
     let region = try space.map(.pool, pages: Self.pages)
     let sealer = RecordingSealer()
@@ -177,21 +177,11 @@ import Testing
     #expect(race.findings.all == [])
     #expect(space.statistics.openedSeals > 0 && race.busy.value > 0)
     try space.close()
-    return race
   }
 
   @Test(
     "S1, S2, S5: no I/O sees a sealed byte, and no page is sealed under I/O, whoever seals, opens, pins, copies and clones")
-  func race() throws { _ = try race(rounds: 400) }
-
-  @Test(
-    "S1, S2, S5: the same, as often as asked for", .enabled(if: rounds > 0, "PINKIT_SEAL_ROUNDS says how many seals"))
-  func soak() throws {
-    let race = try race(rounds: Self.rounds)
-    print("\(race.seals.value) seals, \(race.busy.value) busy, \(race.ios.value) I/Os, \(race.accesses.value) accesses")
-  }
-
-  static let rounds = Int(unsafe getenv("PINKIT_SEAL_ROUNDS").map { unsafe String(cString: $0) } ?? "") ?? 0
+  func race() throws { try race(rounds: environmentNumber("PINKIT_SEAL_ROUNDS", or: 400)) }
 }
 
 extension Region {

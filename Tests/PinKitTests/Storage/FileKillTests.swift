@@ -26,7 +26,7 @@ import Testing
       _ = ct_kill(SIGKILL)
     }
     _ = HostThread {
-      var random = SeededRandom(seed: UInt64(microseconds))
+      var random = SeededRandom(seed: Seed.of(microseconds))
       while true {
         let index = Int.random(in: 0..<done.count, using: &random)
         let (page, version) = (start + UInt64((restless + index) * 4096), UInt64(done[index].value) + 1)

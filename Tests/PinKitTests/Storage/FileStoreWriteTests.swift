@@ -132,7 +132,7 @@ private let page = Memory.pageSize
       let store = try FileStore(path: directory("\(direct)"), creating: 8 * 64 * page, options: .init { $0.direct = direct })
       let findings = Findings()
       try onThreads(8) { thread in
-        var random = SeededRandom(seed: UInt64(thread) + 1)
+        var random = SeededRandom(seed: Seed.of(thread))
         var shadow = [UInt64](repeating: 0, count: 64)
         let buffer = try PageBuffer(64)
         let found = try PageBuffer(1)

@@ -103,7 +103,7 @@ import Testing
     let disk = try ForgetfulDisk(place.isDevice ? .nothing : .ext4)
     let notes = try ChildNotes(beside: disk)
     if !place.isDevice { try FileStore(path: disk("pages"), creating: Self.pages * Memory.pageSize).flush() }
-    let base = UInt64.random(in: 0...UInt64.max / 2)
+    let base = Seed.base
     var random = SeededRandom(seed: base)
     var isCut = (early: 0, late: 0)
     for attempt in 0..<10 {
@@ -162,7 +162,7 @@ import Testing
   func created() async throws {
     let disk = try ForgetfulDisk(.ext4)
     let notes = try ChildNotes(beside: disk)
-    let base = UInt64.random(in: 0...UInt64.max / 2)
+    let base = Seed.base
     for request in 1... {
       notes.forget()
       let name = "new\(request)"

@@ -38,9 +38,12 @@ import Testing
     return store
   }
 
-  private static func space(_ log: LogCapture, patience: Double) throws -> AddressSpace {
+  private static func space(
+    _ log: LogCapture, patience: Double, policy: AddressSpace.FailurePolicy = .terminate
+  ) throws -> AddressSpace {
     ct_deadline(60)
     var configuration = AddressSpace.Configuration()
+    configuration.failurePolicy = policy
     configuration.patience = patience
     configuration.logger = log.logger
     return try AddressSpace(configuration: configuration)
@@ -135,31 +138,63 @@ import Testing
     }
   }
 
+  /// Until the watchdog has looked so many times more.
+  private static func awaitLooks(_ count: Int) {
+    let turns = Shared()
+    TestHooks.set(.watching) { _ in turns.add() }
+    while turns.value < count { Kernel.pause(nanoseconds: 1_000_000) }
+    TestHooks.set(.watching, nil)
+  }
+
   @Test("K3: what waits for a thread longer than the patience is said, once, by the store's name; and again the next time")
   func said() async {
     await #expect(processExitsWith: .success) {
       let log = LogCapture()
-      let space = try Self.space(log, patience: 1)
+      let space = try Self.space(log, patience: 5)
       for episode in 1...2 {
         let gate = try Gate()
         let region = try space.map(.file(Self.store(pages: 80, gate), fillAround: .exact), pages: 80)
         let threads = Self.readAll(region, 0..<80)
         while Self.delays(log).count < episode { Kernel.pause(nanoseconds: 1_000_000) }
         let line = Self.delays(log)[episode - 1]
-        check(line.contains("of the store UnrulyStore has waited for 1.0 s for a thread"), line)
-        check(line.contains("32 requests by now") && line.contains("of \(region.addresses)"), line)
+        check(line.contains("of the store UnrulyStore has waited for 5.0 s for a thread"), line)
+        // However many have come by then.
+        check(line.contains(" requests by now") && line.contains("of \(region.addresses)"), line)
         check(line.contains(": 48 of its calls have not returned, the first for "), line)
         check(line.contains("calls of other stores: 0. See to what the store waits for"), line)
         // The watchdog looks on.
-        let turns = Shared()
-        TestHooks.set(.watching) { _ in turns.add() }
-        while turns.value < 8 { Kernel.pause(nanoseconds: 1_000_000) }
-        TestHooks.set(.watching, nil)
+        Self.awaitLooks(8)
         check(Self.delays(log).count, is: episode)
         try gate.open()
         for thread in threads { thread.join() }
         try region.unmap()
       }
+      try space.close()
+    }
+  }
+
+  @Test(
+    "K3: a region whose requests only wait for a thread fares like those whose calls do not return: it fails, and says so")
+  func waitingFails() async {
+    await #expect(processExitsWith: .success) {
+      for signal in [SIGBUS, SIGSEGV] { _ = ct_handle(signal, CInt(ct_siginfo)) }
+      let space = try Self.space(LogCapture(), patience: 0.1, policy: .failRegion)
+      let gate = try Gate()
+      let store = Self.store(pages: 80, gate)
+      let regions = try (0..<2).map { _ in try space.map(.file(store, fillAround: .exact), pages: 48) }
+      let starts = regions.map { UInt64($0.addresses.start) }
+      let threads = (0..<48).map { page in
+        HostThread { check(ct_try_load(starts[0] + UInt64(page) * 4096) < 0, "page \(page) came from nowhere") }
+      }
+      try Self.awaitRequests(48, of: regions[0])
+      while gate.waiting < 48 { Kernel.pause(nanoseconds: 1_000_000) }
+      check(ct_try_load(starts[1]) < 0, "a page came from nowhere")
+      check(gate.mostWaiting, is: 48)
+      try check(regions[1].protection().failure?.code, is: .timedOut)
+      check(errorCode { try regions[1].unmap() }, is: .timedOut)
+      for thread in threads { thread.join() }
+      try gate.open()
+      for region in regions { while errorCode({ try region.unmap() }) == .timedOut { Kernel.pause(nanoseconds: 1_000_000) } }
       try space.close()
     }
   }
@@ -208,12 +243,14 @@ import Testing
   func stopped() async {
     await #expect(processExitsWith: .success) {
       let log = LogCapture()
-      let space = try Self.space(log, patience: 2)
+      let space = try Self.space(log, patience: 10)
       let gate = try Gate()
       let region = try space.map(.file(Self.store(pages: 80, gate), fillAround: .exact), pages: 80)
       let threads = Self.readAll(region, 0..<80)
       try Self.awaitRequests(80, of: region)
-      check(ct_wait(ct_stop_again_and_again(2, 2300, 20)), is: 0)
+      Self.awaitLooks(2)
+      check(ct_wait(ct_stop_again_and_again(2, 10_500, 20)), is: 0)
+      Self.awaitLooks(2)
       try gate.open()
       for thread in threads { thread.join() }
       check(log.texts(.critical), is: [])

@@ -62,12 +62,11 @@ enum InPlaceDelivery {
   }
 
   /// Another thread was faster, or the protection was lifted while the signal was on its way: then the next try succeeds, or somebody
-  /// has protected the page again meanwhile. A fault that comes again and again without that is not ours, unless somebody is at the page:
-  /// then it is counted anew, however long that takes.
+  /// has protected the page again meanwhile. A fault that comes again and again without that is not ours. While somebody is at the page none is
+  /// counted, however long that takes.
   private static func tryAgain(_ domain: borrowing FaultDomain, _ address: UInt64, generation: UInt64) -> CInt {
     TestHooks.reach(.tryingAgain, page: domain.page(at: UInt(address)))
     if isBusy(domain.page(at: UInt(address)), in: domain) {
-      SignalFaults.forgetRepeated()
       Kernel.pause(nanoseconds: retryPause)
       return 1
     }
