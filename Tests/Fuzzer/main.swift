@@ -1,7 +1,8 @@
+import Foundation
 import FuzzTargets
 import Glibc
 
-// `fuzz TARGET seeds FOLDER` writes the inputs to start from; `fuzz TARGET` and libFuzzer's own arguments runs it.
+// `fuzz seeds FOLDER` writes the inputs to start from; with libFuzzer's own arguments it runs it.
 
 @_silgen_name("LLVMFuzzerRunDriver") private func runDriver(
   _ count: UnsafeMutablePointer<CInt>,
@@ -9,24 +10,23 @@ import Glibc
   _ body: @convention(c) (UnsafePointer<UInt8>?, Int) -> CInt
 ) -> CInt
 
-guard let target = CommandLine.arguments.dropFirst().first.flatMap(FuzzTarget.init(rawValue:)) else {
-  fatalError(
-    "usage: fuzz \(FuzzTarget.allCases.map(\.rawValue).joined(separator: "|")) [seeds FOLDER | libFuzzer's arguments]")
+// The environment names the target: libFuzzer starts the program again by itself, with arguments of its own.
+guard let target = ProcessInfo.processInfo.environment["PINKIT_FUZZ_TARGET"].flatMap(FuzzTarget.init(rawValue:)) else {
+  fatalError("PINKIT_FUZZ_TARGET is one of \(FuzzTarget.allCases.map(\.rawValue).joined(separator: ", "))")
 }
 private let chosen = target
 
-if CommandLine.arguments.count == 4, CommandLine.arguments[2] == "seeds" {
+if CommandLine.arguments.count == 3, CommandLine.arguments[1] == "seeds" {
   for (index, seed) in try target.seeds().enumerated() {
-    let file = unsafe open("\(CommandLine.arguments[3])/seed-\(index)", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644)
+    let file = unsafe open("\(CommandLine.arguments[2])/seed-\(index)", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644)
     precondition(unsafe seed.withUnsafeBytes { unsafe write(file, $0.baseAddress, $0.count) } == seed.count)
     close(file)
   }
   exit(0)
 }
 
-var arguments: [UnsafeMutablePointer<CChar>?] =
-  unsafe [strdup(CommandLine.arguments[0])] + CommandLine.arguments.dropFirst(2).map { unsafe strdup($0) } + [nil]
-var count = CInt(CommandLine.arguments.count - 1)
+var arguments: [UnsafeMutablePointer<CChar>?] = unsafe CommandLine.arguments.map { unsafe strdup($0) } + [nil]
+var count = CInt(CommandLine.arguments.count)
 exit(
   unsafe arguments.withUnsafeMutableBufferPointer { arguments in
     var start = arguments.baseAddress!
