@@ -96,7 +96,8 @@ import Testing
 
   @Test(
     "Late writes through raw pointers never reach a sibling",
-    .enabled(if: ct_has_thread_sanitizer() == 0, "the thread sanitizer maps its own where a region was"), arguments: Mechanisms.synchronous)
+    .enabled(if: ct_has_thread_sanitizer() == 0, "the thread sanitizer maps its own where a region was"),
+    arguments: Mechanisms.synchronous)
   func lateWrites(_ mechanism: WriteTracking.Mechanism) async {
     await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
       ct_deadline(60)
