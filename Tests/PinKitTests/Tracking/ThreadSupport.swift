@@ -87,9 +87,12 @@ func onThreads(_ count: Int, _ body: @escaping @Sendable (Int) throws -> Void) t
   for thread in threads { try thread.join() }
 }
 
+/// In seconds, as long as a deadline of a process (`ct_deadline`).
+private let longest = Double(30 * environmentNumber("PINKIT_DEADLINE_FACTOR", or: 10))
+
 /// Yields until `condition` holds; false if it does not within `seconds`.
-func spin(forAtMost seconds: Double = 300, until condition: () -> Bool) -> Bool {
-  let end = Kernel.now() + UInt64(seconds * 1e9)
+func spin(forAtMost seconds: Double? = nil, until condition: () -> Bool) -> Bool {
+  let end = Kernel.now() + UInt64((seconds ?? longest) * 1e9)
   while !condition() {
     if Kernel.now() > end { return false }
     sched_yield()
