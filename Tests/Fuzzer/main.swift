@@ -10,9 +10,14 @@ import Glibc
   _ body: @convention(c) (UnsafePointer<UInt8>?, Int) -> CInt
 ) -> CInt
 
+private func stop(_ why: String) -> Never {
+  FileHandle.standardError.write(Data("\(why)\n".utf8))
+  abort()
+}
+
 // The environment names the target: libFuzzer starts the program again by itself, with arguments of its own.
 guard let target = ProcessInfo.processInfo.environment["PINKIT_FUZZ_TARGET"].flatMap(FuzzTarget.init(rawValue:)) else {
-  fatalError("PINKIT_FUZZ_TARGET is one of \(FuzzTarget.allCases.map(\.rawValue).joined(separator: ", "))")
+  stop("PINKIT_FUZZ_TARGET is one of \(FuzzTarget.allCases.map(\.rawValue).joined(separator: ", "))")
 }
 private let chosen = target
 
@@ -32,9 +37,10 @@ exit(
     var start = arguments.baseAddress!
     return unsafe runDriver(&count, &start) { bytes, count in
       let input = unsafe Array(UnsafeBufferPointer(start: bytes, count: count))
+      // libFuzzer keeps the input of a process that aborts.
       do {
-        if let flaw = try chosen.run(input) { fatalError(flaw) }
-      } catch { fatalError("not the target's: \(error)") }
-      return 0
+        guard let flaw = try chosen.run(input) else { return 0 }
+        stop(flaw)
+      } catch { stop("an error that is not the target's: \(error)") }
     }
   })

@@ -27,16 +27,16 @@ extension Region {
   ///   `.needsDirtyTracking` (P1), `.unsupported` of secret memory and of a device's, `.invalidArgument`, `.outOfBounds`, `.unmapped`, `.notInherited`, `.handlerLost`, `.wouldDeadlock` from a
   ///   fault callback.
   public func pin(_ pages: Range<Int>, _ options: PinOptions = []) throws(PinError) -> Pin {
-    if let pin = pinWithoutFault(pages, options) { return pin }
+    if let pin = pinWithoutFault(pages, options, isWhole: false) { return pin }
     return try pinSlowly(pages, options)
   }
 
   /// `nil` where it takes more than a few instructions a page.
-  @inline(__always) private func pinWithoutFault(_ pages: Range<Int>, _ options: PinOptions) -> Pin? {
+  @inline(__always) private func pinWithoutFault(_ pages: Range<Int>, _ options: PinOptions, isWhole: Bool) -> Pin? {
     guard pages.lowerBound >= 0, pages.upperBound <= table.pageCount, !pages.isEmpty, isOfThisProcess,
       options.rawValue & PinOptions.longTerm.rawValue == 0
     else { return nil }
-    return pinAtOnce(pages, options)
+    return pinAtOnce(pages, options, isWhole: isWhole)
   }
 
   /// Pins all of `pages` or none, as whoever hands them to a device must: what can be told beforehand is told before the first page is
@@ -44,7 +44,7 @@ extension Region {
   ///
   /// - Throws: As ``pin(_:_:)``, for whichever page. Only where that could not be told is what came before it in the next dirty set.
   @inline(__always) func pinWhole(_ pages: Range<Int>, _ options: PinOptions) throws(PinError) -> Pin {
-    if let pin = pinWithoutFault(pages, options) { return pin }
+    if let pin = pinWithoutFault(pages, options, isWhole: true) { return pin }
     try requirePinnable(pages, options)
     let pin = try pinSlowly(pages, options)
     if let shortfall = pin.shortfall { throw shortfall }

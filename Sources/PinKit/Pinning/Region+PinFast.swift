@@ -11,15 +11,16 @@ internal import Synchronization
 /// An exclusive operation announces itself and then looks at the counts; a pin counts itself and then looks for the announcement. So one
 /// of them sees the other. What was found to be wrong is taken back, and the pin is taken with the lock.
 extension Region {
-  /// `nil` if one of the pages cannot be pinned as it is.
-  @inline(__always) func pinAtOnce(_ pages: Range<Int>, _ options: PinOptions) -> Pin? {
+  /// `nil` if one of the pages cannot be pinned as it is. For who needs all or none, `isWhole`: what is counted is in the next set, also when
+  /// it is taken back, so all are looked at before the first is counted.
+  @inline(__always) func pinAtOnce(_ pages: Range<Int>, _ options: PinOptions, isWhole: Bool) -> Pin? {
     let raw = pinDomain.load(ordering: .acquiring)
     guard raw != 0, let domain = unsafe UnsafePointer<FaultDomain>(bitPattern: raw) else { return nil }
-    return unsafe pinAtOnce(pages, options, domain.pointee)
+    return unsafe pinAtOnce(pages, options, isWhole: isWhole, domain.pointee)
   }
 
   @inline(__always) private func pinAtOnce(
-    _ pages: Range<Int>, _ options: PinOptions, _ domain: borrowing FaultDomain
+    _ pages: Range<Int>, _ options: PinOptions, isWhole: Bool, _ domain: borrowing FaultDomain
   ) -> Pin? {
     let generation = domain.generation.load(ordering: .sequentiallyConsistent)
     guard !domain.lock.hasWriter, domain.failure.load(ordering: .relaxed) == 0 else { return nil }
@@ -36,8 +37,7 @@ extension Region {
     }
     let isForWriting = options.isForWriting
     let (refused, required) = Self.conditions(isForWriting, domain.delivery.load(ordering: .sequentiallyConsistent))
-    // What is counted is in the next set, also when it is taken back.
-    if isForWriting, required == 0, pages.count > 1 {
+    if isWhole, isForWriting, required == 0, pages.count > 1 {
       for page in pages {
         if table[page].rawValue & refused != 0 || !table.hasRoomForPin(page, forWriting: true) { return nil }
       }

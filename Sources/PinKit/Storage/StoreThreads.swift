@@ -3,8 +3,8 @@ internal import Synchronization
 
 /// The threads that wait for stores, so that fault readers need not: shared by all regions of an address space over a store.
 ///
-/// There are as many as there have ever been calls of stores under way at once, and one more: one that is slow keeps its own thread, and others are started
-/// for the faults that come meanwhile. **A store may have three quarters of the threads that other stores leave out of 64, and one in any
+/// There are as many as there have ever been calls of stores under way at once, and one more: one that is slow keeps its own thread,
+/// and others are started for the faults that come meanwhile. **A store may have three quarters of the threads that other stores leave out of 64, and one in any
 /// case**: alone it has up to 48, and however many calls of other stores do not return, each store has a thread that they cannot take.
 /// So there are 64 at most, one more for each store for which none of these is left, and the one that waits. Stores that wait have their
 /// turns one after the other.

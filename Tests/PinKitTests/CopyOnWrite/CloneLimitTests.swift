@@ -152,20 +152,11 @@ import Testing
       held.pins = [HeldReference(try child.lookUp(3))]
       let pool = try space.framePool()
       let usage = pool.usage
-      func inChild(_ body: () -> CInt) -> CInt {
-        let process = ct_fork()
-        if process == 0 {
-          ct_unblock_signals()
-          ct_alarm(30)
-          ct_exit(body())
-        }
-        return ct_wait(process)
-      }
-      check(inChild { errorCode { _ = try child.clone() } == .notInherited ? 0 : 1 }, is: 0)
-      check(inChild { errorCode { _ = try child.lookUp(1) } == .notInherited ? 0 : 1 }, is: 0)
-      check(inChild { errorCode { _ = try child.pin(1..<2) } == .notInherited ? 0 : 1 }, is: 0)
+      check(childStatus { errorCode { _ = try child.clone() } == .notInherited ? 0 : 1 }, is: 0)
+      check(childStatus { errorCode { _ = try child.lookUp(1) } == .notInherited ? 0 : 1 }, is: 0)
+      check(childStatus { errorCode { _ = try child.pin(1..<2) } == .notInherited ? 0 : 1 }, is: 0)
       check(
-        inChild {
+        childStatus {
           held.pins = []
           held.regions = []
           held.space = nil

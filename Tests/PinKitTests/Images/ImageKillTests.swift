@@ -55,8 +55,9 @@ import Testing
   @Test("killed at random moments, over and over") func random() async throws {
     let path = directory("image")
     var (whole, none) = (0, 0)
+    var moments = SeededRandom(seed: Seed.base)
     for round in 0..<40 {
-      let microseconds = Int.random(in: 0..<12_000)
+      let microseconds = Int.random(in: 0..<12_000, using: &moments)
       await #expect(processExitsWith: .signal(SIGKILL), "round \(round)") {
         [path = path as String, microseconds = microseconds as Int] in
         let sources = [ArraySource(pages: 1500, seed: 3), ArraySource(pages: 2000, seed: 4, zeros: [100..<900])]

@@ -157,17 +157,8 @@ import Testing
       let sealer = try AESGCMSealer()
       let sealed = SealedPage()
       try sealed.seal(sealer)
-      let child = { (body: () -> CInt) -> CInt in
-        let process = ct_fork()
-        if process == 0 {
-          ct_unblock_signals()
-          ct_alarm(30)
-          ct_exit(body())
-        }
-        return ct_wait(process)
-      }
-      check(child { CInt(ct_load(address)) }, is: 1000 + SIGSEGV)
-      let status = child {
+      check(childStatus { CInt(ct_load(address)) }, is: 1000 + SIGSEGV)
+      let status = childStatus {
         guard thrown(by: { () throws(PinError) in try unsafe page.withUnsafeBytes { _ in } }) == .notInherited else {
           return 1
         }

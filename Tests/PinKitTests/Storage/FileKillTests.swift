@@ -58,8 +58,9 @@ import Testing
       try FileStore(path: directory(name), creating: count * Memory.pageSize).flush()
     }
     var last: UInt64 = 0
+    var moments = SeededRandom(seed: Seed.base)
     for attempt in 0..<20 {
-      let microseconds = Int.random(in: 500..<40_000)
+      let microseconds = Int.random(in: 500..<40_000, using: &moments)
       await #expect(processExitsWith: .signal(SIGKILL), "attempt \(attempt)") {
         [
           path = directory.path as String, isDirect = isDirect as Bool, microseconds = microseconds as Int,
