@@ -2,6 +2,7 @@
 // allocates for every page; the interface below it works in memory of the caller's.
 #include "CSealing.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 #if !__has_include(<CCryptoBoringSSL_aead.h>)
@@ -25,6 +26,13 @@ static void call_each_once(void) {
   cseal_open(&schedule, zeros, zeros, sizeof zeros, page, sizeof page, tag, scratch);
   tag[0] ^= 1;
   cseal_open(&schedule, zeros, zeros, sizeof zeros, page, sizeof page, tag, scratch);
+}
+
+void cseal_prepare_thread(void) {
+  static _Thread_local bool is_prepared;
+  if (is_prepared) return;
+  is_prepared = true;
+  call_each_once();
 }
 
 size_t cseal_schedule_bytes(void) { return sizeof(EVP_AEAD_CTX); }

@@ -76,6 +76,9 @@ internal import Synchronization
     schedule.close()
   }
 
+  /// BoringSSL allocates a list of errors for each thread in which a call fails for the first time.
+  public func prepareThread() { cseal_prepare_thread() }
+
   public func seal(
     _ page: UnsafeMutableRawBufferPointer, identity: PageIdentity, record: UnsafeMutableRawBufferPointer
   ) throws(PinError) {
@@ -107,11 +110,12 @@ internal import Synchronization
       schedule.start, bytes, &associated, MemoryLayout<Associated>.size, page.baseAddress!, count,
       bytes + cseal_nonce_bytes, slots.scratch(of: slot))
     guard done == 1 else {
+      // Literals, and the identity is the caller's own: this may be a fault, which allocates nothing (K2).
       throw PinError(
-        .tampered, operation: "open page \(identity.page) of region \(identity.region), generation \(identity.generation)",
-        range: AddressRange(start: UInt(bitPattern: page.baseAddress!), count: count),
-        advice: "Its sealed bytes or its record were changed, or belong to another page, or to an earlier sealing: "
-          + "nobody can open it. Find out who writes there.")
+        .tampered, operation: "open a page", range: AddressRange(start: UInt(bitPattern: page.baseAddress!), count: count),
+        advice:
+          "Its sealed bytes or its record were changed, or belong to another page, or to an earlier sealing: nobody can open it. Find out who writes there."
+      )
     }
   }
 

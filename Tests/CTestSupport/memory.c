@@ -9,6 +9,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -170,6 +171,16 @@ int ct_limit_address_space(uint64_t spare) {
   fclose(file);
   struct rlimit limit = {.rlim_cur = spare ? pages * 4096 + spare : RLIM_INFINITY, .rlim_max = RLIM_INFINITY};
   return setrlimit(RLIMIT_AS, &limit) ? -errno : 0;
+}
+
+static void *wait_for_ever(void *unused) {
+  for (;;) pause();
+  return unused;
+}
+
+void ct_take_stacks(void) {
+  pthread_t thread;
+  while (pthread_create(&thread, NULL, wait_for_ever, NULL) == 0) pthread_detach(thread);
 }
 
 int ct_limit_locked_memory(uint64_t bytes) {

@@ -17,6 +17,10 @@ size_t cseal_schedule_bytes(void);
 // Expands a key into `schedule`, which is the only secret that the calls below need. 1, or 0 if it cannot be done.
 int cseal_expand(void *_Nonnull schedule, const uint8_t *_Nonnull key);
 
+// What the calls below would allocate for this thread, some of it when an opening fails for the first time, is allocated here. Cheap when
+// called again.
+void cseal_prepare_thread(void);
+
 // Seals `count` bytes in place and writes the tag. 1, or 0 with the bytes as they were.
 int cseal_seal(
   const void *_Nonnull schedule, const uint8_t *_Nonnull nonce, const void *_Nonnull associated, size_t associated_count,

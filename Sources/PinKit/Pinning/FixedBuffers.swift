@@ -29,7 +29,7 @@ internal import SystemPackage
     for range in ranges { try region.requirePinnable(range, [.write, .longTerm]) }
     try Self.requireRoom(region, ranges)
     var ring = try SubmissionRing(entries: entries)
-    try Self.requireLockable(&ring, ranges.reduce(0) { $0 + $1.count * region.pageSize }, region)
+    try Self.requireLockable(&ring, Self.leastLocked(region, ranges), region)
     var memory: [AddressRange] = []
     var pins: [KeptPin] = []
     for range in ranges {
@@ -52,6 +52,21 @@ internal import SystemPackage
         .unsupported, operation: "io_uring_register_buffers", range: region.addresses,
         advice: "The kernel takes 16,384 buffers of 1 GiB each at most: register fewer or smaller ranges.")
     }
+  }
+
+  /// In bytes: what any kernel counts at least. A page that several buffers have counts for each. Of a huge page all pages count, and once:
+  /// for each buffer (Linux 6.18), or for all of a ring (Linux 6.1).
+  static func leastLocked(_ region: Region, _ ranges: [Range<Int>]) -> Int {
+    switch region.backing.kind {
+    case .pool(.never), .anonymous(.never): return ranges.reduce(0) { $0 + $1.count } * region.pageSize
+    default: break
+    }
+    var (pages, end) = (0, 0)
+    for range in ranges.sorted(by: { $0.lowerBound < $1.lowerBound }) where range.upperBound > end {
+      pages += range.upperBound - max(end, range.lowerBound)
+      end = range.upperBound
+    }
+    return pages * region.pageSize
   }
 
   /// Whether the process may lock so much beside what it has locked, and what other processes of the user have: nothing says how much that

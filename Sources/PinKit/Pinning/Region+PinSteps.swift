@@ -71,6 +71,7 @@ struct PinAttempt {
       let isCompared = unsafe !options.isForWriting && frames.targetExtent != nil
       if isCompared { try frames.mapDirectly() } else { try frames.mapBase() }
     }
+    region.seals?.prepareThread()
     var taken: [(page: Int, extent: UInt)] = []
     taken.reserveCapacity(pages.count)
     let obstacle = Kernel.withSignalsBlocked { unsafe pin(pages, &taken, protection.domain.pointee) }

@@ -6,7 +6,7 @@
 ///
 /// - touches no memory that PinKit manages but the page it is given,
 /// - takes no lock that is held while such memory is touched, and waits for nothing that takes longer than a page,
-/// - should not allocate (K2), and
+/// - should not allocate (K2): what a thread needs once is made in ``prepareThread()``, and
 /// - leaves no plain byte and no byte of a key anywhere but in the page and in a ``KeyPage``: not on the stack, not in memory that it
 ///   frees (S5).
 ///
@@ -15,6 +15,12 @@ public protocol PageSealer: Sendable {
   /// How many bytes a sealed page needs beside its own: what the sealer wants back to open it, such as a nonce and a tag. The caller keeps
   /// them, and need not keep them secret. Always the same.
   var recordSize: Int { get }
+
+  /// Allocates what ``open(_:identity:record:)`` needs for the calling thread, also where it is going to fail.
+  ///
+  /// Called on every thread that is about to open pages, with no page locked; again and again, so it should cost next to nothing when there is
+  /// nothing to do. Does nothing by default.
+  func prepareThread()
 
   /// Makes the bytes of `page` unreadable, in place.
   ///
@@ -38,6 +44,10 @@ public protocol PageSealer: Sendable {
   func open(
     _ page: UnsafeMutableRawBufferPointer, identity: PageIdentity, record: UnsafeRawBufferPointer
   ) throws(PinError)
+}
+
+extension PageSealer {
+  public func prepareThread() {}
 }
 
 /// What a sealed page is bound to, so that it does not open in the place of another one, nor in the place of a later state of itself.

@@ -72,6 +72,7 @@ extension SealedPages {
   ///
   /// - Parameter insists: Also where an access is configured to fail: it was asked for by name.
   func makeAccessible(_ pages: Range<Int>, insists: Bool) throws(PinError) {
+    sealer.prepareThread()
     var deadline = unsafe Deadline(protection.domain.pointee.patience)
     var next = pages.lowerBound
     while next < pages.upperBound {

@@ -100,6 +100,7 @@ internal import Synchronization
   override func admit(_ page: Int, in domain: borrowing FaultDomain) -> AccessRefusal? {
     letIn(page, isFault: true, in: domain)
   }
+  override func prepareThread() { sealer.prepareThread() }
   override func isRefused(_ page: Int) -> Bool { unsafe refused.contains(page) || isClosed(protection.domain.pointee) }
   override var mayHaveSealedBytes: Bool { hasEverSealed.load(ordering: .sequentiallyConsistent) }
 

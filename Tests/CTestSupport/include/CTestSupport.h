@@ -14,7 +14,7 @@ int ct_has_thread_sanitizer(void);
 int ct_has_sanitizer(void);
 void ct_store(uint64_t address, uint8_t value);
 // Counts calls of malloc(3), calloc(3), realloc(3), memalign(3), aligned_alloc(3) and posix_memalign(3) while `inside` says yes, on whatever
-// thread; not under a sanitizer.
+// thread; not under a sanitizer. Errors that are thrown are shown to nobody any more.
 void ct_watch_allocations(int (*_Nonnull inside)(void));
 int ct_watched_allocations(void);
 // Allocates and frees in the way of that number, from 0 on in this order; whether there is such a way.
@@ -134,6 +134,8 @@ int ct_restore_file_limit(void);
 int ct_raise_file_limit(void);
 // 0 lifts the limit.
 int ct_limit_address_space(uint64_t spare_bytes);
+// Makes threads that wait for ever, until there is no stack left for another: call it under a limit.
+void ct_take_stacks(void);
 int ct_mapping_count(void);
 
 // ---- files ----

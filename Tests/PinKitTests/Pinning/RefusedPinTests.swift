@@ -114,6 +114,20 @@ import Testing
     }
   }
 
+  /// Kernels differ in how often they count a huge page that two buffers have: what one of them would take is not refused before it is asked.
+  @Test("P6, K8: pages that buffers share count once where they may be huge, and each time where they are not")
+  func sharedPages() throws {
+    let space = try AddressSpace.forTests()
+    let ranges = [4..<20, 0..<8, 10..<12, 30..<31]
+    for backing in [Backing.anonymous, .anonymous(hugePages: .prefer), .pool(hugePages: .prefer)] {
+      #expect(try FixedBuffers.leastLocked(space.map(backing, pages: 64), ranges) == 21 * 4096, "\(backing)")
+    }
+    for backing in [Backing.anonymous(hugePages: .never), .pool] {
+      #expect(try FixedBuffers.leastLocked(space.map(backing, pages: 64), ranges) == 27 * 4096, "\(backing)")
+    }
+    try space.close()
+  }
+
   private struct Trouble: Error {}
 
   @Test("P6: what a driver had that then throws is in the next set: it may have written", arguments: Mechanisms.all)

@@ -97,6 +97,15 @@ import Testing
     for page in 0..<300 { _ = region.peek(page) }
     for page in 300..<600 { region.poke(6, page) }
     snapshot.close()
+    try region.seal(0..<600)
+    if sealer is AESGCMSealer {
+      // On a thread on which none has failed before.
+      for page in 0..<8 {
+        try region.tamper(page)
+        checkSystemCallFails(at: UInt64(region.addresses.start) + UInt64(page * 4096))
+      }
+      check(space.statistics.poisonedPages, is: 8)
+    }
     subscription.remove()
     try space.close()
   }

@@ -101,6 +101,11 @@ internal import Synchronization
     if domain.descriptor.load(ordering: .acquiring) < 0 { return false }
     // Reading from a file of the program's would take away what is not ours (K5).
     guard domain.hasDescriptor() else { return false }
+    if domain.hasSeals {
+      Kernel.leaveFaultPath()
+      domain.withSeals { $0.prepareThread() }
+      Kernel.enterFaultPath()
+    }
     let started = Kernel.now()
     if started &- lastIdle < 2 * Self.longestSpin { spinBudget = Self.longestSpin }
     var idleSince: UInt64 = 0

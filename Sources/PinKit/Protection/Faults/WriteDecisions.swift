@@ -61,6 +61,8 @@ class FrameSharing: @unchecked Sendable {  // subclasses hold atomics and preall
 class AccessDecision: PooledPages, @unchecked Sendable {  // subclasses hold atomics and preallocated memory only
   /// Lets a fault at `page`, which is claimed: opens the page if need be. `nil`, or why not.
   func admit(_ page: Int, in domain: borrowing FaultDomain) -> AccessRefusal? { nil }
+  /// Before the calling thread admits its first fault, with nothing locked: what it has to allocate for that.
+  func prepareThread() {}
   func isSealed(_ page: Int) -> Bool { false }
   /// Whether there may be bytes that are not to be read as they are.
   var mayHaveSealedBytes: Bool { false }
