@@ -2,12 +2,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/capability.h>
-#include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -28,21 +25,6 @@ int cuffd_lock_memory(uint64_t start, uint64_t length) {
   int error = cuffd_inject_here(cuffd_call_mlock);
   if (error) return error;
   return mlock((void *)(uintptr_t)start, length) < 0 ? -errno : 0;
-}
-
-int cuffd_lock_on_fault(uint64_t start, uint64_t length) {
-  int error = cuffd_inject_here(cuffd_call_mlock);
-  if (error) return error;
-  return syscall(SYS_mlock2, start, length, 1 /* MLOCK_ONFAULT */) < 0 ? -errno : 0;
-}
-
-int cuffd_may_lock_all(void) {
-  struct rlimit limit;
-  if (getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur == RLIM_INFINITY) return 1;
-  struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-  struct __user_cap_data_struct data[2];
-  if (syscall(SYS_capget, &header, data) < 0) return 0;
-  return data[0].effective >> CAP_IPC_LOCK & 1;
 }
 
 void cuffd_wipe(void *bytes, size_t count) { explicit_bzero(bytes, count); }

@@ -6,7 +6,6 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/audit.h>
-#include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
@@ -252,15 +251,6 @@ int ct_forbid_memory_copies(void) {
   struct sock_fprog program = {.len = sizeof code / sizeof code[0], .filter = code};
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) return -errno;
   return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) ? -errno : 0;
-}
-
-int ct_set_lock_capability(int is_on) {
-  struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-  struct __user_cap_data_struct data[2];
-  if (syscall(SYS_capget, &header, data) < 0) return -errno;
-  uint32_t bit = 1u << CAP_IPC_LOCK;
-  data[0].effective = is_on ? data[0].effective | bit : data[0].effective & ~bit;
-  return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
 }
 
 int ct_become_nobody(void) {

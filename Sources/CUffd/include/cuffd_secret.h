@@ -8,10 +8,6 @@
 // A file whose pages only the mappings of its holders can reach (Linux 5.14); closed on exec.
 int cuffd_memfd_secret(void);
 int cuffd_lock_memory(uint64_t start, uint64_t length);
-// The pages stay in memory from the time that each is touched. 0 or a negative errno.
-int cuffd_lock_on_fault(uint64_t start, uint64_t length);
-// Whether no RLIMIT_MEMLOCK bounds what the process may lock: it is infinite, or the process has CAP_IPC_LOCK.
-int cuffd_may_lock_all(void);
 // Zeros that no compiler leaves out.
 void cuffd_wipe(void *_Nonnull bytes, size_t count);
 // Waits, once after boot, until the kernel has collected enough for random numbers.

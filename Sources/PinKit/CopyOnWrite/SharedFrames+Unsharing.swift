@@ -48,7 +48,6 @@ extension SharedFrames {
     TestHooks.reach(.mapped, page: page)
     _ = Memory.adviseResult(range, .dontFork)
     if domain.hasSeals { _ = Memory.adviseResult(range, .dontDump) }
-    domain.lockAgain(range)
     var isProtected = protect(range, in: domain)
     if !stays, waits, Memory.protect(range, .readWrite) != 0 { isProtected = false }
     if isProtected, !stays, !waits, unsafe !hasSameBytes(page, target) {

@@ -119,7 +119,6 @@ internal import Synchronization
     TestHooks.reach(.mapped, page: pages.lowerBound)
     _ = Memory.adviseResult(range, .dontFork)
     if domain.hasSeals { _ = Memory.adviseResult(range, .dontDump) }
-    domain.lockAgain(range)
     // The kernel makes the entries of reads by the dozen, those of writes one by one. The one who faulted needs no help.
     if pages.count > 1 { Memory.mapAround(range) }
     unsafe note(pages, target, domain)
@@ -309,7 +308,6 @@ internal import Synchronization
     }
     _ = Memory.adviseResult(range, .dontFork)
     if domain.hasSeals { _ = Memory.adviseResult(range, .dontDump) }
-    domain.lockAgain(range)
     unsafe frames.move(pages, to: target)
     for page in pages { domain.table.insert(.open, at: page) }
     domain.table.open.insert(pages)

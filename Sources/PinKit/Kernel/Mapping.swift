@@ -89,8 +89,6 @@ enum Memory {
   enum Advice: CInt, Sendable {
     /// `MADV_DONTNEED_LOCKED` (Linux 5.18): as `MADV_DONTNEED`, which refuses memory that the program has locked.
     case dontNeed = 24
-    /// `MADV_DONTNEED`, which memory that is locked refuses with `EINVAL`.
-    case dontNeedUnlocked = 4
     case dontFork = 10
     case doFork = 11
     case wipeOnFork = 18
@@ -112,15 +110,6 @@ enum Memory {
     var (soft, hard) = (UInt64.max, UInt64.max)
     guard unsafe cuffd_limit_locked_memory(&soft, &hard) == 0, soft != .max else { return nil }
     return Int(clamping: soft)
-  }
-
-  /// Whether the process may lock memory without a limit.
-  static var mayLockAll: Bool { cuffd_may_lock_all() != 0 }
-
-  /// Locks what is touched of a mapping from then on: no madvise(2) but `MADV_DONTNEED_LOCKED` takes any of it away. 0 or a negative errno.
-  /// For the fault path.
-  static func lockOnFault(_ range: AddressRange) -> CInt {
-    cuffd_lock_on_fault(UInt64(range.start), UInt64(range.count))
   }
 
   static func protect(_ range: AddressRange, _ protection: Mapping.Protection) -> CInt {

@@ -37,9 +37,7 @@ internal import SystemPackage
   /// Drops the mapping of `range`, which is registered with the domain's userfaultfd, or moves there next. The wrprotect lock is held, and
   /// the claims of the pages if it is held shared. 0 or a negative errno: ``PinError/noThread`` where the system has no thread for it.
   func drop(_ range: AddressRange, in domain: borrowing FaultDomain) -> CInt {
-    if domain.descriptor.load(ordering: .acquiring) < 0 || domain.isLocked.load(ordering: .relaxed) {
-      return Memory.adviseResult(range, .dontNeed)
-    }
+    if domain.descriptor.load(ordering: .acquiring) < 0 { return Memory.adviseResult(range, .dontNeed) }
     return Kernel.withSignalsBlocked {
       _ = lock.lockExclusive()
       defer { lock.unlockExclusive() }

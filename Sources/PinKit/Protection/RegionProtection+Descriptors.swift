@@ -12,7 +12,6 @@ extension RegionProtection {
     var features: Userfaultfd.Features = [.pagefaultFlagWP, .wpUnpopulated, .eventRemap, .eventRemove]
     // Pages of a pool go to other frames in the middle of a fault, which must not wait until somebody has read of it.
     if !isPool { features.insert(.eventUnmap) }
-    if hasSeals, unsafe domain.pointee.lockMapping() { features.remove(.eventRemove) }
     if hasHugeFrames || hasSeals, delivery != .asynchronous { features.insert(.minorShmem) }
     if hasSource { features.formUnion([.missingShmem, .minorShmem]) }
     if delivery == .inPlace { features.insert(.sigbus) }
@@ -63,8 +62,6 @@ extension RegionProtection {
   }
 
   func closeDescriptors() {
-    unsafe domain.pointee.isLocked.store(false, ordering: .sequentiallyConsistent)
-    unsafe domain.pointee.isLockedWhole.store(false, ordering: .sequentiallyConsistent)
     // Under the lock: the watchdog must not take numbers that are being closed here for closed by somebody else.
     let open = state.withLock { _ in
       [

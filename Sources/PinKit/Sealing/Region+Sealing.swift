@@ -179,7 +179,6 @@ extension SealedPages {
     let last = Shared(Kernel.now())
     protection.handler.everyTick { [weak self] in
       guard let self, !self.isOver.load(ordering: .acquiring) else { return false }
-      self.checkLock()
       self.logNews()
       if let period, Kernel.now() - last.time >= period {
         last.time = Kernel.now()
@@ -189,23 +188,7 @@ extension SealedPages {
     }
   }
 
-  private func checkLock() {
-    Kernel.withSignalsBlocked {
-      let domain = unsafe protection.domain
-      _ = unsafe domain.pointee.lock.withSharedIfFree { _ in
-        if table.tryClaim(0).contains(.claimed) { return }
-        unsafe domain.pointee.checkLock()
-        table.releaseClaim(0)
-      }
-    }
-  }
-
   private func logNews() {
-    if unsafe protection.domain.pointee.wasUnlocked.exchange(false, ordering: .relaxed) {
-      protection.handler.logger.warning(
-        "other code unlocked \(addresses), whose pages may be sealed: it is locked again. What was removed of it meanwhile was not noticed, so all of it counts as written, and snapshots that it owes pages to are given up"
-      )
-    }
     let page = poisonedNews.exchange(0, ordering: .relaxed) - 1
     guard page >= 0 else { return }
     protection.handler.logger.critical(

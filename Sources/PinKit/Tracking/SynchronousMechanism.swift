@@ -35,7 +35,6 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
 
   private func protectAll(_ armed: (borrowing FaultDomain) -> Void) throws(PinError) {
     try protection.untilDone(.writeTracking, .pages(0..<pageCount)) { domain, _ throws(PinError) in
-      domain.checkLock()
       domain.table.discarded.drain { _ in }
       domain.table.forgetTold()
       domain.table.open.drain { Self.forget($0, domain.table) }
@@ -83,7 +82,6 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     defer { dirty = taken }
     try protection.untilDone(event, .open) { domain, _ throws(PinError) in
       let table = domain.table
-      domain.checkLock()
       table.forgetTold()
       var dropped: [Range<Int>] = []
       table.discarded.drain { dropped.append($0) }

@@ -157,8 +157,6 @@ int ct_forbid_io_uring(void);
 int ct_forbid_memory_copies(void);
 // From now on opening /proc/self/pagemap and the like fails too: becomes the user nobody.
 int ct_become_nobody(void);
-// Whether the calling thread uses CAP_IPC_LOCK, which the process has.
-int ct_set_lock_capability(int is_on);
 // /proc shows the process to its user again, which changing users had ended.
 int ct_show_in_proc(void);
 

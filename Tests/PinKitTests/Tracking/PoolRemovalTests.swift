@@ -1,8 +1,4 @@
-import CTestSupport
-import Glibc
-import Logging
 import Synchronization
-import SystemPackage
 import Testing
 
 @testable import PinKit
@@ -10,9 +6,7 @@ import Testing
 /// Removal behind PinKit's back of pages that PinKit takes out of the mapping itself: on huge frames, and where pages may be sealed.
 @Suite("Pages of the pool that others take away", .serialized) struct PoolRemovalTests {
   enum Kind: String, CaseIterable, Sendable, CustomTestStringConvertible {
-    case huge
-    /// Without the right to lock it, so that removals are announced.
-    case sealable
+    case huge, sealable
     var testDescription: String { rawValue }
   }
 
@@ -35,10 +29,7 @@ import Testing
     let space = try AddressSpace.forTests()
     if kind == .sealable {
       let region = try space.map(.pool, pages: Self.pages)
-      ct_set_lock_capability(0)
-      defer { ct_set_lock_capability(1) }
       try region.setSealer(RecordingSealer())
-      try #require(!Self.isLocked(region))
       for page in 0..<Self.pages { try region.store(UInt64(7), toByteOffset: page * 4096) }
       try body(region)
     } else {
@@ -121,99 +112,5 @@ import Testing
       writer.join()
       remover.join()
     }
-  }
-
-  // MARK: Where the process may lock memory
-
-  private static let obstacle = Memory.mayLockAll ? nil : "needs CAP_IPC_LOCK or an infinite RLIMIT_MEMLOCK"
-
-  private static func isLocked(_ region: Region) -> Bool {
-    region.attachments.find(RegionProtection.self).map { unsafe $0.domain.pointee.isLocked.load(ordering: .relaxed) } == true
-  }
-
-  private func withLocked(_ log: LogCapture = LogCapture(), _ body: (Region) throws -> Void) throws {
-    var configuration = AddressSpace.Configuration()
-    configuration.logger = log.logger
-    let space = try AddressSpace(configuration: configuration)
-    let region = try space.map(.pool, pages: Self.pages)
-    try region.setSealer(RecordingSealer())
-    try #require(Self.isLocked(region))
-    for page in 0..<Self.pages { try region.store(UInt64(7), toByteOffset: page * 4096) }
-    try body(region)
-    try space.close()
-  }
-
-  @Test("K5/W6: what may be sealed is locked, and removing it is refused", .skipped(if: obstacle))
-  func refusals() throws {
-    try withLocked { region in
-      let tracker = try region.trackWrites(.handlerThread)
-      try region.seal(0..<200)
-      let snapshot = try region.snapshot()
-      let addresses = try region.addresses(of: 600..<602)
-      for advice in [Memory.Advice.remove, .dontNeedUnlocked] {
-        #expect(errnoOf { try Memory.advise(addresses, advice) } == .invalidArgument)
-      }
-      // The mapping alone.
-      try Memory.advise(addresses, .dontNeed)
-      try #expect(snapshot.read(600)[0] == 7 && snapshot.failure == nil)
-      #expect(region.peek(600) == 7)
-      #expect(try tracker.collect().isEmpty)
-      region.poke(8, 601)
-      #expect(try tracker.collect().runs == [601..<602])
-      snapshot.close()
-      try tracker.stop()
-    }
-  }
-
-  @Test(
-    "K5/W5/W6: where other code unlocks it, all of it counts as written and what it owes is given up; it is locked again",
-    .skipped(if: obstacle), .timeLimit(.minutes(10)))
-  func unlocking() throws {
-    let log = LogCapture()
-    try withLocked(log) { region in
-      let tracker = try region.trackWrites(.handlerThread)
-      let snapshot = try region.snapshot()
-      region.poke(8, 3)
-      try #expect(tracker.collect().runs == [3..<4])
-      let start = unsafe UnsafeMutableRawPointer(bitPattern: region.addresses.start)!
-      #expect(unsafe munlock(start, region.addresses.count) == 0)
-      #expect(unsafe madvise(start + 600 * 4096, 2 * 4096, MADV_REMOVE) == 0)
-      #expect(try tracker.collect().runs == [0..<Self.pages])
-      #expect(code { _ = try snapshot.read(600) } == .snapshotLost)
-      // It is locked again.
-      #expect(unsafe madvise(start + 700 * 4096, 4096, MADV_REMOVE) == -1 && errno == EINVAL)
-      #expect(try tracker.collect().isEmpty)
-      snapshot.close()
-      // Without anybody's looking.
-      #expect(unsafe munlock(start, region.addresses.count) == 0)
-      while unsafe madvise(start + 700 * 4096, 4096, MADV_REMOVE) == 0 { Kernel.pause(nanoseconds: 1_000_000) }
-      #expect(try tracker.collect().runs == [0..<Self.pages])
-      while log.texts(.warning).filter({ $0.contains("unlocked \(region.addresses)") }).isEmpty {
-        Kernel.pause(nanoseconds: 1_000_000)
-      }
-      try tracker.stop()
-    }
-  }
-
-  @Test("K5: pages that leave a shared frame stay locked", .skipped(if: obstacle))
-  func clones() throws {
-    try withLocked { region in
-      let clone = try region.clone()
-      for page in 0..<4 { region.poke(9, page) }
-      try region.discard(6..<7)
-      #expect(errnoOf { try Memory.advise(region.addresses(of: 0..<8), .remove) } == .invalidArgument)
-      for page in 0..<8 {
-        #expect(errnoOf { try Memory.advise(region.addresses(of: page..<page + 1), .remove) } == .invalidArgument, "\(page)")
-      }
-      #expect(clone.peek(0) == 7 && region.peek(0) == 9)
-      let tracker = try region.trackWrites(.handlerThread)
-      #expect(try tracker.collect().isEmpty)
-      try tracker.stop()
-    }
-  }
-
-  private func errnoOf(_ body: () throws -> Void) -> Errno? {
-    do { try body() } catch { return (error as? PinError)?.errno }
-    return nil
   }
 }

@@ -88,12 +88,6 @@ struct FaultDomain: ~Copyable, Sendable {
   let needsRegistration = Atomic<Bool>(false)
   /// Whether the region is registered for minor faults: pages on huge frames, which are protected by not being mapped.
   let hasMinorFaults = Atomic<Bool>(false)
-  /// The mapping is locked, so that other code's madvise(2) takes no page's bytes away, and the kernel announces no removal.
-  let isLocked = Atomic<Bool>(false)
-  /// All of it is, and a page that is not says that other code has unlocked it.
-  let isLockedWhole = Atomic<Bool>(false)
-  /// Other code has unlocked it, which is not logged yet.
-  let wasUnlocked = Atomic<Bool>(false)
   /// Huge mappings were dropped to protect their pages, and should be put back.
   let lostHugeMappings = Atomic<Bool>(false)
   /// How many mappings more the region has for its pages that are open under mprotect.
