@@ -6,7 +6,7 @@
 ///
 /// - touches no memory that PinKit manages but the page it is given,
 /// - takes no lock that is held while such memory is touched, and waits for nothing that takes longer than a page,
-/// - should not allocate (K2): what a thread needs once is made in ``prepareThread()``, and
+/// - should not allocate (K2): what opening needs once a thread is made in ``prepareThread()``, and
 /// - leaves no plain byte and no byte of a key anywhere but in the page and in a ``KeyPage``: not on the stack, not in memory that it
 ///   frees (S5).
 ///

@@ -29,7 +29,10 @@ extension SealedPages {
     protection.withoutDiscardsIfFree {
       guard case .begun(var invalidation) = try? protection.tryStart(.seal, pages) else { return }
       defer { invalidation?.end() }
-      for page in pages { try? sealChunk(page..<page + 1, &invalidation) }
+      // Together, as dropping a mapping costs more than sealing a page; if one of them is in use, one by one.
+      do throws(PinError) { try sealChunk(pages, &invalidation) } catch {
+        for page in pages { try? sealChunk(page..<page + 1, &invalidation) }
+      }
     }
   }
 
@@ -149,7 +152,11 @@ extension SealedPages {
       }
     }
     frames.pool.noteDead()
-    for run in unused.runs { for page in run where !unmap(page) { return } }
+    for run in unused.runs {
+      for first in stride(from: run.lowerBound, to: run.upperBound, by: Self.chunk) {
+        if !unmap(first..<min(run.upperBound, first + Self.chunk)) { return }
+      }
+    }
   }
 
   /// Seals the first pages of `pages` that no secondary MMU has used lately, all that lie together. Returns where to go on.
@@ -161,20 +168,35 @@ extension SealedPages {
     return min(pages.upperBound, end + 1)
   }
 
-  /// False if the region goes.
-  private func unmap(_ page: Int) -> Bool {
+  /// Takes those of `pages` out of the page table that are open and that nobody is at. False if the region goes.
+  private func unmap(_ pages: Range<Int>) -> Bool {
     idling.withLock { isOver in
       if isOver { return false }
       shared { domain in
-        if table.tryClaim(page).contains(.claimed) { return }
-        if !sealed.contains(page), domain.dropMapping(pageAddresses(page)) == 0 {
-          used.remove(page..<page + 1)
-          idle.insert(page..<page + 1)
+        var first = pages.lowerBound
+        for page in pages {
+          if table.tryClaim(page).contains(.claimed) {
+            dropClaimed(first..<page, domain)
+            first = page + 1
+          } else if sealed.contains(page) {
+            table.releaseClaim(page)
+            dropClaimed(first..<page, domain)
+            first = page + 1
+          }
         }
-        table.releaseClaim(page)
+        dropClaimed(first..<pages.upperBound, domain)
       }
       return true
     }
+  }
+
+  private func dropClaimed(_ pages: Range<Int>, _ domain: borrowing FaultDomain) {
+    if pages.isEmpty { return }
+    if domain.dropMapping(domain.addresses(of: pages)) == 0 {
+      used.remove(pages)
+      idle.insert(pages)
+    }
+    for page in pages { table.releaseClaim(page) }
   }
 
   private func isYoung(_ page: Int) -> Bool {
