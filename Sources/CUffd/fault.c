@@ -134,11 +134,9 @@ void cuffd_fault_remove(int64_t token) {
 
 // ---- the handler ----
 
-TLS int fault_depth;
-TLS int notified_depth;
+__thread struct cuffd_thread cuffd_thread __attribute__((tls_model("initial-exec")));
 TLS uint64_t repeated_address, repeated_generation;
 TLS uint32_t repeated_count;
-TLS uint64_t accessing[8];
 
 static int is_write(const ucontext_t *context) {
 #if defined(__x86_64__)
@@ -224,7 +222,7 @@ static void on_fault(int signal_number, siginfo_t *info, void *raw) {
   int saved = errno;
   int resolved = 0;
   int is_masked = is_called_by_kernel(__builtin_dwarf_cfa(), raw);
-  if (info->si_code > 0 && fault_depth == 0) {
+  if (info->si_code > 0 && cuffd_thread.fault == 0) {
     uint64_t address = (uint64_t)(uintptr_t)info->si_addr;
     struct entry *entry = find_and_hold(address);
     if (entry) {
@@ -235,9 +233,9 @@ static void on_fault(int signal_number, siginfo_t *info, void *raw) {
         sigfillset(&everything);
         pthread_sigmask(SIG_SETMASK, &everything, &old);
       }
-      fault_depth++;
+      cuffd_thread.fault++;
       resolved = entry->resolve(entry->context, address, is_write(raw));
-      fault_depth--;
+      cuffd_thread.fault--;
       if (!is_masked) pthread_sigmask(SIG_SETMASK, &old, NULL);
       atomic_fetch_sub(&entry->references, 1);
     }
@@ -275,7 +273,7 @@ int cuffd_fault_installed(void) {
 static pthread_mutex_t opening = PTHREAD_MUTEX_INITIALIZER;
 static struct { int fd; struct cuffd_identity identity; } *descriptors;  // the number of a free slot is -1
 static int descriptor_count;
-static _Atomic uint32_t generation;
+uint32_t cuffd_generation;
 static int watching;
 static atomic_int has_spaces;  // the program uses more than files and rings
 
@@ -302,11 +300,11 @@ static void in_child(void) {
     cuffd_close_own(descriptors[i].fd, descriptors[i].identity);
     descriptors[i].fd = -1;
   }
-  fault_depth = 0;
-  notified_depth = 0;
+  cuffd_thread.fault = 0;
+  cuffd_thread.notified = 0;
   if (atomic_load(&has_spaces)) cuffd_section_forget_others();
   cuffd_checked_forget();
-  atomic_fetch_add(&generation, 1);
+  __atomic_fetch_add(&cuffd_generation, 1, __ATOMIC_RELAXED);
   pthread_mutex_unlock(&changes);
   pthread_mutex_unlock(&opening);
 }
@@ -363,11 +361,8 @@ void cuffd_fork_remove_descriptor(int fd) {
   pthread_mutex_unlock(&changes);
 }
 
-uint32_t cuffd_fork_generation(void) { return atomic_load_explicit(&generation, memory_order_relaxed); }
-
 // ---- per thread ----
 
-TLS int path_depth;
 TLS struct { uint64_t operation; const void *subscriber; } callbacks[8];
 TLS uint64_t last_operation;
 TLS uint64_t owner;
@@ -379,47 +374,19 @@ uint64_t cuffd_operation_next(void) {
   return ++last_operation;
 }
 int cuffd_notified_enter(uint64_t operation, const void *subscriber) {
-  if (notified_depth == 8) return 0;
-  callbacks[notified_depth].operation = operation;
-  callbacks[notified_depth++].subscriber = subscriber;
+  if (cuffd_thread.notified == 8) return 0;
+  callbacks[cuffd_thread.notified].operation = operation;
+  callbacks[cuffd_thread.notified++].subscriber = subscriber;
   return 1;
 }
-void cuffd_notified_leave(void) { notified_depth--; }
-int cuffd_notified_depth(void) { return notified_depth; }
-uint64_t cuffd_notified_operation(void) { return notified_depth ? callbacks[notified_depth - 1].operation : 0; }
+void cuffd_notified_leave(void) { cuffd_thread.notified--; }
+uint64_t cuffd_notified_operation(void) { return cuffd_thread.notified ? callbacks[cuffd_thread.notified - 1].operation : 0; }
 const void *cuffd_notified_subscriber(int depth) { return callbacks[depth].subscriber; }
 uint64_t cuffd_owner(void) { return owner; }
 uint64_t cuffd_owner_replace(uint64_t next) {
   uint64_t before = owner;
   owner = next;
   return before;
-}
-
-int cuffd_in_fault_path(void) { return path_depth > 0 || fault_depth > 0 || notified_depth > 0; }
-int cuffd_serves_faults(void) { return path_depth > 0 || notified_depth > 0; }
-void cuffd_enter_fault_path(void) { path_depth++; }
-void cuffd_leave_fault_path(void) { path_depth--; }
-
-void cuffd_enter_access(uint64_t region) {
-  for (int i = 0; i < 8; i++) {
-    if (accessing[i]) continue;
-    accessing[i] = region;
-    return;
-  }
-}
-
-void cuffd_leave_access(uint64_t region) {
-  for (int i = 7; i >= 0; i--) {
-    if (accessing[i] != region) continue;
-    accessing[i] = 0;
-    return;
-  }
-}
-
-int cuffd_is_accessing(uint64_t region) {
-  for (int i = 0; i < 8; i++)
-    if (accessing[i] == region) return 1;
-  return 0;
 }
 
 uint32_t cuffd_repeated_fault(uint64_t address, uint64_t generation) {

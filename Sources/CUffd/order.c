@@ -22,7 +22,6 @@ int32_t cuffd_order_mode;
 
 TLS struct cuffd_held held[CAPACITY];
 TLS volatile int count, held_floor;
-TLS int callbacks;
 TLS uint64_t atomic_callbacks;  // a bit for each callback, the innermost lowest
 TLS uint32_t thread_id;
 
@@ -71,14 +70,13 @@ void cuffd_held_pop(uint64_t key) {
 }
 
 void cuffd_callback_enter(int is_atomic) {
-  callbacks++;
+  cuffd_thread.callbacks++;
   atomic_callbacks = atomic_callbacks << 1 | (is_atomic ? 1 : 0);
 }
 void cuffd_callback_leave(void) {
-  callbacks--;
+  cuffd_thread.callbacks--;
   atomic_callbacks >>= 1;
 }
-int cuffd_callback_depth(void) { return callbacks; }
 int cuffd_callback_is_atomic(void) { return atomic_callbacks != 0; }
 
 uint32_t cuffd_thread_id(void) {
@@ -166,7 +164,7 @@ void cuffd_order_set_mode(int32_t mode) { __atomic_store_n(&cuffd_order_mode, mo
 static void in_child(void) {
   for (int i = 0; i < CAPACITY; i++) held[i].rank = 0;
   count = held_floor = 0;
-  callbacks = 0;
+  cuffd_thread.callbacks = 0;
   atomic_callbacks = 0;
   thread_id = 0;
   for (int i = 0; i < QUEUE; i++) atomic_store(&queue[i].state, slot_free);

@@ -39,7 +39,8 @@ struct cuffd_section_slot *cuffd_section_register(void) {
     int last = atomic_load(&used);
     while (last <= i && !atomic_compare_exchange_weak(&used, &last, i + 1)) {}
     for (int depth = 0; depth < 7; depth++) __atomic_store_n(&slots[i].inside[depth], 0, __ATOMIC_RELAXED);
-    slots[i].depth = 0;
+    for (int depth = 0; depth < 7; depth++) __atomic_store_n(&slots[i].accessing[depth], 0, __ATOMIC_RELAXED);
+    slots[i].depth = slots[i].accesses = 0;
     pthread_setspecific(key, &slots[i]);
     return cuffd_section_slot = &slots[i];
   }
@@ -57,6 +58,13 @@ int cuffd_section_is_of(uint64_t region) {
   struct cuffd_section_slot *slot = cuffd_section_slot;
   for (uint64_t i = 0; slot && i < slot->depth; i++)
     if (slot->region[i] == region) return 1;
+  return 0;
+}
+
+int cuffd_access_is_mine(uint64_t region) {
+  struct cuffd_section_slot *slot = cuffd_section_slot;
+  for (uint64_t i = 0; slot && i < slot->accesses; i++)
+    if (slot->accessing[i] >> 1 == region) return 1;
   return 0;
 }
 
@@ -92,6 +100,29 @@ int cuffd_section_wait(uint64_t object, uint64_t patience) {
     for (int depth = 0; depth < 7; depth++) {
       if (__atomic_load_n(&slots[i].inside[depth], __ATOMIC_ACQUIRE) != object) continue;
       if (!wait_for(&slots[i], depth, object, end)) return 0;
+    }
+  }
+  return 1;
+}
+
+static int is_accessing(struct cuffd_section_slot *slot, uint64_t region, int rights_only) {
+  for (int depth = 0; depth < 7; depth++) {
+    uint64_t mark = __atomic_load_n(&slot->accessing[depth], __ATOMIC_ACQUIRE);
+    if (mark >> 1 == region && (!rights_only || mark & 1)) return 1;
+  }
+  return 0;
+}
+
+// Whoever comes in after the fence finds the gate closed and leaves at once: seen here, it is waited for a moment more.
+int cuffd_access_wait(uint64_t region, int rights_only, int is_patient) {
+  fence();
+  int last = atomic_load(&used);
+  for (int i = 0; i < last; i++) {
+    if (&slots[i] == cuffd_section_slot) continue;
+    for (int turns = 0; is_accessing(&slots[i], region, rights_only); turns++) {
+      if (!is_patient) return 0;
+      if (turns < 1000) cuffd_relax();
+      else cuffd_pause(20000);
     }
   }
   return 1;

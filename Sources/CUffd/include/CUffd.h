@@ -15,6 +15,7 @@
 #include "cuffd_section.h"
 #include "cuffd_store.h"
 #include "cuffd_sys.h"
+#include "cuffd_thread.h"
 #include "cuffd_threads.h"
 #include "cuffd_uapi.h"
 #endif

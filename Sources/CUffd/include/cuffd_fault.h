@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "cuffd_thread.h"
+
 // Decides and acts on one fault; runs in a signal handler with every other signal blocked. Returns 0 if the fault is
 // not the library's: the program's own handler gets it then. `cuffd_fault_bus_error`: so it does, but as SIGBUS, whatever the kernel sent.
 enum { cuffd_fault_bus_error = 2 };
@@ -30,24 +32,11 @@ void cuffd_fork_remove_descriptor(int fd);
 // Between the two, fork() waits: a descriptor that is being opened is not in that list yet.
 void cuffd_fork_hold(void);
 void cuffd_fork_allow(void);
-// How many times this process image has been the child of a fork since the library was loaded.
-uint32_t cuffd_fork_generation(void);
-
-// Per thread: whether it is inside the fault path, and which regions it is accessing.
-int cuffd_in_fault_path(void);
-// The same outside of signal handlers: a fault of the thread itself may be in the way of what it waits for.
-int cuffd_serves_faults(void);
-void cuffd_enter_fault_path(void);
-void cuffd_leave_fault_path(void);
-void cuffd_enter_access(uint64_t region);
-void cuffd_leave_access(uint64_t region);
-int cuffd_is_accessing(uint64_t region);
 // Per thread: the callbacks of subscribers that are running, innermost last, and the invalidations they belong to, each of which
 // has a number of its own. Entering returns 0 where eight are nested.
 uint64_t cuffd_operation_next(void);
 int cuffd_notified_enter(uint64_t operation, const void *_Nonnull subscriber);
 void cuffd_notified_leave(void);
-int cuffd_notified_depth(void);
 uint64_t cuffd_notified_operation(void);
 const void *_Nonnull cuffd_notified_subscriber(int depth);
 // On whose behalf this thread changes mappings; 0: nobody's in particular.

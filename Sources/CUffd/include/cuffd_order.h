@@ -5,6 +5,8 @@
 
 #include <stdint.h>
 
+#include "cuffd_thread.h"
+
 // 0: nothing is recorded. 1: checked. 2: checked, and a violation ends the process. Set when the program is loaded, from the build
 // and the environment.
 extern int32_t cuffd_order_mode;
@@ -33,7 +35,6 @@ void cuffd_held_pop(uint64_t key);
 // How deep in callbacks of a subscriber the thread is, and whether one of them is `invalidateRange`.
 void cuffd_callback_enter(int is_atomic);
 void cuffd_callback_leave(void);
-int cuffd_callback_depth(void);
 int cuffd_callback_is_atomic(void);
 
 // The calling thread's id, remembered.

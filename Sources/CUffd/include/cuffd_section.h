@@ -8,8 +8,11 @@
 
 #include <stdint.h>
 
-// By depth: the object, 0 outside; a number that tells one stay from the next; the region that the object belongs to.
+// First, in a line of its own, by depth: which region the thread is accessing, times two, plus one where its rights must stay. Then of sections,
+// by depth: the object, 0 outside; a number that tells one stay from the next; the region that the object belongs to.
 struct cuffd_section_slot {
+  uint64_t accessing[7];
+  uint64_t accesses;
   uint64_t inside[7];
   uint64_t depth;
   uint64_t stay[7];
@@ -50,6 +53,39 @@ static inline void cuffd_section_leave(void) {
   __atomic_store_n(&slot->inside[depth], 0, __ATOMIC_RELEASE);
   slot->depth = depth;
 }
+
+// The same for accesses to a region, which are let in by a gate that is looked at afterwards.
+static inline int cuffd_access_enter(uint64_t mark) {
+  struct cuffd_section_slot *slot = cuffd_section_slot;
+  if (__builtin_expect(!slot, 0) && !(slot = cuffd_section_register())) return 0;
+  uint64_t depth = slot->accesses;
+  if (__builtin_expect(depth == 7, 0)) return 0;
+  slot->accesses = depth + 1;
+  __atomic_store_n(&slot->accessing[depth], mark, __ATOMIC_RELAXED);
+  __atomic_signal_fence(__ATOMIC_SEQ_CST);
+  if (__builtin_expect(__atomic_load_n(&cuffd_section_needs_fence, __ATOMIC_RELAXED), 0))
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+  return 1;
+}
+// Leaves what was entered last.
+static inline void cuffd_access_leave(void) {
+  struct cuffd_section_slot *slot = cuffd_section_slot;
+  uint64_t depth = slot->accesses - 1;
+  __atomic_store_n(&slot->accessing[depth], 0, __ATOMIC_RELEASE);
+  slot->accesses = depth;
+}
+// The same if that was an access to the region; 0 if there was no room for it.
+static inline int cuffd_access_leave_region(uint64_t region) {
+  struct cuffd_section_slot *slot = cuffd_section_slot;
+  if (!slot || !slot->accesses || slot->accessing[slot->accesses - 1] >> 1 != region) return 0;
+  cuffd_access_leave();
+  return 1;
+}
+// Whether this thread is inside an access to the region that had room.
+int cuffd_access_is_mine(uint64_t region);
+// Makes every thread of the process pass a fence, and then waits until no other thread is inside an access to the region: any, or
+// only one for which rights must stay. With `is_patient` 0 it does not wait, and returns 0 where one is.
+int cuffd_access_wait(uint64_t region, int rights_only, int is_patient);
 
 // Whether this thread could enter.
 static inline int cuffd_section_has_room(void) {

@@ -135,12 +135,6 @@ extension CaptureStore {
     return unsafe Memory.isZero(place, count: pageSize) ? .zeros : .bytes
   }
 
-  private func hasRoom(_ bytes: Int) -> Bool {
-    guard reserve(bytes) else { return false }
-    usedBytes.subtract(bytes, ordering: .relaxed)
-    return true
-  }
-
   /// Gives the place of a copy back that is not one.
   private func wipe(_ page: Int) {
     if filled.contains(page), !isDense.contains(page) { return }

@@ -87,16 +87,25 @@ internal import SystemPackage
   var bytes: Int { usedBytes.load(ordering: .relaxed) }
 
   func setLimit(_ bytes: Int, givesUp: Bool) {
-    limit.store(bytes, ordering: .relaxed)
-    self.givesUp.store(givesUp, ordering: .relaxed)
+    // Whoever fails against the lower limit finds the policy that goes with it; in between nobody is given up.
+    if !givesUp { self.givesUp.store(false, ordering: .sequentiallyConsistent) }
+    limit.store(bytes, ordering: .sequentiallyConsistent)
+    if givesUp { self.givesUp.store(true, ordering: .sequentiallyConsistent) }
   }
 
   func reserve(_ bytes: Int) -> Bool {
-    let used = usedBytes.add(bytes, ordering: .relaxed).newValue
-    if used <= limit.load(ordering: .relaxed) { return true }
-    usedBytes.subtract(bytes, ordering: .relaxed)
+    // In one step: what finds no room takes none from anybody who would.
+    var used = usedBytes.load(ordering: .relaxed)
+    while used + bytes <= limit.load(ordering: .relaxed) {
+      let taken = usedBytes.compareExchange(expected: used, desired: used + bytes, ordering: .relaxed)
+      if taken.exchanged { return true }
+      used = taken.original
+    }
     return false
   }
+
+  /// Whether ``reserve(_:)`` would find room now.
+  func hasRoom(_ bytes: Int) -> Bool { usedBytes.load(ordering: .relaxed) + bytes <= limit.load(ordering: .relaxed) }
 
   /// Holds the writer, or gives up: what the snapshot asked for, but nobody is held who is waited for with unmapping the region.
   func withoutRoom() -> Verdict {
@@ -301,8 +310,12 @@ internal import SystemPackage
     _ = loss.compareExchange(expected: 0, desired: value, ordering: .sequentiallyConsistent)
   }
 
-  override func lose(_ pages: Range<Int>, isQuiet: Bool) {
-    if isQuiet, captured.first(in: pages, isSet: false) == pages.upperBound { return }
+  override func lose(_ pages: Range<Int>, isQuiet: () -> Bool) {
+    TestHooks.reach(.losing, page: pages.lowerBound)
+    if captured.first(in: pages, isSet: false) == pages.upperBound {
+      atomicMemoryFence(ordering: .sequentiallyConsistent)
+      if isQuiet() { return }
+    }
     lose(.removed, errno: 0)
   }
 

@@ -38,7 +38,7 @@ extension Snapshot {
   /// The pages of the region that hold something now; `nil` if that cannot be told without reading them.
   private func liveRuns() throws(PinError) -> DirtySet? {
     do throws(PinError) { try region.enter("ask a snapshot what it holds") } catch  where error.code == .unmapped {
-      if Kernel.isAccessing(region.id) { throw error }
+      if region.gate.isMine { throw error }
       while !set.isEnded.load(ordering: .acquiring) { Kernel.pause(nanoseconds: 20_000) }
       return DirtySet(pageCount: pageCount)
     }

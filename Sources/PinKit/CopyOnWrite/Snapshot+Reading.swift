@@ -152,7 +152,7 @@ extension Snapshot {
       return true
     } catch  where error.code == .unmapped {
       // Inside an access of its own the thread may not wait for the end of all accesses, and need not.
-      if Kernel.isAccessing(region.id) {
+      if region.gate.isMine {
         throw PinError(
           .unmapped, operation: "read a snapshot", range: region.addresses,
           advice: "Another thread waits to unmap the region; leave withUnsafeMutableBytes, then read.")
@@ -175,9 +175,12 @@ extension Snapshot {
   private func copyFromRegion(
     _ pages: Range<Int>, _ store: CaptureStore, into target: UnsafeMutableRawPointer
   ) throws(PinError) {
-    // Keeps protect(_:to:) from taking the right to read away meanwhile.
-    _ = region.checkedAccesses.lockShared()
-    defer { region.checkedAccesses.unlockShared() }
+    try region.withRights { () throws(PinError) in unsafe try copyAllowed(pages, store, into: target) }
+  }
+
+  private func copyAllowed(
+    _ pages: Range<Int>, _ store: CaptureStore, into target: UnsafeMutableRawPointer
+  ) throws(PinError) {
     let table = region.table
     let start = region.addresses.start
     guard table.hasDeniedPages else {

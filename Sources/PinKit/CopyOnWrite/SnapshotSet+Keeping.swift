@@ -32,9 +32,10 @@ extension SnapshotSet {
   }
 
   private func announce(_ pages: Range<Int>, _ domain: borrowing FaultDomain) {
-    domain.droppingTo.store(0, ordering: .sequentiallyConsistent)
+    domain.droppingTurns.add(1, ordering: .sequentiallyConsistent)
     domain.droppingFrom.store(pages.lowerBound, ordering: .sequentiallyConsistent)
     domain.droppingTo.store(pages.upperBound, ordering: .sequentiallyConsistent)
+    domain.droppingTurns.add(1, ordering: .sequentiallyConsistent)
   }
 
   /// Keeps what is owed of `pages`; waits for whoever else is keeping one of them.

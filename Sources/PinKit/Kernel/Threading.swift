@@ -24,16 +24,14 @@ enum Kernel {
   @inline(__always) static var forkGeneration: UInt32 { cuffd_fork_generation() }
   static func watchForks() throws(PinError) { try PinError.check(cuffd_fork_watch(), "pthread_atfork") }
 
+  /// Whether this thread is in no callback, not in the fault path, and inside no mirror or mapping.
+  @inline(__always) static var isOutsideAll: Bool { cuffd_thread_is_plain() != 0 && !CriticalSection.isInsideAny }
   /// Whether this thread is inside the fault path, or in a callback of a subscriber: what waits for a fault would wait for this thread.
-  static var isInFaultPath: Bool { cuffd_in_fault_path() != 0 || cuffd_callback_depth() != 0 }
+  @inline(__always) static var isInFaultPath: Bool { cuffd_in_fault_path() != 0 || cuffd_callback_depth() != 0 }
   /// The same of the code that a signal handler has interrupted.
   static var wasInFaultPath: Bool { cuffd_serves_faults() != 0 || cuffd_callback_depth() != 0 }
   static func enterFaultPath() { cuffd_enter_fault_path() }
   static func leaveFaultPath() { cuffd_leave_fault_path() }
-
-  static func enterAccess(_ region: UInt64) { cuffd_enter_access(region) }
-  static func leaveAccess(_ region: UInt64) { cuffd_leave_access(region) }
-  static func isAccessing(_ region: UInt64) -> Bool { cuffd_is_accessing(region) != 0 }
 
   /// Writes `text` to standard error and aborts; callable anywhere.
   static func die(_ text: String) -> Never {

@@ -1,33 +1,83 @@
+internal import CUffd
 internal import Synchronization
 
 /// Lets accesses to a region's bytes in until the gate closes, and lets the closer wait until the last one is out.
+///
+/// Each thread notes in memory of its own what it is inside, and looks at the gate afterwards; the gate is written by closers alone. Whoever
+/// closes it changes it first, has every thread pass a fence, and then looks at the notes: one of the two sees the other. What finds no
+/// room for its note is counted in the gate.
 struct AccessGate: ~Copyable, Sendable {
   private static let closed: UInt64 = 1 << 63
+  /// Somebody changes what may be done with pages.
+  private static let changing: UInt64 = 1 << 62
   private let state = Atomic<UInt64>(0)
+  /// Of the region.
+  private let id: UInt64
 
-  /// False once the gate is closed. Every `true` needs one ``leave()``.
+  init(id: UInt64) { self.id = id }
+
+  /// False once the gate is closed. Every `true` needs one ``leave()``, of the same thread, the last that came in first.
   @inline(__always) func enter() -> Bool {
-    let before = state.add(1, ordering: .acquiring).oldValue
-    if before & Self.closed == 0 { return true }
-    leave()
+    guard cuffd_access_enter(id << 1) != 0 else { return enterCounted() }
+    if state.load(ordering: .acquiring) & Self.closed == 0 { return true }
+    cuffd_access_leave()
     return false
   }
 
-  @inline(__always) func leave() { state.subtract(1, ordering: .releasing) }
+  @inline(__always) func leave() {
+    if cuffd_access_leave_region(id) == 0 { state.subtract(1, ordering: .releasing) }
+  }
 
+  /// For an access that checks rights, which stay as they are until ``leaveChecked()``. False if the gate is closed, rights are being
+  /// changed, or there is no room: with nothing done.
+  @inline(__always) func enterChecked() -> Bool {
+    guard cuffd_access_enter(id << 1 | 1) != 0 else { return false }
+    if state.load(ordering: .acquiring) & (Self.closed | Self.changing) == 0 { return true }
+    cuffd_access_leave()
+    return false
+  }
+
+  @inline(__always) func leaveChecked() { cuffd_access_leave() }
+
+  private func enterCounted() -> Bool {
+    let before = state.add(1, ordering: .acquiring).oldValue
+    if before & Self.closed == 0 { return true }
+    state.subtract(1, ordering: .releasing)
+    return false
+  }
+
+  /// Whether the calling thread is inside.
+  var isMine: Bool { cuffd_access_is_mine(id) != 0 }
   var isClosed: Bool { state.load(ordering: .acquiring) & Self.closed != 0 }
 
   /// Lets accesses in again after ``close()``.
-  func reopen() { state.store(0, ordering: .releasing) }
+  func reopen() { state.bitwiseAnd(~Self.closed, ordering: .releasing) }
 
   /// Closes the gate and waits for those inside. False if it was closed already.
   func close() -> Bool {
-    let before = state.bitwiseOr(Self.closed, ordering: .acquiringAndReleasing).oldValue
+    let before = state.bitwiseOr(Self.closed, ordering: .sequentiallyConsistent).oldValue
     if before & Self.closed != 0 { return false }
-    while state.load(ordering: .acquiring) != Self.closed {
+    while state.load(ordering: .acquiring) & ~(Self.closed | Self.changing) != 0 {
       // Leaving stays one instruction: the rare closer polls.
       Kernel.pause(nanoseconds: 20_000)
     }
+    _ = cuffd_access_wait(id, 0, 1)
     return true
   }
+
+  /// Waits for accesses that check rights, and keeps others out until ``endChange()``. One thread at a time.
+  func beginChange() {
+    state.bitwiseOr(Self.changing, ordering: .sequentiallyConsistent)
+    _ = cuffd_access_wait(id, 1, 1)
+  }
+
+  /// The same if nobody has to be waited for.
+  func tryBeginChange() -> Bool {
+    state.bitwiseOr(Self.changing, ordering: .sequentiallyConsistent)
+    if cuffd_access_wait(id, 1, 0) != 0 { return true }
+    endChange()
+    return false
+  }
+
+  func endChange() { state.bitwiseAnd(~Self.changing, ordering: .releasing) }
 }

@@ -281,6 +281,8 @@ internal import Synchronization
   /// Waits until no frame is frozen, or returns one that is when `deadline` is over; called after ``mappers`` has grown.
   func firstFrozen(at deadline: inout Deadline) -> Int? {
     var found: Int?
+    // Whoever freezes a frame and then looks at the mappers sees them grown, or is seen here: words are read without an order of their own.
+    atomicMemoryFence(ordering: .sequentiallyConsistent)
     tracked.forEachRun { run in
       for frame in run where found == nil {
         while word(frame).flags.contains(.frozen) {

@@ -10,7 +10,7 @@ public struct FrameState: Sendable, Hashable {
   public let frame: Frame
   public let counts: FrameCounts
   public let isLocked: Bool
-  /// Of a page of a store: it has changed since it was written back.
+  /// Of a page of a store: it has changed since it was written back. Its region and its pins know that; a ``FrameReference`` says false.
   public internal(set) var isDirty: Bool
   public internal(set) var isUnderWriteback: Bool
   public let isSealed: Bool

@@ -23,9 +23,9 @@ extension Region {
   public func load<Value: BitwiseCopyable>(
     fromByteOffset offset: Int, as type: Value.Type = Value.self
   ) throws(PinError) -> Value {
-    try beginChecked("load")
-    defer { endChecked() }
-    try check(offset, MemoryLayout<Value>.size, denied: .readDenied, "load")
+    let check = try beginChecked("load")
+    defer { endChecked(check) }
+    try checkBytes(offset, MemoryLayout<Value>.size, denied: .readDenied, "load")
     if isAdopted { return try loadChecked(offset, type) }
     return unsafe bytes.loadUnaligned(fromByteOffset: offset, as: type)
   }
@@ -35,9 +35,9 @@ extension Region {
   /// - Throws: ``PinError``: `.outOfBounds`, `.unmapped`, `.accessDenied` where ``protect(_:to:)`` took writing away; of a page of adopted
   ///   memory that has no bytes `.inaccessible` (K6).
   public func store<Value: BitwiseCopyable>(_ value: Value, toByteOffset offset: Int) throws(PinError) {
-    try beginChecked("store")
-    defer { endChecked() }
-    try check(offset, MemoryLayout<Value>.size, denied: .denied, "store")
+    let check = try beginChecked("store")
+    defer { endChecked(check) }
+    try checkBytes(offset, MemoryLayout<Value>.size, denied: .denied, "store")
     if isAdopted {
       try unsafe Swift.withUnsafeBytes(of: value) { source throws(PinError) in
         try unsafe storeChecked(source, offset, "store")
@@ -51,9 +51,9 @@ extension Region {
   ///
   /// - Throws: As ``store(_:toByteOffset:)``; nothing is copied then, but of `.inaccessible` what lies before the page.
   public func copy(_ source: UnsafeRawBufferPointer, toByteOffset offset: Int) throws(PinError) {
-    try beginChecked("copy")
-    defer { endChecked() }
-    try check(offset, source.count, denied: .denied, "copy")
+    let check = try beginChecked("copy")
+    defer { endChecked(check) }
+    try checkBytes(offset, source.count, denied: .denied, "copy")
     if isAdopted { return try unsafe storeChecked(source, offset, "copy") }
     unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[offset..<offset + source.count]).copyMemory(from: source)
   }
@@ -62,9 +62,9 @@ extension Region {
   ///
   /// - Throws: As ``load(fromByteOffset:as:)``; nothing is copied then, but of `.inaccessible` what lies before the page.
   public func copy(fromByteOffset offset: Int, into target: UnsafeMutableRawBufferPointer) throws(PinError) {
-    try beginChecked("copy")
-    defer { endChecked() }
-    try check(offset, target.count, denied: .readDenied, "copy")
+    let check = try beginChecked("copy")
+    defer { endChecked(check) }
+    try checkBytes(offset, target.count, denied: .readDenied, "copy")
     if isAdopted { return try unsafe loadChecked(offset, into: target, "copy") }
     unsafe target.copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[offset..<offset + target.count]))
   }
@@ -79,10 +79,10 @@ extension Region {
   /// - Throws: ``PinError``: `.outOfBounds`, `.unmapped`, `.accessDenied` where ``protect(_:to:)`` took writing away; of a page of adopted
   ///   memory that has no bytes `.inaccessible` (K6).
   public func touch(_ page: Int) throws(PinError) {
-    try beginChecked("touch")
-    defer { endChecked() }
+    let check = try beginChecked("touch")
+    defer { endChecked(check) }
     let (offset, isTooLarge) = page.multipliedReportingOverflow(by: pageSize)
-    try check(isTooLarge ? -1 : offset, 1, denied: [.writeDenied, .readDenied], "touch")
+    try checkBytes(isTooLarge ? -1 : offset, 1, denied: [.writeDenied, .readDenied], "touch")
     if isAdopted { return try touchChecked(page) }
     Memory.touch(addresses.start + UInt(offset))
   }
@@ -100,9 +100,9 @@ extension Region {
   /// - Parameter offset: In bytes, even.
   /// - Throws: As ``load(fromByteOffset:as:)``; `.invalidArgument` for an odd offset.
   public func loadAcquiring(fromByteOffset offset: Int) throws(PinError) -> UInt16 {
-    try beginChecked("load")
-    defer { endChecked() }
-    try check(offset, 2, denied: .readDenied, "load")
+    let check = try beginChecked("load")
+    defer { endChecked(check) }
+    try checkBytes(offset, 2, denied: .readDenied, "load")
     if isAdopted { try requireBytes(offset, "load") }
     return unsafe try word(at: offset, "load").pointee.load(ordering: .acquiring)
   }
@@ -114,9 +114,9 @@ extension Region {
   ///   - offset: In bytes, even.
   /// - Throws: As ``store(_:toByteOffset:)``; `.invalidArgument` for an odd offset.
   public func storeReleasing(_ value: UInt16, toByteOffset offset: Int) throws(PinError) {
-    try beginChecked("store")
-    defer { endChecked() }
-    try check(offset, 2, denied: [.writeDenied, .readDenied], "store")
+    let check = try beginChecked("store")
+    defer { endChecked(check) }
+    try checkBytes(offset, 2, denied: [.writeDenied, .readDenied], "store")
     if isAdopted { try requireBytes(offset, "store") }
     unsafe try word(at: offset, "store").pointee.store(value, ordering: .releasing)
   }
@@ -139,7 +139,7 @@ extension Region {
   }
 
   @inline(__always) func enter(_ operation: StaticString) throws(PinError) {
-    guard space.isOfThisProcess else { throw .notInherited("\(operation)") }
+    guard isOfThisProcess else { throw .notInherited("\(operation)") }
     if Kernel.isInCallback {
       LockOrder.mayBlock(operation)
       throw PinError(
@@ -148,23 +148,65 @@ extension Region {
     }
     try requireOutsideMirrors("\(operation)")
     guard gate.enter() else { throw PinError(.unmapped, operation: "\(operation)", range: addresses) }
-    Kernel.enterAccess(id)
   }
 
-  @inline(__always) func leave() {
-    Kernel.leaveAccess(id)
-    gate.leave()
+  @inline(__always) func leave() { gate.leave() }
+
+  /// How ``endChecked(_:)`` ends what ``beginChecked(_:)`` began.
+  private enum Check {
+    /// It is noted in memory of the thread's own.
+    case noted
+    /// It holds the lock.
+    case locked
+    /// A first-write callback does not take the lock: it runs under the wrprotect lock, which keeps ``protect(_:to:)`` out as well.
+    case inFaultPath
   }
 
-  /// A first-write callback does not take the lock: it runs under the wrprotect lock, which keeps ``protect(_:to:)`` out as well.
-  @inline(__always) private func beginChecked(_ operation: StaticString) throws(PinError) {
+  @inline(__always) private func beginChecked(_ operation: StaticString) throws(PinError) -> Check {
+    if isOfThisProcess, Kernel.isOutsideAll, gate.enterChecked() { return .noted }
+    return try beginLocked(operation)
+  }
+
+  private func beginLocked(_ operation: StaticString) throws(PinError) -> Check {
     try enter(operation)
-    if !Kernel.isInFaultPath { _ = checkedAccesses.lockShared() }
+    if Kernel.isInFaultPath { return .inFaultPath }
+    _ = checkedAccesses.lockShared()
+    return .locked
   }
 
-  @inline(__always) private func endChecked() {
-    if !Kernel.isInFaultPath { checkedAccesses.unlockShared() }
+  @inline(__always) private func endChecked(_ check: Check) {
+    if check == .noted { return gate.leaveChecked() }
+    if check == .locked { checkedAccesses.unlockShared() }
     leave()
+  }
+
+  /// Runs `body` while ``protect(_:to:)`` takes no right away. The thread is inside.
+  func withRights<Result>(_ body: () throws(PinError) -> Result) throws(PinError) -> Result {
+    if gate.enterChecked() {
+      defer { gate.leaveChecked() }
+      return try body()
+    }
+    _ = checkedAccesses.lockShared()
+    defer { checkedAccesses.unlockShared() }
+    return try body()
+  }
+
+  /// Runs `body` while nobody is inside an access that checks rights.
+  func withRightsChanging<Result>(_ body: () throws(PinError) -> Result) throws(PinError) -> Result {
+    _ = checkedAccesses.lockExclusive()
+    defer { checkedAccesses.unlockExclusive() }
+    gate.beginChange()
+    defer { gate.endChange() }
+    return try body()
+  }
+
+  /// The same, if nobody has to be waited for.
+  func withRightsChangingIfFree<Result>(_ body: () throws(PinError) -> Result) throws(PinError) -> Result? {
+    guard checkedAccesses.tryLockExclusive() else { return nil }
+    defer { checkedAccesses.unlockExclusive() }
+    guard gate.tryBeginChange() else { return nil }
+    defer { gate.endChange() }
+    return try body()
   }
 
   /// Brings pages of a store in, so that what the store says is thrown here and not a signal in the access. In a fault callback the fault
@@ -177,7 +219,7 @@ extension Region {
     try supply.prepare(pages, toWrite: isWrite)
   }
 
-  private func check(
+  @inline(__always) private func checkBytes(
     _ offset: Int, _ count: Int, denied: PageTable.Entry, _ operation: StaticString
   ) throws(PinError) {
     guard offset >= 0, count >= 0, offset <= addresses.count, count <= addresses.count - offset else {
@@ -186,7 +228,7 @@ extension Region {
         advice: "The region has \(addresses.count) bytes.")
     }
     guard count > 0 else { return }
-    if backing.stored != nil || hasSeals.load(ordering: .relaxed) {
+    if isStored || hasSeals.load(ordering: .relaxed) {
       try prepare(offset / pageSize..<(offset + count - 1) / pageSize + 1, denied)
     }
     guard table.hasDeniedPages else { return }

@@ -20,7 +20,9 @@ public final class Region: Sendable {
   let id: UInt64
   /// Whether the program mapped the memory itself: other code may guard or truncate its pages (K6).
   let isAdopted: Bool
-  let gate = AccessGate()
+  /// Whether its pages come from a store.
+  let isStored: Bool
+  let gate: AccessGate
   let table: PageTable
   let attachments = Attachments()
   /// Whether pages of it may be sealed.
@@ -68,6 +70,8 @@ public final class Region: Sendable {
     self.addresses = addresses
     self.pageSize = pageSize
     self.id = id
+    gate = AccessGate(id: id)
+    isStored = backing.stored != nil
     if case .adopted = backing.kind { isAdopted = true } else { isAdopted = false }
     self.owned = Mutex(owned)
     try ManagedRanges.claim(self)
@@ -148,7 +152,7 @@ public final class Region: Sendable {
   func requireOutside(
     _ operation: StaticString, file: StaticString = #fileID, line: UInt = #line
   ) throws(PinError) {
-    if Kernel.isAccessing(id) {
+    if gate.isMine {
       throw PinError(
         .wouldDeadlock, operation: "\(operation)", range: addresses,
         advice: "The calling thread is inside an access to this region; leave withUnsafeMutableBytes first.")

@@ -30,7 +30,7 @@ internal import Synchronization
   private let isReleased = Atomic<Bool>(false)
   private let isCounted = Atomic<Bool>(false)
   private let forkGeneration = Kernel.forkGeneration
-  /// Runs of pages with consecutive frames, over all regions of the process: each is a mapping of its own to the kernel.
+  /// Boundaries between pieces, over all regions of the process: each is one mapping more to the kernel.
   static let pieces = Atomic<Int>(0)
 
   /// Makes a region's frames; the owner's `base` is counted as mapped by it.

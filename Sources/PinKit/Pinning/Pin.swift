@@ -55,7 +55,11 @@
     guard pages.contains(page) else { return nil }
     let found = detail?.pieces.first { $0.pages.contains(page) }?.extent ?? extent
     guard let pointer = unsafe Extent.Pointer(bitPattern: found) else { return nil }
-    return unsafe FrameReference.state(of: pointer, page)
+    var state = unsafe FrameReference.state(of: pointer, page)
+    if let supply = region.supply {
+      (state.isDirty, state.isUnderWriteback) = (supply.isDirty(page), supply.isUnderWriteback(page))
+    }
+    return state
   }
 
   /// Where the bytes are, in stretches that are each contiguous, without mapping anything.

@@ -77,9 +77,12 @@ enum HugeFrames {
   private static func trapMinorFaults(in domain: borrowing FaultDomain) throws(PinError) -> Bool {
     if domain.hasMinorFaults.load(ordering: .relaxed), !domain.needsRegistration.load(ordering: .relaxed) { return true }
     let descriptor = domain.descriptor.load(ordering: .acquiring)
+    // First: who traps finds that it may be for that.
+    domain.needsRegistration.store(true, ordering: .sequentiallyConsistent)
+    domain.hasMinorFaults.store(true, ordering: .sequentiallyConsistent)
     let result = Uffd.register(descriptor, domain.addresses, [.writeProtect, .minor])
     guard try domain.settle(result, "UFFDIO_REGISTER", domain.addresses) else { return false }
-    domain.hasMinorFaults.store(true, ordering: .sequentiallyConsistent)
+    domain.needsRegistration.store(false, ordering: .sequentiallyConsistent)
     return true
   }
 

@@ -199,6 +199,6 @@ extension FaultDomain {
   /// Other code has changed the mappings, and who was keeping a page at that moment may have found the bytes of another.
   private func failMapping() {
     fail(.mappingChanged, errno: 0)
-    withOwedBytes { $0.lose(0..<table.pageCount, isQuiet: false) }
+    withOwedBytes { $0.lose(0..<table.pageCount) { false } }
   }
 }

@@ -11,7 +11,8 @@ extension Region {
   /// Changes what the program may do with `pages`, as mprotect(2) does. Tracking goes on beneath it.
   ///
   /// A forbidden access through a pointer is the program's own SIGSEGV; `load`, `store` and `copy` throw `.accessDenied`. When the call
-  /// returns, no write to a page that lost the right is still on its way (W1).
+  /// returns, no write to a page that lost the right is still on its way (W1). A ``discard(_:whilePinned:)`` that was under way counts as
+  /// having come first.
   ///
   /// - Parameters:
   ///   - pages: Page indices.
@@ -39,18 +40,18 @@ extension Region {
   private func protectNow(
     _ pages: Range<Int>, _ access: PageAccess, ifNobodyCameSince version: UInt64
   ) throws(PinError) -> Bool {
-    _ = checkedAccesses.lockExclusive()
-    defer { checkedAccesses.unlockExclusive() }
-    return try layout.withLock { () throws(PinError) in
-      guard let protection = attachments.find(RegionProtection.self) else {
-        try apply(access, to: pages, armed: false)
-        return true
-      }
-      try protection.throwIfFailed("protect")
-      return try protection.exclusive { domain throws(PinError) in
-        guard domain.subscriptionVersion == version else { return false }
-        try apply(access, to: pages, armed: domain.delivery.load(ordering: .acquiring) == .mprotect)
-        return true
+    try withRightsChanging { () throws(PinError) in
+      try layout.withLock { () throws(PinError) in
+        guard let protection = attachments.find(RegionProtection.self) else {
+          try apply(access, to: pages, armed: false)
+          return true
+        }
+        try protection.throwIfFailed("protect")
+        return try protection.exclusive { domain throws(PinError) in
+          guard domain.subscriptionVersion == version else { return false }
+          try apply(access, to: pages, armed: domain.delivery.load(ordering: .acquiring) == .mprotect)
+          return true
+        }
       }
     }
   }

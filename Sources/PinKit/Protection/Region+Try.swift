@@ -17,18 +17,18 @@ extension Region {
     try enter("tryProtect")
     defer { leave() }
     guard !pages.isEmpty else { return .done }
-    guard checkedAccesses.tryLockExclusive() else { return .wouldBlock }
-    defer { checkedAccesses.unlockExclusive() }
-    return try layout.withLockIfAvailable { () throws(PinError) in
-      guard let protection = attachments.find(RegionProtection.self) else {
-        try apply(access, to: pages, armed: false)
-        return .done
-      }
-      try protection.throwIfFailed("tryProtect")
-      let event: InvalidationRange.Event = pages.count == 1 ? .protectionPage : .protectionRange
-      return try protection.tryOnce(event, pages) { domain throws(PinError) in
-        try apply(access, to: pages, armed: domain.delivery.load(ordering: .acquiring) == .mprotect)
-      }
+    return try withRightsChangingIfFree { () throws(PinError) in
+      try layout.withLockIfAvailable { () throws(PinError) in
+        guard let protection = attachments.find(RegionProtection.self) else {
+          try apply(access, to: pages, armed: false)
+          return .done
+        }
+        try protection.throwIfFailed("tryProtect")
+        let event: InvalidationRange.Event = pages.count == 1 ? .protectionPage : .protectionRange
+        return try protection.tryOnce(event, pages) { domain throws(PinError) in
+          try apply(access, to: pages, armed: domain.delivery.load(ordering: .acquiring) == .mprotect)
+        }
+      } ?? .wouldBlock
     } ?? .wouldBlock
   }
 

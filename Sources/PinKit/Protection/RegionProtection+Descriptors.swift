@@ -22,7 +22,7 @@ extension RegionProtection {
     } else {
       features.insert(.wpHugetlbfsShmem)
     }
-    let access = try Uffd.withoutForks { () throws(PinError) in try open(features, slot: slot) }
+    let access = try Uffd.withoutForks { () throws(PinError) in try open(features, delivery, slot: slot) }
     if access == .userModeOnly, !Self.hasWarned.exchange(true, ordering: .relaxed) {
       handler.logger.warning(
         "userfaultfd is open in user mode only: system calls that write into protected memory fail with EFAULT")
@@ -33,7 +33,9 @@ extension RegionProtection {
   private static let hasWarned = Atomic<Bool>(false)
 
   /// A child that was forked in between would keep a descriptor that it does not know of.
-  private func open(_ features: Userfaultfd.Features, slot: Int) throws(PinError) -> Userfaultfd.Access {
+  private func open(
+    _ features: Userfaultfd.Features, _ delivery: FaultDelivery, slot: Int
+  ) throws(PinError) -> Userfaultfd.Access {
     let made = try Userfaultfd(features: features)
     try made.register(addresses, for: unsafe Self.traps(domain.pointee))
     let descriptor = try Uffd.duplicate(made.descriptor)
@@ -48,8 +50,12 @@ extension RegionProtection {
     do throws(PinError) {
       try Uffd.closeInChild(descriptor)
       try Uffd.closeInChild(spare)
+      // Before a reader can hear of it: pages that are not mapped may trap already, and who reads of one without knowing how wakes nobody.
+      unsafe domain.pointee.delivery.store(delivery, ordering: .sequentiallyConsistent)
       try handler.listen(descriptor, slot: slot)
+      TestHooks.reach(.connecting)
     } catch {
+      unsafe domain.pointee.delivery.store(.none, ordering: .sequentiallyConsistent)
       _ = Uffd.unregister(descriptor, addresses)
       state.withLock { _ in
         unsafe domain.pointee.descriptor.store(-1, ordering: .sequentiallyConsistent)

@@ -36,7 +36,7 @@ extension AddressSpace {
     public var unmapEvents: UInt64
     public var remapEvents: UInt64
     public var unknownEvents: UInt64
-    /// Faults under mprotect that had to open more than their page because `vm.max_map_count` was reached.
+    /// Faults that opened or copied more than they needed, to save mappings: at `vm.max_map_count`, or where a budget of mappings was spent.
     public var widenedOpenings: UInt64
     /// Faults on pages that were there and not mapped.
     public var minorFaults: UInt64

@@ -25,6 +25,10 @@ enum TestHooks {
     case readingLive
     /// It was read from a userfaultfd that pages are dropped, and is not noted yet.
     case removing
+    /// What is owed of pages that other code drops is about to be looked at.
+    case losing
+    /// Readers have just begun to hear of a userfaultfd.
+    case connecting
     /// It was read from a userfaultfd that other code has moved the mapping, and the region has not failed yet.
     case remapping
     /// Pages of a region that nothing protects are about to be dropped.

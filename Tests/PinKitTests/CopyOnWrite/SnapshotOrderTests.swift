@@ -15,7 +15,7 @@ import Testing
     let region = try space.map(.anonymous(hugePages: .never), pages: Self.pageCount)
     try region.write(version: 1, to: Self.page - 1..<Self.page + 2)
     let snapshot = try region.snapshot(.init(mechanism: mechanism))
-    defer { for point in [TestHooks.Point.capturing, .readingLive, .removing] { TestHooks.set(point, nil) } }
+    defer { for point in [TestHooks.Point.capturing, .readingLive, .removing, .losing] { TestHooks.set(point, nil) } }
     try body(region, snapshot)
     try space.close()
   }
@@ -128,8 +128,8 @@ import Testing
   }
 
   /// Drops the page behind PinKit's back; who heard of it has not said so.
-  private func drop(in region: Region) throws -> HeldThreads {
-    let held = HeldThreads(at: .removing, Self.page...Self.page)
+  private func drop(in region: Region, at point: TestHooks.Point = .removing) throws -> HeldThreads {
+    let held = HeldThreads(at: point, Self.page...Self.page)
     let dropper = TestThread { try Memory.advise(region.addresses(of: Self.page..<Self.page + 1), .dontNeed) }
     let hasBegun = held.first()
     if !hasBegun { held.letGo() }
@@ -161,12 +161,10 @@ import Testing
 
   @Test(
     "W6: bytes that were kept after a removal are not taken for the old ones",
-    arguments: [
-      WriteTracking.Mechanism.handlerThread, .inPlace,
-    ])
-  func removalBeforeKeeping(_ mechanism: WriteTracking.Mechanism) throws {
+    arguments: [WriteTracking.Mechanism.handlerThread, .inPlace], [TestHooks.Point.removing, .losing])
+  func removalBeforeKeeping(_ mechanism: WriteTracking.Mechanism, _ point: TestHooks.Point) throws {
     try with(mechanism) { region, snapshot in
-      let held = try drop(in: region)
+      let held = try drop(in: region, at: point)
       defer { held.letGo() }
       // Its page is gone; only now is it kept.
       let set = region.attachments.find(SnapshotSet.self)!

@@ -75,6 +75,8 @@ struct FaultDomain: ~Copyable, Sendable {
   let unsettled = Atomic<Int>(0)
   /// The pages that `Region.discard(_:)` is dropping, kept before: their removal is no news.
   let droppingFrom = Atomic<Int>(0)
+  /// How often that was set, twice each time: odd while it changes.
+  let droppingTurns = Atomic<UInt64>(0)
   let droppingTo = Atomic<Int>(0)
   /// The bytes whose mapping ``MappingDrops`` is dropping and of which the kernel has not said so yet; 0 where it is not.
   let ownDropFrom = Atomic<UInt>(0)
@@ -225,16 +227,16 @@ struct FaultDomain: ~Copyable, Sendable {
     table.discarded.insert(pages)
     withSource { $0.lose(pages) }
     if isDropping(pages) { return }
-    // Bytes that were kept meanwhile may have been zeros already.
-    let isQuiet = keepsBegun.load(ordering: .acquiring) == keepsBefore
-    withOwedBytes { $0.lose(pages, isQuiet: isQuiet) }
+    // Bytes that were kept meanwhile may have been zeros already. Asked after it was seen what is kept: who keeps counts itself in first.
+    withOwedBytes { $0.lose(pages) { keepsBegun.load(ordering: .sequentiallyConsistent) == keepsBefore } }
   }
 
-  /// Whether `Region.discard(_:)` is dropping all of `pages`. The end is read twice: it is 0 while the two change.
+  /// Whether `Region.discard(_:)` is dropping all of `pages`.
   private func isDropping(_ pages: Range<Int>) -> Bool {
+    let turn = droppingTurns.load(ordering: .sequentiallyConsistent)
     let end = droppingTo.load(ordering: .sequentiallyConsistent)
     let start = droppingFrom.load(ordering: .sequentiallyConsistent)
-    guard droppingTo.load(ordering: .sequentiallyConsistent) == end else { return false }
+    guard turn.isMultiple(of: 2), droppingTurns.load(ordering: .sequentiallyConsistent) == turn else { return false }
     return start <= pages.lowerBound && pages.upperBound <= end
   }
 

@@ -16,7 +16,10 @@ enum InPlaceDelivery {
   /// 1: try the access again. 0: the fault is the program's own. `busError`: it is, and counts as an error of the memory.
   private static func resolve(_ domain: borrowing FaultDomain, _ address: UInt64, isWrite: Bool) -> CInt {
     if domain.isRefused(domain.page(at: UInt(address))) { return SignalFaults.busError }
-    guard isWrite || domain.hasSource || domain.hasMinorFaults.load(ordering: .relaxed) else { return 0 }
+    // Minor faults are registered and lifted while signals are on their way: of huge frames any may be one.
+    guard isWrite || domain.hasSource || domain.mayHaveHugeFrames || domain.hasMinorFaults.load(ordering: .relaxed) else {
+      return 0
+    }
     let delivery = domain.delivery.load(ordering: .acquiring)
     let begun = Kernel.now()
     let page = domain.page(at: UInt(address))

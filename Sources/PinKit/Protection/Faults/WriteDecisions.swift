@@ -21,9 +21,9 @@ class OwedBytes: @unchecked Sendable {  // subclasses hold atomics and prealloca
   /// The pages around `page`, among `pages`, that were not found without bytes: guard pages, and what lies behind the end of a file.
   func readable(around page: Int, in pages: Range<Int>) -> Range<Int> { pages }
 
-  /// The kernel drops `pages` behind PinKit's back: their bytes cannot be kept any more. `isQuiet` if nothing was kept since the
-  /// drop may have begun, so that what is on record as kept was kept before.
-  func lose(_ pages: Range<Int>, isQuiet: Bool) {}
+  /// The kernel drops `pages` behind PinKit's back: their bytes cannot be kept any more. `isQuiet` says whether nothing has been kept since
+  /// the drop may have begun, so that what is on record as kept was kept before: to be asked after the record was looked at.
+  func lose(_ pages: Range<Int>, isQuiet: () -> Bool) {}
 }
 
 /// Whether a write may reuse the frame it hits: the decision that clones plug into the fault path. The same rules apply as for

@@ -1,0 +1,36 @@
+import CTestSupport
+import Testing
+
+@testable import PinKit
+
+@Suite("A sealer for a region that is in use", .serialized) struct SealConnectingTests {
+  @Test(
+    "K3: a page that is not mapped is touched in the moment in which its region is connected: whoever touches it goes on")
+  func touched() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(60)
+      let space = try AddressSpace.forTests()
+      let region = try space.map(.pool, pages: 16)
+      do {
+        let pin = try region.pin(3..<4, .write)
+        try unsafe pin.withUnsafeMutableBytes { unsafe $0.storeBytes(of: 77, as: UInt8.self) }
+      }
+      let address = UInt64(region.addresses.start) + 3 * 4096
+      let hasRead = Shared()
+      let reader = HostThread {
+        while hasRead.value == 0 { Kernel.pause(nanoseconds: 1_000_000) }
+        check(ct_load(address), is: 77)
+        hasRead.value = 2
+      }
+      TestHooks.set(.connecting) { _ in
+        hasRead.value = 1
+        check(spin { hasRead.value == 2 }, "nobody has woken the thread")
+      }
+      try region.setSealer(RecordingSealer())
+      TestHooks.set(.connecting, nil)
+      check(hasRead.value, is: 2)
+      reader.join()
+      try space.close()
+    }
+  }
+}
