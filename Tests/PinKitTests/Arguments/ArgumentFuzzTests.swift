@@ -49,7 +49,7 @@ enum FuzzedMemory: String, Codable, Sendable, CaseIterable, CustomTestStringConv
   }
 
   @Test(
-    "K5: no integer that a call of a region is given ends the process", .timeLimit(.minutes(10)),
+    "K5: no integer that a call of a region is given ends the process", .timeLimit(.minutes(60)),
     arguments: FuzzedMemory.allCases)
   func regions(_ memory: FuzzedMemory) async throws {
     try Test.skip(if: memory.obstacle)
@@ -79,7 +79,7 @@ enum FuzzedMemory: String, Codable, Sendable, CaseIterable, CustomTestStringConv
     note.close(result == nil)
   }
 
-  @Test("K5: no integer that any other call is given ends the process", .timeLimit(.minutes(10)))
+  @Test("K5: no integer that any other call is given ends the process", .timeLimit(.minutes(60)))
   func others() async throws {
     let note = LastCall()
     let result = await #expect(processExitsWith: .success) { [path = note.path as String] in

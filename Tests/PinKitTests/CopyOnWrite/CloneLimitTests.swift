@@ -59,7 +59,7 @@ import Testing
 
   @Test(
     "vm.max_map_count: pages that break away in the worst order widen, and merge again",
-    .enabled(if: ct_has_sanitizer() == 0, "a sanitizer's own mappings fail at the limit"), .timeLimit(.minutes(3)),
+    .enabled(if: ct_has_sanitizer() == 0, "a sanitizer's own mappings fail at the limit"), .timeLimit(.minutes(60)),
     arguments: Mechanisms.synchronous)
   func worstOrder(_ mechanism: WriteTracking.Mechanism) async {
     await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in

@@ -185,7 +185,7 @@ import Testing
 
   @Test(
     "W6: what is opened along at the limit on mappings was kept",
-    .enabled(if: ct_has_sanitizer() == 0, "a sanitizer's own mappings fail at the limit"), .timeLimit(.minutes(3)))
+    .enabled(if: ct_has_sanitizer() == 0, "a sanitizer's own mappings fail at the limit"), .timeLimit(.minutes(60)))
   func mapCount() async {
     await #expect(processExitsWith: .success) {
       ct_deadline(150)

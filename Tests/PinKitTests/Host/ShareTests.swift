@@ -8,7 +8,7 @@ import Testing
 /// K7: where something of the process is bounded, the program keeps its share.
 @Suite("K7: the program's share") struct ShareTests {
   @Test(
-    "K7: random writes under mprotect leave half of the mappings to the program, and miss nothing", .timeLimit(.minutes(5)),
+    "K7: random writes under mprotect leave half of the mappings to the program, and miss nothing", .timeLimit(.minutes(60)),
     .enabled(if: ct_has_sanitizer() == 0, "a sanitizer has mappings of its own"), arguments: [2, 5])
   func mappings(_ distance: Int) async {
     await #expect(processExitsWith: .success) { [distance = distance as Int] in
@@ -68,7 +68,7 @@ import Testing
   }
 
   @Test(
-    "K7: a snapshot without a limit is given up before the memory cgroup kills the process", .timeLimit(.minutes(5)),
+    "K7: a snapshot without a limit is given up before the memory cgroup kills the process", .timeLimit(.minutes(60)),
     .enabled(if: parent != nil, "no memory cgroup can be made here"),
     .enabled(if: ct_has_sanitizer() == 0, "a sanitizer takes memory of its own"),
     arguments: [true, false])

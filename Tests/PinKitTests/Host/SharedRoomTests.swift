@@ -29,7 +29,7 @@ import Testing
 
   @Test(
     "K7: snapshots of several regions without a limit take no more together than the memory cgroup leaves",
-    .timeLimit(.minutes(5)), .enabled(if: ShareTests.parent != nil, "no memory cgroup can be made here"),
+    .timeLimit(.minutes(60)), .enabled(if: ShareTests.parent != nil, "no memory cgroup can be made here"),
     .enabled(if: ct_has_sanitizer() == 0, "a sanitizer takes memory of its own"))
   func regions() async {
     await #expect(processExitsWith: .success) {
@@ -77,7 +77,7 @@ import Testing
 
   @Test(
     "K7: copies take no more memory than their limit, also where a few dense writes in every block would take huge pages",
-    .timeLimit(.minutes(5)), .enabled(if: hasHugePages, "needs transparent huge pages"),
+    .timeLimit(.minutes(60)), .enabled(if: hasHugePages, "needs transparent huge pages"),
     .enabled(if: ct_has_sanitizer() == 0, "a sanitizer takes memory of its own"),
     arguments: [WriteTracking.Mechanism.inPlace, .mprotect], [100, 256, 1024])
   func hugePages(_ mechanism: WriteTracking.Mechanism, _ limit: Int) async {

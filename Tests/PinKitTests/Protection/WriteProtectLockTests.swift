@@ -67,7 +67,7 @@ import Testing
     #expect(guarded.writes.load(ordering: .relaxed) == 20_000)
   }
 
-  @Test("A writer gets in between readers that never leave a gap", .timeLimit(.minutes(10)))
+  @Test("A writer gets in between readers that never leave a gap", .timeLimit(.minutes(60)))
   func writerIsNotStarved() {
     let guarded = Guarded()
     // Each reader lets go only when the next one has its hold: without fairness there is never a moment without readers.
@@ -88,7 +88,7 @@ import Testing
     #expect(guarded.writes.load(ordering: .relaxed) == 200)
   }
 
-  @Test("Readers get in between writers that follow each other without a gap", .timeLimit(.minutes(10)))
+  @Test("Readers get in between writers that follow each other without a gap", .timeLimit(.minutes(60)))
   func readersAreNotStarved() {
     let guarded = Guarded()
     let writers = (0..<2).map { _ in HostThread { while guarded.goesOn { guarded.write() } } }

@@ -173,7 +173,7 @@ struct SoakModel: ~Copyable {
   private func makeView(_ region: Region, _ log: ChangeLog) throws -> ShadowView {
     try ShadowView(
       region, plan.combination.mechanism, .init(faultAround: plan.faultAround), log: log, slots: plan.slots,
-      findings: findings)
+      findings: findings, mayRepeat: plan.combination.mayRepeat)
   }
 
   private mutating func check(
