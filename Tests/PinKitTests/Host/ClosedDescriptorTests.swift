@@ -12,6 +12,21 @@ import Testing
   static let low: CInt = 255
   static let all = CInt.max
 
+  /// Seizes all numbers of a kind while the watchdog is held: between two numbers of one file it would make the first good by the second.
+  private static func seize(_ kind: String, beside space: AddressSpace) throws -> CInt {
+    let (isHeld, mayGo) = (Shared(), Shared())
+    TestHooks.set(.watching) { _ in
+      isHeld.value = 1
+      while mayGo.value == 0 { Kernel.pause(nanoseconds: 1_000_000) }
+    }
+    defer {
+      mayGo.value = 1
+      TestHooks.set(.watching, nil)
+    }
+    while isHeld.value == 0 { try space.faultHandler().alarm.signal() }
+    return unsafe ct_seize_descriptors(3, all, kind)
+  }
+
   /// What `body` throws, in words.
   private static func failure(_ body: () throws -> Void) -> String {
     do { try body() } catch { return "\(error)" }
@@ -117,7 +132,8 @@ import Testing
     await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
       ct_deadline(240)
       let host = try Host(mechanism)
-      check(unsafe ct_seize_descriptors(3, Self.all, "") > 5, "no numbers were seized")
+      let count = try Self.seize("", beside: host.tracked.space)
+      check(count > 5, "no numbers were seized")
       host.write(9)
       host.write(10)
       try host.awaitWatchdog { host.log.texts(.critical).contains { $0.contains("the epoll set") } }
@@ -219,7 +235,7 @@ import Testing
       let parent = try space.map(.pool, pages: 4)
       try parent.fill(with: 1)
       let child = try parent.clone(mechanism: mechanism)
-      guard unsafe ct_seize_descriptors(3, Self.all, "memfd:pinkit-pool") == 2 else { exit(3) }
+      guard try Self.seize("memfd:pinkit-pool", beside: space) == 2 else { exit(3) }
       while true { child.poke(2, 1) }
     }
     let text = String(decoding: result?.standardErrorContent ?? [], as: UTF8.self)
@@ -237,7 +253,8 @@ import Testing
       let log = LogCapture()
       let tracked = try Tracked(.handlerThread, configure: { $0.logger = log.logger })
       for round in 1...3 {
-        check(unsafe ct_seize_descriptors(3, Self.all, kind) >= 2, "\(kind) not found")
+        let count = try Self.seize(kind, beside: tracked.space)
+        check(count >= 2, "\(kind) not found")
         // One that waits is served: readers go on with what there is.
         try tracked.expectExact()
         while log.texts(.critical).count < round { try tracked.space.faultHandler().alarm.signal() }
