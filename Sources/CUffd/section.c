@@ -2,8 +2,10 @@
 
 #include <linux/membarrier.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -14,6 +16,7 @@ enum { capacity = 1024 };
 static struct cuffd_section_slot slots[capacity];
 static atomic_int taken[capacity];
 static atomic_int used;  // slots above were never taken
+static atomic_int is_full;
 static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -22,6 +25,7 @@ int cuffd_section_needs_fence;
 
 static void give_back(void *slot) {
   cuffd_section_slot = NULL;
+  atomic_store(&is_full, 0);
   atomic_store(&taken[(struct cuffd_section_slot *)slot - slots], 0);
 }
 
@@ -33,8 +37,10 @@ static void prepare(void) {
 
 struct cuffd_section_slot *cuffd_section_register(void) {
   pthread_once(&once, prepare);
+  if (atomic_load_explicit(&is_full, memory_order_relaxed)) return NULL;
   for (int i = 0; i < capacity; i++) {
     int free = 0;
+    if (atomic_load_explicit(&taken[i], memory_order_relaxed)) continue;
     if (!atomic_compare_exchange_strong(&taken[i], &free, 1)) continue;
     int last = atomic_load(&used);
     while (last <= i && !atomic_compare_exchange_weak(&used, &last, i + 1)) {}
@@ -44,6 +50,8 @@ struct cuffd_section_slot *cuffd_section_register(void) {
     pthread_setspecific(key, &slots[i]);
     return cuffd_section_slot = &slots[i];
   }
+  // One that is given back just now is found by the next thread that gives one back, or at the next try after that.
+  atomic_store(&is_full, 1);
   return NULL;
 }
 
@@ -61,17 +69,70 @@ int cuffd_section_is_of(uint64_t region) {
   return 0;
 }
 
+static __thread uint64_t counted[8] __attribute__((tls_model("initial-exec")));
+
+void cuffd_access_enter_counted(uint64_t region) {
+  if (cuffd_section_slot && cuffd_section_slot->accesses >= 7) cuffd_section_slot->accesses++;
+  for (int i = 0; i < 8; i++) {
+    if (counted[i]) continue;
+    counted[i] = region;
+    return;
+  }
+}
+
+void cuffd_access_leave_counted(uint64_t region) {
+  if (cuffd_section_slot && cuffd_section_slot->accesses > 7) cuffd_section_slot->accesses--;
+  for (int i = 7; i >= 0; i--) {
+    if (counted[i] != region) continue;
+    counted[i] = 0;
+    return;
+  }
+}
+
 int cuffd_access_is_mine(uint64_t region) {
   struct cuffd_section_slot *slot = cuffd_section_slot;
-  for (uint64_t i = 0; slot && i < slot->accesses; i++)
+  for (uint64_t i = 0; slot && i < slot->accesses && i < 7; i++)
     if (slot->accessing[i] >> 1 == region) return 1;
+  for (int i = 0; i < 8; i++)
+    if (counted[i] == region) return 1;
   return 0;
+}
+
+// Where the program has taken membarrier(2) away since. Taking a right from a page that is there makes x86 interrupt every processor that
+// runs a thread of the process; elsewhere this thread goes to each of them, so that each has changed threads.
+static void fence_by_other_means(void) {
+  __atomic_store_n(&cuffd_section_needs_fence, 1, __ATOMIC_SEQ_CST);
+#if defined(__x86_64__)
+  static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
+  static volatile char *page;
+  pthread_mutex_lock(&one);
+  if (!page) {
+    void *mapped = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped != MAP_FAILED) page = mapped;
+  }
+  if (page && mprotect((void *)page, 4096, PROT_READ | PROT_WRITE) == 0) {
+    *page = 1;
+    mprotect((void *)page, 4096, PROT_READ);
+  }
+  pthread_mutex_unlock(&one);
+#else
+  cpu_set_t all, next;
+  if (sched_getaffinity(0, sizeof all, &all)) return;
+  for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+    if (!CPU_ISSET(cpu, &all)) continue;
+    CPU_ZERO(&next);
+    CPU_SET(cpu, &next);
+    sched_setaffinity(0, sizeof next, &next);
+  }
+  sched_setaffinity(0, sizeof all, &all);
+#endif
 }
 
 static void fence(void) {
   pthread_once(&once, prepare);
   atomic_thread_fence(memory_order_seq_cst);
-  if (!cuffd_section_needs_fence) syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
+  if (__atomic_load_n(&cuffd_section_needs_fence, __ATOMIC_RELAXED)) return;
+  if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) < 0) fence_by_other_means();
 }
 
 // The thread of the slot may leave and come back while this looks: a stay of another number began after the fence.

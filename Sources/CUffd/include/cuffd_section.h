@@ -8,6 +8,8 @@
 
 #include <stdint.h>
 
+#include "cuffd_thread.h"
+
 // First, in a line of its own, by depth: which region the thread is accessing, times two, plus one where its rights must stay. Then of sections,
 // by depth: the object, 0 outside; a number that tells one stay from the next; the region that the object belongs to.
 struct cuffd_section_slot {
@@ -54,34 +56,47 @@ static inline void cuffd_section_leave(void) {
   slot->depth = depth;
 }
 
-// The same for accesses to a region, which are let in by a gate that is looked at afterwards.
+// The same for accesses to a region, which are let in by a gate that is looked at afterwards. A thread's first note allocates, so there is
+// none in the fault path and in callbacks.
 static inline int cuffd_access_enter(uint64_t mark) {
   struct cuffd_section_slot *slot = cuffd_section_slot;
-  if (__builtin_expect(!slot, 0) && !(slot = cuffd_section_register())) return 0;
+  if (__builtin_expect(!slot, 0)) {
+    if (!cuffd_thread_is_plain() || !(slot = cuffd_section_register())) return 0;
+  }
   uint64_t depth = slot->accesses;
-  if (__builtin_expect(depth == 7, 0)) return 0;
+  if (__builtin_expect(depth >= 7, 0)) return 0;
   slot->accesses = depth + 1;
+  // A signal handler that accesses regions now notes itself above.
+  __atomic_signal_fence(__ATOMIC_SEQ_CST);
   __atomic_store_n(&slot->accessing[depth], mark, __ATOMIC_RELAXED);
   __atomic_signal_fence(__ATOMIC_SEQ_CST);
   if (__builtin_expect(__atomic_load_n(&cuffd_section_needs_fence, __ATOMIC_RELAXED), 0))
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
   return 1;
 }
-// Leaves what was entered last.
+// Leaves what was entered last, which had room.
 static inline void cuffd_access_leave(void) {
   struct cuffd_section_slot *slot = cuffd_section_slot;
   uint64_t depth = slot->accesses - 1;
   __atomic_store_n(&slot->accessing[depth], 0, __ATOMIC_RELEASE);
   slot->accesses = depth;
 }
-// The same if that was an access to the region; 0 if there was no room for it.
+// An access for which there was no room, and which is counted elsewhere: notes for this thread alone that it is inside. Where all of the
+// slot is taken it is above what is noted there.
+void cuffd_access_enter_counted(uint64_t region);
+void cuffd_access_leave_counted(uint64_t region);
+// Leaves an access to the region, the last that was entered; 0 if there was no room for it.
 static inline int cuffd_access_leave_region(uint64_t region) {
   struct cuffd_section_slot *slot = cuffd_section_slot;
-  if (!slot || !slot->accesses || slot->accessing[slot->accesses - 1] >> 1 != region) return 0;
+  if (__builtin_expect(
+        !slot || slot->accesses > 7 || !slot->accesses || slot->accessing[slot->accesses - 1] >> 1 != region, 0)) {
+    cuffd_access_leave_counted(region);
+    return 0;
+  }
   cuffd_access_leave();
   return 1;
 }
-// Whether this thread is inside an access to the region that had room.
+// Whether this thread is inside an access to the region.
 int cuffd_access_is_mine(uint64_t region);
 // Makes every thread of the process pass a fence, and then waits until no other thread is inside an access to the region: any, or
 // only one for which rights must stay. With `is_patient` 0 it does not wait, and returns 0 where one is.

@@ -58,7 +58,7 @@ extension CaptureStore {
         case .noRoom:
           // What was copied before is worth keeping: the next try needs less room.
           record(pages.lowerBound..<page, in: domain)
-          return isAhead ? .held : withoutRoom()
+          return isAhead ? .held : withoutRoom(for: run.count * pageSize)
         case .noMemory(let errno):
           if isAhead {
             record(pages.lowerBound..<page, in: domain)

@@ -108,9 +108,10 @@ internal import SystemPackage
   func hasRoom(_ bytes: Int) -> Bool { usedBytes.load(ordering: .relaxed) + bytes <= limit.load(ordering: .relaxed) }
 
   /// Holds the writer, or gives up: what the snapshot asked for, but nobody is held who is waited for with unmapping the region.
-  func withoutRoom() -> Verdict {
+  func withoutRoom(for bytes: Int) -> Verdict {
     let isClosing = unsafe region.gate.isClosed
-    if !isClosing, !givesUp.load(ordering: .relaxed) { return .held }
+    // The limit goes with the policy: it may be another one since there was no room.
+    if !isClosing, !givesUp.load(ordering: .sequentiallyConsistent) || hasRoom(bytes) { return .held }
     lose(isClosing ? .unmapped : .limit, errno: 0)
     return .kept
   }
@@ -160,7 +161,7 @@ internal import SystemPackage
       if !reserve((end - page) * pageSize) {
         // What was copied before is worth keeping: the next try needs less room.
         record(pages.lowerBound..<page, in: domain)
-        return isAhead ? .held : withoutRoom()
+        return isAhead ? .held : withoutRoom(for: (end - page) * pageSize)
       }
       if let errno = copyIn(page..<end, domain) {
         if isAhead {
@@ -232,11 +233,13 @@ internal import SystemPackage
   /// Keeps a page that the program may not read at the moment; as ``keep(_:in:)`` otherwise.
   func keep(unreadable page: Int, _ memory: ProcessMemory?, in domain: borrowing FaultDomain) -> Verdict {
     if isLost || captured.contains(page) { return .kept }
+    domain.keepsBegun.add(1, ordering: .sequentiallyConsistent)
+    defer { domain.keepsEnded.add(1, ordering: .sequentiallyConsistent) }
     guard let memory else {
       lose(.memory, errno: Errno.permissionDenied.rawValue)
       return .kept
     }
-    guard reserve(pageSize) else { return withoutRoom() }
+    guard reserve(pageSize) else { return withoutRoom(for: pageSize) }
     var result = Memory.populate(addresses(of: page..<page + 1))
     let address = domain.addresses(of: page..<page + 1).start
     if result == 0 {

@@ -41,7 +41,10 @@ struct AccessGate: ~Copyable, Sendable {
 
   private func enterCounted() -> Bool {
     let before = state.add(1, ordering: .acquiring).oldValue
-    if before & Self.closed == 0 { return true }
+    if before & Self.closed == 0 {
+      cuffd_access_enter_counted(id)
+      return true
+    }
     state.subtract(1, ordering: .releasing)
     return false
   }
@@ -63,6 +66,11 @@ struct AccessGate: ~Copyable, Sendable {
     }
     _ = cuffd_access_wait(id, 0, 1)
     return true
+  }
+
+  /// Closes the gate in a child of `fork()`, where those that were inside are not. False if it was closed already.
+  func closeInChild() -> Bool {
+    state.bitwiseOr(Self.closed, ordering: .sequentiallyConsistent).oldValue & Self.closed == 0
   }
 
   /// Waits for accesses that check rights, and keeps others out until ``endChange()``. One thread at a time.

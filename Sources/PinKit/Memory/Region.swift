@@ -84,7 +84,7 @@ public final class Region: Sendable {
 
   deinit {
     // Nobody is inside: accesses hold the region.
-    if gate.close() {
+    if isOfThisProcess ? gate.close() : gate.closeInChild() {
       do throws(PinError) { if isOfThisProcess { try supply?.finish(isLast: true) } } catch {
         space.configuration.logger.critical(
           "a region over a store was dropped, and what had changed in it could not be written: \(error)")

@@ -74,6 +74,30 @@ import Testing
     }
   }
 
+  @Test(
+    "W5: an access in a first-write callback, above as many as can be noted, leaves the others alone", arguments: [5, 6, 7])
+  func callbacks(_ depth: Int) async {
+    await #expect(processExitsWith: .success) { [depth = depth as Int] in
+      ct_deadline(60)
+      let space = try AddressSpace.forTests()
+      let (region, other) = (try space.map(.pool, pages: 4), try space.map(.pool, pages: 4))
+      try region.store(UInt8(5), toByteOffset: 0)
+      let seen = Shared()
+      let tracker = try region.trackWrites(
+        .inPlace,
+        onFirstWrite: { _ in
+          if (try? region.load(fromByteOffset: 0, as: UInt8.self)) == 5 { seen.add() }
+        })
+      try AccessGateTests().nest(depth, other) { try region.store(UInt8(6), toByteOffset: 0) }
+      check(seen.value, is: 1)
+      check(!region.gate.isMine && !other.gate.isMine, "something is left behind")
+      try tracker.stop()
+      try other.unmap()
+      try region.unmap()
+      try space.close()
+    }
+  }
+
   @Test("More threads than have a place for a note: accesses are waited for all the same")
   func manyThreads() async {
     await #expect(processExitsWith: .success) {
