@@ -22,6 +22,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 __thread struct cuffd_section_slot *cuffd_section_slot __attribute__((tls_model("initial-exec")));
 int cuffd_section_needs_fence;
+static atomic_int all_fence;  // every reader knows that it needs one
 
 static void give_back(void *slot) {
   cuffd_section_slot = NULL;
@@ -31,8 +32,9 @@ static void give_back(void *slot) {
 
 static void prepare(void) {
   pthread_key_create(&key, give_back);
-  if (syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) < 0)
-    __atomic_store_n(&cuffd_section_needs_fence, 1, __ATOMIC_RELAXED);
+  if (syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0) return;
+  __atomic_store_n(&cuffd_section_needs_fence, 1, __ATOMIC_RELAXED);
+  atomic_store(&all_fence, 1);
 }
 
 struct cuffd_section_slot *cuffd_section_register(void) {
@@ -101,11 +103,8 @@ int cuffd_access_is_mine(uint64_t region) {
 // Where the program has taken membarrier(2) away since. Taking a right from a page that is there makes x86 interrupt every processor that
 // runs a thread of the process; elsewhere this thread goes to each of them, so that each has changed threads.
 static void fence_by_other_means(void) {
-  __atomic_store_n(&cuffd_section_needs_fence, 1, __ATOMIC_SEQ_CST);
 #if defined(__x86_64__)
-  static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
   static volatile char *page;
-  pthread_mutex_lock(&one);
   if (!page) {
     void *mapped = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped != MAP_FAILED) page = mapped;
@@ -114,7 +113,6 @@ static void fence_by_other_means(void) {
     *page = 1;
     mprotect((void *)page, 4096, PROT_READ);
   }
-  pthread_mutex_unlock(&one);
 #else
   cpu_set_t all, next;
   if (sched_getaffinity(0, sizeof all, &all)) return;
@@ -131,8 +129,15 @@ static void fence_by_other_means(void) {
 static void fence(void) {
   pthread_once(&once, prepare);
   atomic_thread_fence(memory_order_seq_cst);
-  if (__atomic_load_n(&cuffd_section_needs_fence, __ATOMIC_RELAXED)) return;
-  if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) < 0) fence_by_other_means();
+  if (atomic_load(&all_fence)) return;
+  if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0) return;
+  static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
+  pthread_mutex_lock(&one);
+  // From here on readers pass a fence; those that have not seen that pass one now.
+  __atomic_store_n(&cuffd_section_needs_fence, 1, __ATOMIC_SEQ_CST);
+  if (!atomic_load(&all_fence)) fence_by_other_means();
+  atomic_store(&all_fence, 1);
+  pthread_mutex_unlock(&one);
 }
 
 // The thread of the slot may leave and come back while this looks: a stay of another number began after the fence.
@@ -175,13 +180,15 @@ static int is_accessing(struct cuffd_section_slot *slot, uint64_t region, int ri
 }
 
 // Whoever comes in after the fence finds the gate closed and leaves at once: seen here, it is waited for a moment more.
-int cuffd_access_wait(uint64_t region, int rights_only, int is_patient) {
+int cuffd_access_wait(uint64_t region, int rights_only, uint64_t patience) {
   fence();
+  uint64_t begun = cuffd_now_ns();
+  uint64_t end = begun + patience < begun ? UINT64_MAX : begun + patience;
   int last = atomic_load(&used);
   for (int i = 0; i < last; i++) {
     if (&slots[i] == cuffd_section_slot) continue;
     for (int turns = 0; is_accessing(&slots[i], region, rights_only); turns++) {
-      if (!is_patient) return 0;
+      if (cuffd_now_ns() >= end) return 0;
       if (turns < 1000) cuffd_relax();
       else cuffd_pause(20000);
     }

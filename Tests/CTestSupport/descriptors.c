@@ -121,6 +121,7 @@ static int filter(int first, int second, unsigned action) {
 }
 
 int ct_forbid_kcmp(void) { return filter(SYS_kcmp, SYS_kcmp, SECCOMP_RET_ERRNO | EPERM); }
+int ct_forbid_membarrier(void) { return filter(SYS_membarrier, SYS_membarrier, SECCOMP_RET_ERRNO | EPERM); }
 int ct_die_of_kcmp(void) { return filter(SYS_kcmp, SYS_kcmp, SECCOMP_RET_KILL_PROCESS); }
 int ct_fail_fstat(void) { return filter(SYS_newfstatat, SYS_fstat, SECCOMP_RET_ERRNO | EIO); }
 

@@ -31,6 +31,14 @@ extern int cuffd_section_needs_fence;
 // Gives the calling thread a slot; NULL where a thousand threads have one.
 struct cuffd_section_slot *_Nullable cuffd_section_register(void);
 
+// Writes a note, which others see before they see anything that this thread reads from here on.
+static inline void cuffd_section_note(uint64_t *_Nonnull place, uint64_t note) {
+  __atomic_store_n(place, note, __ATOMIC_RELAXED);
+  __atomic_signal_fence(__ATOMIC_SEQ_CST);
+  if (__builtin_expect(__atomic_load_n(&cuffd_section_needs_fence, __ATOMIC_RELAXED), 0))
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
 // Notes that this thread is inside; 0 if there is no room for the note. What follows is not moved before it.
 static inline int cuffd_section_enter(uint64_t object, uint64_t region) {
   struct cuffd_section_slot *slot = cuffd_section_slot;
@@ -41,10 +49,7 @@ static inline int cuffd_section_enter(uint64_t object, uint64_t region) {
   slot->region[depth] = region;
   // Released: whoever sees the number sees that the stay before is over.
   __atomic_store_n(&slot->stay[depth], ++slot->last_stay, __ATOMIC_RELEASE);
-  __atomic_store_n(&slot->inside[depth], object, __ATOMIC_RELAXED);
-  __atomic_signal_fence(__ATOMIC_SEQ_CST);
-  if (__builtin_expect(__atomic_load_n(&cuffd_section_needs_fence, __ATOMIC_RELAXED), 0))
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+  cuffd_section_note(&slot->inside[depth], object);
   return 1;
 }
 
@@ -68,10 +73,7 @@ static inline int cuffd_access_enter(uint64_t mark) {
   slot->accesses = depth + 1;
   // A signal handler that accesses regions now notes itself above.
   __atomic_signal_fence(__ATOMIC_SEQ_CST);
-  __atomic_store_n(&slot->accessing[depth], mark, __ATOMIC_RELAXED);
-  __atomic_signal_fence(__ATOMIC_SEQ_CST);
-  if (__builtin_expect(__atomic_load_n(&cuffd_section_needs_fence, __ATOMIC_RELAXED), 0))
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+  cuffd_section_note(&slot->accessing[depth], mark);
   return 1;
 }
 // Leaves what was entered last, which had room.
@@ -99,8 +101,8 @@ static inline int cuffd_access_leave_region(uint64_t region) {
 // Whether this thread is inside an access to the region.
 int cuffd_access_is_mine(uint64_t region);
 // Makes every thread of the process pass a fence, and then waits until no other thread is inside an access to the region: any, or
-// only one for which rights must stay. With `is_patient` 0 it does not wait, and returns 0 where one is.
-int cuffd_access_wait(uint64_t region, int rights_only, int is_patient);
+// only one for which rights must stay. 0 if that takes longer than `patience` nanoseconds.
+int cuffd_access_wait(uint64_t region, int rights_only, uint64_t patience);
 
 // Whether this thread could enter.
 static inline int cuffd_section_has_room(void) {

@@ -37,11 +37,7 @@ extension Snapshot {
 
   /// The pages of the region that hold something now; `nil` if that cannot be told without reading them.
   private func liveRuns() throws(PinError) -> DirtySet? {
-    do throws(PinError) { try region.enter("ask a snapshot what it holds") } catch  where error.code == .unmapped {
-      if region.gate.isMine { throw error }
-      while !set.isEnded.load(ordering: .acquiring) { Kernel.pause(nanoseconds: 20_000) }
-      return DirtySet(pageCount: pageCount)
-    }
+    guard try enterRegion("ask a snapshot what it holds") else { return DirtySet(pageCount: pageCount) }
     defer { region.leave() }
     guard set.isPrivateAnonymous else { return nil }
     defer { set.settle() }

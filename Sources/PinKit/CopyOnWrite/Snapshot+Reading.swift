@@ -146,19 +146,24 @@ extension Snapshot {
   }
 
   /// True if the memory is there, and stays until `region.leave()`. Otherwise everything that could be kept has been kept.
-  private func enterRegion() throws(PinError) -> Bool {
-    do throws(PinError) {
-      try region.enter("read a snapshot")
-      return true
-    } catch  where error.code == .unmapped {
-      // Inside an access of its own the thread may not wait for the end of all accesses, and need not.
-      if region.gate.isMine {
-        throw PinError(
-          .unmapped, operation: "read a snapshot", range: region.addresses,
-          advice: "Another thread waits to unmap the region; leave withUnsafeMutableBytes, then read.")
+  func enterRegion(_ operation: StaticString = "read a snapshot") throws(PinError) -> Bool {
+    while true {
+      do throws(PinError) {
+        try region.enter(operation)
+        return true
+      } catch  where error.code == .unmapped {
+        // Inside an access of its own the thread may not wait for the end of all accesses, and need not.
+        if region.gate.isMine {
+          throw PinError(
+            .unmapped, operation: "\(operation)", range: region.addresses,
+            advice: "Another thread waits to unmap the region; leave withUnsafeMutableBytes, then read.")
+        }
+        // It stays where its store refuses what has changed.
+        while region.gate.isClosed {
+          if set.isEnded.load(ordering: .acquiring) { return false }
+          Kernel.pause(nanoseconds: 20_000)
+        }
       }
-      while !set.isEnded.load(ordering: .acquiring) { Kernel.pause(nanoseconds: 20_000) }
-      return false
     }
   }
 

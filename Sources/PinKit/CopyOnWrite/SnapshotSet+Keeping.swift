@@ -43,21 +43,37 @@ extension SnapshotSet {
     unsafe keepOwed(pages, in: protection.domain.pointee)
   }
 
+  /// What is known of pages that the program may not read.
+  private enum Hidden {
+    /// There were none when somebody looked: whoever finds one comes again.
+    case none
+    /// How they can be read all the same, if they can.
+    case readable(by: ProcessMemory?)
+  }
+
   private func keepOwed(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> OwedBytes.Verdict {
     let raw = domain.owed.load(ordering: .acquiring)
-    let memory = domain.table.hasDeniedPages ? try? ProcessMemory() : nil
+    let hasHidden = domain.table.hasDeniedPages
+    let verdict = keepOwed(pages, raw, hasHidden ? .readable(by: try? ProcessMemory()) : .none, in: domain)
+    // The region's first page was hidden since.
+    return verdict == .held && !hasHidden && domain.table.hasDeniedPages ? keepOwed(pages, in: domain) : verdict
+  }
+
+  private func keepOwed(
+    _ pages: Range<Int>, _ raw: UInt, _ hidden: Hidden, in domain: borrowing FaultDomain
+  ) -> OwedBytes.Verdict {
     if domain.hasSource {
       // What is in the store only must come in first, and stay until it is kept.
       let isThere = domain.withSource { $0.holdPresent(pages) }
       defer { if isThere == true { domain.withSource { $0.mayLeave() } } }
       guard isThere == true else { return .held }
-      return keepOwed(pages, raw, memory, in: domain)
+      return keepPresent(pages, raw, hidden, in: domain)
     }
-    return keepOwed(pages, raw, memory, in: domain)
+    return keepPresent(pages, raw, hidden, in: domain)
   }
 
-  private func keepOwed(
-    _ pages: Range<Int>, _ raw: UInt, _ memory: ProcessMemory?, in domain: borrowing FaultDomain
+  private func keepPresent(
+    _ pages: Range<Int>, _ raw: UInt, _ hidden: Hidden, in domain: borrowing FaultDomain
   ) -> OwedBytes.Verdict {
     for run in pages.count > Self.slice ? populated(pages, raw, in: domain) : [pages] {
       var next = run.lowerBound
@@ -65,7 +81,7 @@ extension SnapshotSet {
         let (verdict, end) = withTarget(domain) { store in
           // Another snapshot cannot have come meanwhile, only the last one gone.
           Self.identity(store) == raw
-            ? keepSlice(next..<run.upperBound, store, domain, memory, waits: true) : (.kept, run.upperBound)
+            ? keepSlice(next..<run.upperBound, store, domain, hidden, waits: true) : (.kept, run.upperBound)
         }
         if verdict == .held { return .held }
         next = end
@@ -96,7 +112,7 @@ extension SnapshotSet {
   private func sweep(_ store: CaptureStore, _ pages: Range<Int>, in domain: borrowing FaultDomain) -> Int? {
     let (verdict, end) = withTarget(domain) { target in
       target === store && !store.isLost && domain.failure.load(ordering: .acquiring) == 0
-        ? keepSlice(pages, store, domain, nil, waits: false) : (.held, 0)
+        ? keepSlice(pages, store, domain, .none, waits: false) : (.held, 0)
     }
     return verdict == .held ? nil : end
   }
@@ -125,7 +141,7 @@ extension SnapshotSet {
   /// by killing the thread, runs no handler of the thread's end either: then the watchdog says that the sweep is stuck, and that writers
   /// wait for it (K3).
   private func keepSlice(
-    _ pages: Range<Int>, _ store: CaptureStore, _ domain: borrowing FaultDomain, _ memory: ProcessMemory?, waits: Bool
+    _ pages: Range<Int>, _ store: CaptureStore, _ domain: borrowing FaultDomain, _ hidden: Hidden, waits: Bool
   ) -> (OwedBytes.Verdict, Int) {
     let table = domain.table
     let readsDirectly = domain.hasSeals || domain.hasSource
@@ -142,7 +158,9 @@ extension SnapshotSet {
     // Where the pool's own mapping is read, it does not matter what rights the region has.
     if before.contains(.readDenied), !readsDirectly {
       defer { table.releaseClaim(first) }
-      return (waits ? store.keep(unreadable: first, memory, in: domain) : .kept, first + 1)
+      if !waits { return (.kept, first + 1) }
+      guard case .readable(let memory) = hidden else { return (.held, first) }
+      return (store.keep(unreadable: first, memory, in: domain), first + 1)
     }
     var end = first + 1
     let limit = min(pages.upperBound, first + Self.slice)

@@ -1,4 +1,3 @@
-internal import CUffd
 internal import Synchronization
 
 /// Lets accesses to a region's bytes in until the gate closes, and lets the closer wait until the last one is out.
@@ -18,31 +17,31 @@ struct AccessGate: ~Copyable, Sendable {
 
   /// False once the gate is closed. Every `true` needs one ``leave()``, of the same thread, the last that came in first.
   @inline(__always) func enter() -> Bool {
-    guard cuffd_access_enter(id << 1) != 0 else { return enterCounted() }
+    guard AccessNotes.enter(id, keepsRights: false) else { return enterCounted() }
     if state.load(ordering: .acquiring) & Self.closed == 0 { return true }
-    cuffd_access_leave()
+    AccessNotes.leave()
     return false
   }
 
   @inline(__always) func leave() {
-    if cuffd_access_leave_region(id) == 0 { state.subtract(1, ordering: .releasing) }
+    if !AccessNotes.leave(id) { state.subtract(1, ordering: .releasing) }
   }
 
   /// For an access that checks rights, which stay as they are until ``leaveChecked()``. False if the gate is closed, rights are being
   /// changed, or there is no room: with nothing done.
   @inline(__always) func enterChecked() -> Bool {
-    guard cuffd_access_enter(id << 1 | 1) != 0 else { return false }
+    guard AccessNotes.enter(id, keepsRights: true) else { return false }
     if state.load(ordering: .acquiring) & (Self.closed | Self.changing) == 0 { return true }
-    cuffd_access_leave()
+    AccessNotes.leave()
     return false
   }
 
-  @inline(__always) func leaveChecked() { cuffd_access_leave() }
+  @inline(__always) func leaveChecked() { AccessNotes.leave() }
 
   private func enterCounted() -> Bool {
     let before = state.add(1, ordering: .acquiring).oldValue
     if before & Self.closed == 0 {
-      cuffd_access_enter_counted(id)
+      AccessNotes.enterCounted(id)
       return true
     }
     state.subtract(1, ordering: .releasing)
@@ -50,7 +49,7 @@ struct AccessGate: ~Copyable, Sendable {
   }
 
   /// Whether the calling thread is inside.
-  var isMine: Bool { cuffd_access_is_mine(id) != 0 }
+  var isMine: Bool { AccessNotes.isInside(id) }
   var isClosed: Bool { state.load(ordering: .acquiring) & Self.closed != 0 }
 
   /// Lets accesses in again after ``close()``.
@@ -64,7 +63,7 @@ struct AccessGate: ~Copyable, Sendable {
       // Leaving stays one instruction: the rare closer polls.
       Kernel.pause(nanoseconds: 20_000)
     }
-    _ = cuffd_access_wait(id, 0, 1)
+    _ = AccessNotes.waitUntilEmpty(id, keepingRights: false, patience: .max)
     return true
   }
 
@@ -73,16 +72,11 @@ struct AccessGate: ~Copyable, Sendable {
     state.bitwiseOr(Self.closed, ordering: .sequentiallyConsistent).oldValue & Self.closed == 0
   }
 
-  /// Waits for accesses that check rights, and keeps others out until ``endChange()``. One thread at a time.
-  func beginChange() {
+  /// Waits for accesses that check rights, and keeps others out until ``endChange()``. False, with nothing done, if they last longer than
+  /// `patience` nanoseconds. One thread at a time.
+  func beginChange(patience: UInt64) -> Bool {
     state.bitwiseOr(Self.changing, ordering: .sequentiallyConsistent)
-    _ = cuffd_access_wait(id, 1, 1)
-  }
-
-  /// The same if nobody has to be waited for.
-  func tryBeginChange() -> Bool {
-    state.bitwiseOr(Self.changing, ordering: .sequentiallyConsistent)
-    if cuffd_access_wait(id, 1, 0) != 0 { return true }
+    if AccessNotes.waitUntilEmpty(id, keepingRights: true, patience: patience) { return true }
     endChange()
     return false
   }

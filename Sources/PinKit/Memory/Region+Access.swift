@@ -192,11 +192,20 @@ extension Region {
   }
 
   /// Runs `body` while nobody is inside an access that checks rights.
+  ///
+  /// An access may last: its page is held for a snapshot that has no room, until somebody reads of the snapshot. So whoever comes meanwhile is
+  /// let in again and again.
   func withRightsChanging<Result>(_ body: () throws(PinError) -> Result) throws(PinError) -> Result {
-    _ = checkedAccesses.lockExclusive()
-    defer { checkedAccesses.unlockExclusive() }
-    gate.beginChange()
-    defer { gate.endChange() }
+    while true {
+      _ = checkedAccesses.lockExclusive()
+      if gate.beginChange(patience: 10_000_000) { break }
+      checkedAccesses.unlockExclusive()
+      Kernel.pause(nanoseconds: 1_000_000)
+    }
+    defer {
+      gate.endChange()
+      checkedAccesses.unlockExclusive()
+    }
     return try body()
   }
 
@@ -204,7 +213,7 @@ extension Region {
   func withRightsChangingIfFree<Result>(_ body: () throws(PinError) -> Result) throws(PinError) -> Result? {
     guard checkedAccesses.tryLockExclusive() else { return nil }
     defer { checkedAccesses.unlockExclusive() }
-    guard gate.tryBeginChange() else { return nil }
+    guard gate.beginChange(patience: 0) else { return nil }
     defer { gate.endChange() }
     return try body()
   }

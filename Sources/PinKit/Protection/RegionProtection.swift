@@ -68,10 +68,11 @@ internal import SystemPackage
       state.withLock { $0.slot = nil }
       throw error
     }
-    if delivery == .mprotect { MappingBudget.look() }
+    guard delivery == .mprotect else { return }
+    MappingBudget.look()
     unsafe domain.pointee.delivery.store(delivery, ordering: .sequentiallyConsistent)
     // Not before: the watchdog drops it where the delivery is another one.
-    if delivery == .mprotect { handler.everyTick { [weak self] in self?.watchMappings() ?? false } }
+    handler.everyTick { [weak self] in self?.watchMappings() ?? false }
   }
 
   /// True while it is to be called again.

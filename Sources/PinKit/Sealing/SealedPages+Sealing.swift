@@ -31,6 +31,7 @@ extension SealedPages {
       defer { invalidation?.end() }
       // Together, as dropping a mapping costs more than sealing a page; if one of them is in use, one by one.
       do throws(PinError) { try sealChunk(pages, &invalidation) } catch {
+        guard error.code == .busy else { return }
         for page in pages { try? sealChunk(page..<page + 1, &invalidation) }
       }
     }

@@ -227,6 +227,7 @@ int ct_swap_off(const char *_Nonnull path);
 int ct_low_descriptors_of(const char *_Nonnull kind, int below);
 // From now on kcmp(2) fails with EPERM.
 int ct_forbid_kcmp(void);
+int ct_forbid_membarrier(void);
 // From now on it ends the process.
 int ct_die_of_kcmp(void);
 // From now on fstat(2) fails with EIO, for numbers that are closed as well.

@@ -36,6 +36,27 @@ import Testing
   }
 
   @Test(
+    "W5, N8: nor while somebody waits for the held writer to take rights away", arguments: Mechanisms.synchronous)
+  func holdsBesideProtect(_ mechanism: WriteTracking.Mechanism) throws {
+    try Interplay.with { space, region in
+      try region.write(version: 1, to: 0..<64)
+      let snapshot = try region.snapshot(.init(mechanism: mechanism, captureLimit: 8 * 4096))
+      let writer = TestThread { for page in 0..<40 { try region.store(UInt64(2), toByteOffset: page * 4096) } }
+      try #require(spin { space.statistics.heldWrites > 0 })
+      let protector = TestThread { try region.protect(60..<61) }
+      _ = spin(forAtMost: 5) { protector.hasEnded || protector.isAsleep }
+      #expect(!protector.hasEnded)
+      let reader = TestThread { for page in 0..<64 { _ = try snapshot.read(page) } }
+      let hasRead = spin { reader.hasEnded }
+      #expect(hasRead, "a read waits for a writer")
+      if hasRead { #expect(try snapshot.pages(unlike: { _ in 1 }) == []) }
+      snapshot.close()
+      for thread in [reader, writer, protector] { try thread.join() }
+      #expect(errorCode { try region.store(UInt64(3), toByteOffset: 60 * 4096) } == .accessDenied)
+    }
+  }
+
+  @Test(
     "W6: a snapshot is not given up for the sake of pages that nobody wrote, up to the last page of its limit",
     arguments: Mechanisms.synchronous)
   func neighboursWithoutRoom(_ mechanism: WriteTracking.Mechanism) throws {

@@ -206,6 +206,65 @@ import Testing
     }
   }
 
+  @Test("W6: what is hidden while it is kept before a discard is kept all the same") func hiddenWhileKept() throws {
+    let space = try AddressSpace.forTests()
+    let region = try space.map(.anonymous(hugePages: .never), pages: 130)
+    try region.write(version: 1, to: 0..<130)
+    let snapshot = try region.snapshot()
+    let hider = Mutex<TestThread?>(nil)
+    TestHooks.set(.capturing) { page in
+      guard page == 0 else { return }
+      let thread = TestThread { try region.protect(64..<65, to: .none) }
+      hider.withLock { $0 = thread }
+      _ = spin(forAtMost: 5) { thread.isAsleep }
+    }
+    defer { TestHooks.set(.capturing, nil) }
+    try region.discard(0..<130)
+    try hider.withLock { try $0?.join() }
+    for page in 0..<130 { #expect(try snapshot.word(page) == Pattern.word(page, 1, 0), "\(page)") }
+    #expect(snapshot.failure == nil)
+    snapshot.close()
+    try space.close()
+  }
+
+  @Test("W6, K5: who reads a snapshot while its region is unmapped goes on when the store refuses that")
+  func refusedUnmap() throws {
+    let space = try AddressSpace.forTests()
+    let store = UnrulyStore(pages: 8)
+    let region = try space.map(.file(store), pages: 8)
+    region.poke(50, 3)
+    let snapshot = try region.snapshot()
+    region.poke(51, 3)
+    let flushes = Shared()
+    let reader = Mutex<TestThread?>(nil)
+    store.set {
+      $0.flushing = { () throws(PinError) in
+        if flushes.add() == 1 {
+          // It is flushed once more, when nobody can come in any more.
+          region.poke(52, 3)
+          return
+        }
+        check(region.gate.isClosed, "the store was asked too early")
+        let thread = TestThread {
+          let bytes = (try snapshot.read(3)[0], try snapshot.read(5)[0])
+          check(bytes == (50, 6), "\(bytes)")
+        }
+        reader.withLock { $0 = thread }
+        _ = spin(forAtMost: 5) { thread.isAsleep || thread.hasEnded }
+        throw .broken
+      }
+    }
+    #expect(errorCode { try region.unmap() } != nil)
+    #expect(flushes.value == 2 && !region.gate.isClosed)
+    let thread = try #require(reader.withLock { $0 })
+    #expect(spin { thread.hasEnded }, "it waits for ever")
+    store.set { $0.flushing = {} }
+    snapshot.close()
+    try region.unmap()
+    try thread.join()
+    try space.close()
+  }
+
   @Test("W6: a snapshot waits for a discard that began while nothing was protected") func discardBeforeProtection() throws {
     let space = try AddressSpace.forTests()
     let region = try space.map(.anonymous(hugePages: .never), pages: 2 * Self.page)

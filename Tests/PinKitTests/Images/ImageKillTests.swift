@@ -57,12 +57,14 @@ import Testing
     var (whole, none) = (0, 0)
     var moments = SeededRandom(seed: Seed.base)
     for round in 0..<40 {
-      let microseconds = Int.random(in: 0..<12_000, using: &moments)
+      let (steps, spins) = (Int.random(in: 0..<60, using: &moments), Int.random(in: 0..<20_000, using: &moments))
       await #expect(processExitsWith: .signal(SIGKILL), "round \(round)") {
-        [path = path as String, microseconds = microseconds as Int] in
+        [path = path as String, steps = steps as Int, spins = spins as Int] in
         let sources = [ArraySource(pages: 1500, seed: 3), ArraySource(pages: 2000, seed: 4, zeros: [100..<900])]
+        let done = Shared()
+        TestHooks.set(.imageStep) { _ in done.add() }
         let killer = HostThread {
-          usleep(UInt32(microseconds))
+          done.wait(for: steps, thenSpin: spins)
           _ = ct_kill(SIGKILL)
         }
         while true { for source in sources { _ = try ImageWriter.write(source, to: path, replacing: true) } }

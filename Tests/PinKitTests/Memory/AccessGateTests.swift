@@ -1,6 +1,5 @@
 import CTestSupport
 import Glibc
-import SystemPackage
 import Testing
 
 @testable import PinKit
@@ -41,16 +40,11 @@ import Testing
   func rights(_ depth: Int) async {
     await #expect(processExitsWith: .success) { [depth = depth as Int] in
       ct_deadline(60)
-      let pipe = try FileDescriptor.pipe()
-      let isReading = Shared()
+      let gate = try StoreGate()
       let store = UnrulyStore(pages: 4)
       store.set {
         $0.isQuick = false
-        $0.reading = { _ throws(PinError) in
-          isReading.value = 1
-          var entry = pollfd(fd: pipe.readEnd.rawValue, events: 0, revents: 0)
-          while unsafe poll(&entry, 1, -1) != 1 {}
-        }
+        $0.reading = { _ throws(PinError) in gate.wait() }
       }
       let space = try AddressSpace.forTests()
       let region = try space.map(.file(store, fillAround: .exact), pages: 4)
@@ -60,13 +54,13 @@ import Testing
           check(byte, is: 2)
         }
       }
-      while isReading.value == 0 { Kernel.pause(nanoseconds: 1_000_000) }
+      while gate.waiting == 0 { Kernel.pause(nanoseconds: 1_000_000) }
       let attempt = try region.tryProtect(1..<2, to: .none)
       check(attempt == .wouldBlock, "rights were taken from an access")
       let protector = TestThread { try region.protect(1..<2, to: .none) }
       _ = spin(forAtMost: 5) { protector.hasEnded || protector.isAsleep }
       check(!protector.hasEnded, "rights were taken from an access")
-      try pipe.writeEnd.close()
+      try gate.open()
       loader.join()
       try protector.join()
       check(errorCode { _ = try region.load(fromByteOffset: 4096, as: UInt8.self) }, is: .accessDenied)

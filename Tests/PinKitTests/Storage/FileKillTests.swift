@@ -9,8 +9,9 @@ import Testing
   /// From here on a thread writes pages while they are flushed; those before are written between two flushes.
   private static let restless = 96
 
-  /// Writes pages and flushes them again and again, and notes in another region what was flushed. Killed that long after so many rounds.
-  private static func run(_ directory: String, isDirect: Bool, killAfter microseconds: Int, rounds: Int) throws {
+  /// Writes pages and flushes them again and again, and notes in another region what was flushed. Killed so many
+  /// steps and turns of a loop later.
+  private static func run(_ directory: String, isDirect: Bool, killAfter steps: Int, _ spins: Int) throws {
     let space = try AddressSpace()
     let options = FileStore.Options { $0.direct = isDirect ? .preferred : .never }
     let region = try space.map(.file(try FileStore(path: "\(directory)/pages", options: options)), pages: pages)
@@ -21,12 +22,11 @@ import Testing
     let done = (restless..<pages).map { Shared(Int(ct_load_word(start + UInt64($0 * 4096)))) }
     let finished = Shared()
     _ = HostThread {
-      while finished.value < rounds { sched_yield() }
-      usleep(UInt32(microseconds))
+      finished.wait(for: steps, thenSpin: spins)
       _ = ct_kill(SIGKILL)
     }
     _ = HostThread {
-      var random = SeededRandom(seed: Seed.of(microseconds))
+      var random = SeededRandom(seed: Seed.of(spins))
       while true {
         let index = Int.random(in: 0..<done.count, using: &random)
         let (page, version) = (start + UInt64((restless + index) * 4096), UInt64(done[index].value) + 1)
@@ -40,13 +40,16 @@ import Testing
       for page in 0..<restless {
         for word in 0..<512 { ct_store_word(start + UInt64(page * 4096 + word * 8), round << 16 | UInt64(page)) }
       }
+      finished.add()
       let before = done.map(\.value)
       try region.flush()
+      finished.add()
       ct_store_word(note, round)
       for (index, version) in before.enumerated() { ct_store_word(note + 8 + UInt64(index) * 8, UInt64(version)) }
       try notes.flush()
-      _ = finished.add()
+      finished.add()
       _ = try region.reclaim(0..<pages)
+      finished.add()
     }
   }
 
@@ -60,14 +63,12 @@ import Testing
     var last: UInt64 = 0
     var moments = SeededRandom(seed: Seed.base)
     for attempt in 0..<20 {
-      let microseconds = Int.random(in: 500..<40_000, using: &moments)
+      let (steps, spins) = (Int.random(in: 0..<24, using: &moments), Int.random(in: 0..<20_000, using: &moments))
       await #expect(processExitsWith: .signal(SIGKILL), "attempt \(attempt)") {
         [
-          path = directory.path as String, isDirect = isDirect as Bool, microseconds = microseconds as Int,
-          rounds = attempt % 2 as Int
+          path = directory.path as String, isDirect = isDirect as Bool, steps = steps as Int, spins = spins as Int
         ] in
-        // On a slow machine those of no rounds are killed before they flush anything.
-        try FileKillTests.run(path, isDirect: isDirect, killAfter: microseconds, rounds: rounds)
+        try FileKillTests.run(path, isDirect: isDirect, killAfter: steps, spins)
       }
       let pages = try RawFile.read(directory("pages"))
       let notes = try RawFile.read(directory("notes"))

@@ -8,13 +8,14 @@ import Testing
   private static let pages = 256
 
   /// Writes every page with the number of the round, flushes, and notes the round in another file: again and again.
-  private static func run(_ directory: String, _ options: FileStore.Options, killAfter microseconds: Int) throws {
+  private static func run(_ directory: String, _ options: FileStore.Options, killAfter steps: Int, _ spins: Int) throws {
     let store = try FileStore(path: "\(directory)/pages", options: options)
     let notes = try FileStore(path: "\(directory)/notes")
     var round = try #require(try notes.get(0))
     let buffer = try PageBuffer(pages)
+    let done = Shared()
     let killer = HostThread {
-      usleep(UInt32(microseconds))
+      done.wait(for: steps, thenSpin: spins)
       _ = ct_kill(SIGKILL)
     }
     while true {
@@ -25,10 +26,14 @@ import Testing
       let rest = stride(from: 0, to: pages, by: 8).flatMap { [$0 + 1..<$0 + 2, $0 + 7..<$0 + 8] }
       for part in [runs, rest] {
         for case let error? in store.write(part.map { buffer.transfer($0, at: $0.lowerBound) }) { throw error }
+        done.add()
       }
       try store.flush()
+      done.add()
       try notes.put(0, round)
+      done.add()
       try notes.flush()
+      done.add()
     }
     killer.join()
   }
@@ -43,11 +48,13 @@ import Testing
     var last: UInt64 = 0
     var moments = SeededRandom(seed: Seed.base)
     for attempt in 0..<25 {
-      let microseconds = Int.random(in: 500..<30_000, using: &moments)
+      let (steps, spins) = (Int.random(in: 0..<40, using: &moments), Int.random(in: 0..<20_000, using: &moments))
       await #expect(processExitsWith: .signal(SIGKILL), "attempt \(attempt)") {
-        [path = directory.path as String, isDirect = isDirect as Bool, microseconds = microseconds as Int] in
+        [
+          path = directory.path as String, isDirect = isDirect as Bool, steps = steps as Int, spins = spins as Int
+        ] in
         try FileStoreKillTests.run(
-          path, FileStore.Options { $0.direct = isDirect ? .preferred : .never }, killAfter: microseconds)
+          path, FileStore.Options { $0.direct = isDirect ? .preferred : .never }, killAfter: steps, spins)
       }
       let store = try FileStore(path: directory("pages"), options: options)
       let flushed = try #require(try FileStore(path: directory("notes")).get(0), "the note is a mixture")

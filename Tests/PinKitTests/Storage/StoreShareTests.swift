@@ -9,27 +9,7 @@ import Testing
 
 /// K3: calls of one store that do not return keep no other store from its threads, and what has to wait is named.
 @Suite("K3: the share of a store in the threads") struct StoreShareTests {
-  /// Where calls of a store wait until it opens, for whichever pages.
-  private final class Gate: Sendable {
-    private let pipe: (readEnd: FileDescriptor, writeEnd: FileDescriptor)
-    private let threads = Mutex((now: 0, most: 0))
-    /// How many wait, and how many have waited at a time.
-    var waiting: Int { threads.withLock { $0.now } }
-    var mostWaiting: Int { threads.withLock { $0.most } }
-
-    init() throws { pipe = try FileDescriptor.pipe() }
-    deinit { try? pipe.readEnd.close() }
-
-    func wait() {
-      threads.withLock { $0 = ($0.now + 1, max($0.most, $0.now + 1)) }
-      var entry = pollfd(fd: pipe.readEnd.rawValue, events: 0, revents: 0)
-      while unsafe poll(&entry, 1, -1) != 1 {}
-      threads.withLock { $0.now -= 1 }
-    }
-    func open() throws { try pipe.writeEnd.close() }
-  }
-
-  private static func store(pages: Int, _ gate: Gate) -> UnrulyStore {
+  private static func store(pages: Int, _ gate: StoreGate) -> UnrulyStore {
     let store = UnrulyStore(pages: pages)
     store.set {
       $0.isQuick = false
@@ -71,7 +51,7 @@ import Testing
   func leavesOthers() async {
     await #expect(processExitsWith: .success) {
       let space = try Self.space(LogCapture(), patience: 1000)
-      let (first, second) = (try Gate(), try Gate())
+      let (first, second) = (try StoreGate(), try StoreGate())
       let region = try space.map(.file(Self.store(pages: 80, first), fillAround: .exact), pages: 80)
       var threads = Self.readAll(region, 0..<80)
       try Self.awaitRequests(80, of: region)
@@ -100,7 +80,7 @@ import Testing
   func manyStores() async {
     await #expect(processExitsWith: .success) {
       let space = try Self.space(LogCapture(), patience: 1000)
-      let gate = try Gate()
+      let gate = try StoreGate()
       let regions = try (0..<65).map { _ in try space.map(.file(Self.store(pages: 2, gate), fillAround: .exact), pages: 2) }
       var threads = regions.flatMap { Self.readAll($0, 0..<1) }
       while gate.waiting < 65 { Kernel.pause(nanoseconds: 1_000_000) }
@@ -122,7 +102,7 @@ import Testing
   func sharedStore() async {
     await #expect(processExitsWith: .success) {
       let space = try Self.space(LogCapture(), patience: 1000)
-      let gate = try Gate()
+      let gate = try StoreGate()
       let store = Self.store(pages: 40, gate)
       let regions = try (0..<2).map { _ in try space.map(.file(store, fillAround: .exact), pages: 40) }
       let threads = regions.flatMap { Self.readAll($0, 0..<40) }
@@ -152,7 +132,7 @@ import Testing
       let log = LogCapture()
       let space = try Self.space(log, patience: 5)
       for episode in 1...2 {
-        let gate = try Gate()
+        let gate = try StoreGate()
         let region = try space.map(.file(Self.store(pages: 80, gate), fillAround: .exact), pages: 80)
         let threads = Self.readAll(region, 0..<80)
         while Self.delays(log).count < episode { Kernel.pause(nanoseconds: 1_000_000) }
@@ -179,7 +159,7 @@ import Testing
     await #expect(processExitsWith: .success) {
       for signal in [SIGBUS, SIGSEGV] { _ = ct_handle(signal, CInt(ct_siginfo)) }
       let space = try Self.space(LogCapture(), patience: 0.1, policy: .failRegion)
-      let gate = try Gate()
+      let gate = try StoreGate()
       let store = Self.store(pages: 80, gate)
       let regions = try (0..<2).map { _ in try space.map(.file(store, fillAround: .exact), pages: 48) }
       let starts = regions.map { UInt64($0.addresses.start) }
@@ -206,7 +186,7 @@ import Testing
     await #expect(processExitsWith: .success) {
       let log = LogCapture()
       let space = try Self.space(log, patience: 1)
-      let gate = try Gate()
+      let gate = try StoreGate()
       let region = try space.map(.file(Self.store(pages: 1, gate), fillAround: .exact), pages: 1)
       let other = UnrulyStore(pages: 1)
       other.set { $0.isQuick = false }
@@ -249,7 +229,7 @@ import Testing
     await #expect(processExitsWith: .success) {
       let log = LogCapture()
       let space = try Self.space(log, patience: 10)
-      let gate = try Gate()
+      let gate = try StoreGate()
       let region = try space.map(.file(Self.store(pages: 80, gate), fillAround: .exact), pages: 80)
       let threads = Self.readAll(region, 0..<80)
       try Self.awaitRequests(80, of: region)

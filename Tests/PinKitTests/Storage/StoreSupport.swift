@@ -143,3 +143,23 @@ extension Region {
     ct_store(UInt64(addresses.start) + UInt64(page * pageSize + offset), value)
   }
 }
+
+/// Where calls of a store wait until it opens, for whichever pages.
+final class StoreGate: Sendable {
+  private let pipe: (readEnd: FileDescriptor, writeEnd: FileDescriptor)
+  private let threads = Mutex((now: 0, most: 0))
+  /// How many wait, and how many have waited at a time.
+  var waiting: Int { threads.withLock { $0.now } }
+  var mostWaiting: Int { threads.withLock { $0.most } }
+
+  init() throws { pipe = try FileDescriptor.pipe() }
+  deinit { try? pipe.readEnd.close() }
+
+  func wait() {
+    threads.withLock { $0 = ($0.now + 1, max($0.most, $0.now + 1)) }
+    var entry = pollfd(fd: pipe.readEnd.rawValue, events: 0, revents: 0)
+    while unsafe poll(&entry, 1, -1) != 1 {}
+    threads.withLock { $0.now -= 1 }
+  }
+  func open() throws { try pipe.writeEnd.close() }
+}

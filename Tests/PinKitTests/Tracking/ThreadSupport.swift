@@ -15,6 +15,11 @@ final class Shared: Sendable {
   @discardableResult func add(_ amount: Int = 1) -> Int {
     number.add(amount, ordering: .sequentiallyConsistent).newValue
   }
+  /// Waits until the number is at least `least`, and then for so many turns of a loop.
+  func wait(for least: Int, thenSpin turns: Int) {
+    while value < least { sched_yield() }
+    for _ in 0..<turns { Kernel.relax() }
+  }
 }
 
 /// What went wrong, noted by threads that cannot record issues themselves.
