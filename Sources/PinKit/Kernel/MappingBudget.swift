@@ -9,6 +9,8 @@ enum MappingBudget {
   private static let limit = Atomic<Int>(65_530)
   private static let others = Atomic<Int>(0)
   private static let cuts = Atomic<Int>(0)
+  /// How often cuts were taken off, or are about to be.
+  private static let mergers = Atomic<UInt64>(0)
   private static let lookedAt = Atomic<UInt64>(0)
   private static let generation = Atomic<UInt32>(0)
   /// In nanoseconds.
@@ -21,6 +23,13 @@ enum MappingBudget {
 
   static func add(_ count: Int) { cuts.add(count, ordering: .relaxed) }
 
+  /// The mappings of so many cuts are merged again.
+  static func subtract(_ count: Int) {
+    if count == 0 { return }
+    mergers.add(1, ordering: .relaxed)
+    cuts.subtract(count, ordering: .releasing)
+  }
+
   /// Counts what is mapped. Not for the fault path.
   static func look() {
     lookedAt.store(Kernel.now(), ordering: .relaxed)
@@ -28,8 +37,17 @@ enum MappingBudget {
     let now = Kernel.forkGeneration
     if generation.exchange(now, ordering: .relaxed) != now { cuts.store(0, ordering: .relaxed) }
     limit.store(ProcessMaps.maximumCount, ordering: .relaxed)
-    guard let count = ProcessMaps.count() else { return }
-    others.store(max(0, count - cuts.load(ordering: .relaxed)), ordering: .relaxed)
+    // Mappings that were counted and have merged since would be taken for those of others. What was known stays if that happens each time.
+    for _ in 0..<4 {
+      let before = mergers.load(ordering: .acquiring)
+      guard let count = ProcessMaps.count() else { return }
+      TestHooks.reach(.mappingsCounted)
+      let own = cuts.load(ordering: .acquiring)
+      if mergers.load(ordering: .relaxed) == before {
+        others.store(max(0, count - own), ordering: .relaxed)
+        return
+      }
+    }
   }
 
   /// The same, if it was not done lately.

@@ -76,8 +76,9 @@ public enum ProcessMaps {
 
   /// How many mappings the process has; `nil` where that cannot be read.
   static func count() -> Int? {
-    guard let text = try? readFile("/proc/self/maps") else { return nil }
-    return text.utf8.reduce(0) { $1 == 10 ? $0 + 1 : $0 }
+    var count = 0
+    do { try readPieces(of: "/proc/self/maps") { piece in for byte in piece where byte == 10 { count += 1 } } } catch { return nil }
+    return count
   }
 
   /// Whether `path` lies on tmpfs.
@@ -85,18 +86,22 @@ public enum ProcessMaps {
 
   /// The whole text of a file of `/proc` or `/sys`.
   static func readFile(_ path: String) throws(PinError) -> String {
+    var text: [UInt8] = []
+    try readPieces(of: path) { text += $0 }
+    return String(decoding: text, as: UTF8.self)
+  }
+
+  private static func readPieces(of path: String, _ body: (ArraySlice<UInt8>) -> Void) throws(PinError) {
     let descriptor = try PinError.opened(unsafe path.withCString { unsafe cuffd_open_file($0, 0) }, path)
     defer { cuffd_close(descriptor) }
-    var text: [UInt8] = []
     var chunk = [UInt8](repeating: 0, count: 1 << 16)
     while true {
       let got = unsafe chunk.withUnsafeMutableBytes { unsafe cuffd_read_file(descriptor, $0.baseAddress!, $0.count) }
       if got == -Int(Errno.interrupted.rawValue) { continue }
       try PinError.check(got, "read \(path)")
-      if got == 0 { break }
-      text += chunk[..<got]
+      if got == 0 { return }
+      body(chunk[..<got])
     }
-    return String(decoding: text, as: UTF8.self)
   }
 }
 

@@ -93,6 +93,8 @@ enum TestHooks {
     case holdingMissing
     /// The buffers of an image are about to be unmapped; gets the address of the first.
     case freeingBuffers
+    /// The mappings of the process were counted, and how many of them are PinKit's is about to be taken off.
+    case mappingsCounted
   }
 
   typealias Hook = @Sendable (Int) -> Void

@@ -39,6 +39,36 @@ import Testing
     }
   }
 
+  @Test(
+    "K7: mappings that merge while they are counted are not taken for the program's", .timeLimit(.minutes(60)),
+    .enabled(if: ct_has_sanitizer() == 0, "a sanitizer has mappings of its own"), arguments: [1, 9])
+  func mergedMeanwhile(_ times: Int) async {
+    await #expect(processExitsWith: .success) { [times = times as Int] in
+      ct_deadline(280)
+      let count = ProcessMaps.maximumCount / 5
+      let tracked = try Tracked(.mprotect, pages: 2 * count)
+      func write() { for page in 0..<count { ct_store(tracked.address(of: 2 * page), 5) } }
+      write()
+      let rounds = Atomic<Int>(0)
+      let tracker = tracked.tracker
+      TestHooks.set(.mappingsCounted) { _ in
+        if rounds.add(1, ordering: .relaxed).newValue > times { return }
+        do {
+          check(try tracker.collect().isExact, "there was room")
+        } catch { Issue.record("\(error)") }
+        ct_store(tracked.address(of: 0), 6)
+      }
+      MappingBudget.look()
+      TestHooks.set(.mappingsCounted, nil)
+      check(rounds.load(ordering: .relaxed) > 1, "it was counted once")
+      try tracked.tracker.collect()
+      write()
+      check(tracked.space.statistics.widenedOpenings, is: 0)
+      check(try tracked.tracker.collect().isExact, "there is room")
+      try tracked.close()
+    }
+  }
+
   @Test("K7: lines of /proc/self/cgroup become folders, the own group first")
   func levels() {
     typealias Level = MemoryControlGroup.Level

@@ -296,7 +296,7 @@ struct FaultDomain: ~Copyable, Sendable {
   }
 
   /// All pages have the same rights again.
-  func forgetCuts() { MappingBudget.add(-cuts.exchange(0, ordering: .relaxed)) }
+  func forgetCuts() { MappingBudget.subtract(cuts.exchange(0, ordering: .relaxed)) }
 
   /// Records the first failure and calls the watchdog. Async-signal-safe.
   func fail(_ failure: Failure, errno: CInt) {
