@@ -77,7 +77,9 @@ public enum ProcessMaps {
   /// How many mappings the process has; `nil` where that cannot be read.
   static func count() -> Int? {
     var count = 0
-    do { try readPieces(of: "/proc/self/maps") { piece in for byte in piece where byte == 10 { count += 1 } } } catch { return nil }
+    do {
+      try readPieces(of: "/proc/self/maps") { piece in for byte in piece where byte == 10 { count += 1 } }
+    } catch { return nil }
     return count
   }
 
