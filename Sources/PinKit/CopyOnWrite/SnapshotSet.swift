@@ -98,8 +98,14 @@ internal import Synchronization
     var pause: UInt64?
     let previous = state.newest
     var refusal: PinError?
-    let memory = region.table.hasDeniedPages ? try? ProcessMemory() : nil
+    let hasHidden = region.table.hasDeniedPages
+    let memory = hasHidden ? try? ProcessMemory() : nil
+    TestHooks.reach(.arming)
+    // The first page was hidden meanwhile: what is needed to read it is not there.
+    var isLate = false
     let armed = { (domain: borrowing FaultDomain) in
+      isLate = !hasHidden && domain.table.hasDeniedPages && !domain.table.pinned.isEmpty
+      if isLate { return }
       refusal = Self.keepPinned(store, memory, domain)
       if refusal != nil { return }
       previous?.setSuccessor(store)
@@ -122,12 +128,13 @@ internal import Synchronization
       try requireMechanism(options.mechanism)
       changes = try session.arm(participant, armed: armed)
       if let unclaimed = state.unclaimed { changes.formUnion(unclaimed) }
-      state.unclaimed = refusal == nil ? nil : changes
+      state.unclaimed = refusal == nil && !isLate ? nil : changes
     } else {
       state.unclaimed = nil
       let joined = try session.join(region, options.mechanism, keepsPages: true, armed: armed)
-      if refusal == nil { state.participant = joined } else { session.remove(joined) }
+      if refusal == nil && !isLate { state.participant = joined } else { session.remove(joined) }
     }
+    if isLate { return try arm(region, options, store, &state) }
     if let refusal { throw refusal }
     guard let pause else {
       throw PinError(

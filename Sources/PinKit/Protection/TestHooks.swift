@@ -95,6 +95,8 @@ enum TestHooks {
     case freeingBuffers
     /// The mappings of the process were counted, and how many of them are PinKit's is about to be taken off.
     case mappingsCounted
+    /// All pages are about to be protected for a snapshot.
+    case arming
   }
 
   typealias Hook = @Sendable (Int) -> Void

@@ -227,6 +227,29 @@ import Testing
     try space.close()
   }
 
+  @Test("W6, P4: a pinned page that is hidden as a snapshot begins is kept like any other", arguments: [false, true])
+  func hiddenAtTheInstant(_ isTracked: Bool) throws {
+    let space = try AddressSpace.forTests()
+    let region = try space.map(.anonymous(hugePages: .never), pages: 16)
+    try region.write(version: 1, to: 0..<16)
+    let tracker = isTracked ? try region.trackWrites() : nil
+    let before = isTracked ? try region.snapshot() : nil
+    try region.write(version: 2, to: 3..<4)
+    let pin = try region.pin(5..<6, [.write])
+    TestHooks.set(.arming) { _ in _ = try? region.protect(5..<6, to: .none) }
+    defer { TestHooks.set(.arming, nil) }
+    let snapshot = try region.snapshot()
+    TestHooks.set(.arming, nil)
+    for page in 0..<16 { #expect(try snapshot.word(page) == Pattern.word(page, page == 3 ? 2 : 1, 0), "\(page)") }
+    #expect(snapshot.failure == nil)
+    if let before { #expect(try snapshot.changes(since: before).contains(3)) }
+    if let tracker { #expect(try tracker.collect().contains(3)) }
+    pin.unpin()
+    snapshot.close()
+    before?.close()
+    try space.close()
+  }
+
   @Test("W6, K5: who reads a snapshot while its region is unmapped goes on when the store refuses that")
   func refusedUnmap() throws {
     let space = try AddressSpace.forTests()
