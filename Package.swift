@@ -17,6 +17,7 @@ let package = Package(
   products: [
     .library(name: "PinKit", targets: ["PinKit"]),
     .library(name: "PinKitCrypto", targets: ["PinKitCrypto"]),
+    .library(name: "PinKitPrometheus", targets: ["PinKitPrometheus"]),
     .library(name: "Virtqueue", targets: ["Virtqueue"]),
     .executable(name: "pinctl", targets: ["pinctl"]),
   ],
@@ -53,6 +54,14 @@ let package = Package(
       cSettings: [.define("_GNU_SOURCE")]
     ),
     .target(name: "PinKitCrypto", dependencies: ["PinKit", "CSealing"], swiftSettings: house),
+    .target(
+      name: "PinKitPrometheus",
+      dependencies: [
+        .product(name: "CoreMetrics", package: "swift-metrics"),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      swiftSettings: house
+    ),
     .executableTarget(
       name: "pinctl",
       dependencies: [
@@ -105,7 +114,7 @@ let package = Package(
     .testTarget(
       name: "PinKitTests",
       dependencies: [
-        "PinKit", "PinKitCrypto", "Virtqueue", "CSealing", "CTestSupport", "CDevices", "FuzzTargets", "Guest",
+        "PinKit", "PinKitCrypto", "PinKitPrometheus", "Virtqueue", "CSealing", "CTestSupport", "CDevices", "FuzzTargets", "Guest",
         .product(name: "MetricsTestKit", package: "swift-metrics"),
         .product(name: "CoreMetrics", package: "swift-metrics"),
         .product(name: "Crypto", package: "swift-crypto"),

@@ -90,7 +90,7 @@ extension CaptureStore {
     let range = addresses(of: pages)
     let result = Memory.populate(AddressRange(start: range.start + UInt(offset), count: range.count))
     if result < 0 {
-      usedBytes.subtract(count, ordering: .relaxed)
+      progress.bytes.subtract(count, ordering: .relaxed)
       return .noMemory(-result)
     }
     TestHooks.reach(.capturing, page: pages.lowerBound)
@@ -103,15 +103,15 @@ extension CaptureStore {
       if copied > 0 { done += copied } else { refusal = copied }
     }
     if refusal != 0, refusal != Int(Memory.noBytes) {
-      usedBytes.subtract(count, ordering: .relaxed)
+      progress.bytes.subtract(count, ordering: .relaxed)
       return .noMemory(CInt(-refusal))
     }
     let end = pages.lowerBound + done / pageSize
-    usedBytes.subtract((pages.upperBound - end) * pageSize, ordering: .relaxed)
+    progress.bytes.subtract((pages.upperBound - end) * pageSize, ordering: .relaxed)
     let copied = pages.lowerBound..<end
     if copied.count == 1, unsafe Memory.isZero(base + offset + end * pageSize - pageSize, count: pageSize) {
       wipe(pages.lowerBound)
-      usedBytes.subtract(pageSize, ordering: .relaxed)
+      progress.bytes.subtract(pageSize, ordering: .relaxed)
     } else {
       if isDense { self.isDense.insert(copied) }
       filled.insert(copied)

@@ -34,7 +34,7 @@ internal import SystemPackage
   let vacant = Mutex<DirtySet?>(nil)
   /// From the first mapping to the second, in bytes.
   let denseOffset: Int
-  let usedBytes = Atomic<Int>(0)
+  let progress: SnapshotProgress
   /// Alive as long as there are faults in it, which is when it is asked.
   private unowned(unsafe) let region: Region
   private let limit = Atomic<Int>(0)
@@ -51,6 +51,7 @@ internal import SystemPackage
     unsafe self.region = region
     pageCount = region.pageCount
     pageSize = region.pageSize
+    progress = SnapshotProgress(region.backing.pageClass, pageCount: region.pageCount)
     memory = try recycler.take(for: region)
     self.recycler = recycler
     denseOffset = memory.denseOffset
@@ -72,7 +73,10 @@ internal import SystemPackage
   // MARK: The chain
 
   var successor: CaptureStore? { next.withLock { $0 } }
-  func setSuccessor(_ store: CaptureStore) { next.withLock { $0 = store } }
+  func setSuccessor(_ store: CaptureStore) {
+    next.withLock { $0 = store }
+    progress.isNewest.store(false, ordering: .relaxed)
+  }
 
   /// This store and all newer ones.
   var chain: [CaptureStore] {
@@ -84,7 +88,7 @@ internal import SystemPackage
   // MARK: Limits
 
   /// How much memory the copies take.
-  var bytes: Int { usedBytes.load(ordering: .relaxed) }
+  var bytes: Int { progress.bytes.load(ordering: .relaxed) }
 
   func setLimit(_ bytes: Int, givesUp: Bool) {
     // Whoever fails against the lower limit finds the policy that goes with it; in between nobody is given up.
@@ -95,9 +99,9 @@ internal import SystemPackage
 
   func reserve(_ bytes: Int) -> Bool {
     // In one step: what finds no room takes none from anybody who would.
-    var used = usedBytes.load(ordering: .relaxed)
+    var used = progress.bytes.load(ordering: .relaxed)
     while used + bytes <= limit.load(ordering: .relaxed) {
-      let taken = usedBytes.compareExchange(expected: used, desired: used + bytes, ordering: .relaxed)
+      let taken = progress.bytes.compareExchange(expected: used, desired: used + bytes, ordering: .relaxed)
       if taken.exchanged { return true }
       used = taken.original
     }
@@ -105,7 +109,7 @@ internal import SystemPackage
   }
 
   /// Whether ``reserve(_:)`` would find room now.
-  func hasRoom(_ bytes: Int) -> Bool { usedBytes.load(ordering: .relaxed) + bytes <= limit.load(ordering: .relaxed) }
+  func hasRoom(_ bytes: Int) -> Bool { progress.bytes.load(ordering: .relaxed) + bytes <= limit.load(ordering: .relaxed) }
 
   /// Holds the writer, or gives up: what the snapshot asked for, but nobody is held who is waited for with unmapping the region.
   func withoutRoom(for bytes: Int) -> Verdict {
@@ -165,7 +169,7 @@ internal import SystemPackage
       }
       if let errno = copyIn(page..<end, domain) {
         if isAhead {
-          usedBytes.subtract((end - page) * pageSize, ordering: .relaxed)
+          progress.bytes.subtract((end - page) * pageSize, ordering: .relaxed)
           record(pages.lowerBound..<page, in: domain)
           return .held
         }
@@ -198,7 +202,7 @@ internal import SystemPackage
     // A region that failed loses its protection soon after it says so: bytes that were copied since may be newer.
     atomicMemoryFence(ordering: .acquiring)
     if domain.failure.load(ordering: .acquiring) != 0 { return lose(.region, errno: 0) }
-    captured.insert(pages)
+    noteCaptured(pages)
     domain.counters.add(.capturedPages, pages.count)
   }
 
@@ -228,7 +232,11 @@ internal import SystemPackage
   // MARK: Keeping outside of faults
 
   /// Puts pages on record that are known to hold zeros, and to have held them since this store became the newest.
-  func keepZeros(_ pages: Range<Int>) { if !isLost { captured.insert(pages) } }
+  func keepZeros(_ pages: Range<Int>) { if !isLost { noteCaptured(pages) } }
+
+  private func noteCaptured(_ pages: Range<Int>) {
+    progress.pages.add(captured.insertCounting(pages), ordering: .relaxed)
+  }
 
   /// Keeps a page that the program may not read at the moment; as ``keep(_:in:)`` otherwise.
   func keep(unreadable page: Int, _ memory: ProcessMemory?, in domain: borrowing FaultDomain) -> Verdict {
@@ -245,7 +253,7 @@ internal import SystemPackage
     if result == 0 {
       result = unsafe memory.read(address, into: base + page * pageSize, count: pageSize)
       if result < 0, domain.isForeign, memory.meansNoBytes(result) {
-        usedBytes.subtract(pageSize, ordering: .relaxed)
+        progress.bytes.subtract(pageSize, ordering: .relaxed)
         noteUnreadable(page..<page + 1)
         record(page..<page + 1, in: domain)
         return .kept
@@ -279,7 +287,7 @@ internal import SystemPackage
   /// Owes these pages to nobody any more, and gives their memory back. They are claimed, or this store is not the newest.
   func release(_ pages: Range<Int>) {
     let copies = filled.pages(in: pages)
-    captured.insert(pages)
+    noteCaptured(pages)
     filled.remove(pages)
     for run in copies.runs {
       let range = addresses(of: run)
@@ -289,7 +297,7 @@ internal import SystemPackage
           try Memory.advise(AddressRange(start: range.start + UInt(denseOffset), count: range.count), .dontNeed)
         }
       } catch {}
-      usedBytes.subtract(run.count * pageSize, ordering: .relaxed)
+      progress.bytes.subtract(run.count * pageSize, ordering: .relaxed)
     }
   }
 

@@ -29,6 +29,16 @@ internal import Synchronization
     forEachWord(of: pages) { index, mask in unsafe _ = words[index].bitwiseOr(mask, ordering: .acquiringAndReleasing) }
   }
 
+  /// Returns how many of them were not there.
+  @inline(__always) func insertCounting(_ pages: Range<Int>) -> Int {
+    var count = 0
+    forEachWord(of: pages) { index, mask in
+      let before = unsafe words[index].bitwiseOr(mask, ordering: .acquiringAndReleasing).oldValue
+      count += (mask & ~before).nonzeroBitCount
+    }
+    return count
+  }
+
   @inline(__always) func remove(_ pages: Range<Int>) {
     forEachWord(of: pages) { index, mask in
       // Reading an untouched word costs no memory.

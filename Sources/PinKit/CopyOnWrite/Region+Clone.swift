@@ -44,7 +44,7 @@ extension Region {
     }
     let sharing = try sharing(frames)
     let clone = try sharing.clone(self, reuse: reuse, mechanism)
-    space.counters.add(.clones)
+    counters.add(.clones)
     return clone
   }
 

@@ -15,7 +15,11 @@ extension SharedFrames {
       return .failed
     }
     guard RegionFrames.pieces.load(ordering: .relaxed) <= pieceBudget else { return .failed }
-    guard let target = unsafe frames.targetExtent, unsafe frames.claimTarget(pages, target) else { return .retry }
+    let stays = domain.delivery.load(ordering: .acquiring) == .mprotect || domain.table[page].contains(.writeDenied)
+    let waits = domain.delivery.load(ordering: .acquiring) == .inPlace || domain.hasSource || domain.hasSeals
+    guard let target = unsafe frames.targetExtent, unsafe stays || waits || isComparable(page, target),
+      unsafe frames.claimTarget(pages, target)
+    else { return .retry }
     var invalidation: Invalidation?
     switch domain.startInFaultPath(.clear, pages) {
     case .unwatched: invalidation = nil
@@ -35,8 +39,6 @@ extension SharedFrames {
     if invalidation != nil { domain.table.clear(pages) }
     defer { if invalidation != nil { domain.table.set(pages) } }
     invalidation?.invalidateRange()
-    let stays = domain.delivery.load(ordering: .acquiring) == .mprotect || domain.table[page].contains(.writeDenied)
-    let waits = domain.delivery.load(ordering: .acquiring) == .inPlace || domain.hasSource || domain.hasSeals
     let range = domain.addresses(of: pages)
     let offset = unsafe target.pointee.offsets(of: pages).lowerBound
     guard Memory.replace(range, file: file, offset: offset, stays || waits ? .read : .readWrite) == 0
@@ -71,6 +73,12 @@ extension SharedFrames {
       return false
     }
     return true
+  }
+
+  /// Whether the pool maps both frames. A clone that was made since whoever pins has seen to that brought another target: then it comes again.
+  private func isComparable(_ page: Int, _ target: Extent.Pointer) -> Bool {
+    unsafe frames.extent(of: page).pointee.directAddress.load(ordering: .acquiring) != 0
+      && target.pointee.directAddress.load(ordering: .acquiring) != 0
   }
 
   /// Whether the page's frame, which it is about to leave, and its frame in the target hold the same.

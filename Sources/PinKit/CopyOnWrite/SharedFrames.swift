@@ -262,7 +262,10 @@ internal import Synchronization
     while start < pages.upperBound {
       let isShared = hasOthers(start)
       var end = start + 1
-      while end < pages.upperBound, hasOthers(end) == isShared { end += 1 }
+      let denied = domain.table[start].intersection(.denied)
+      while end < pages.upperBound, hasOthers(end) == isShared, domain.table[end].intersection(.denied) == denied {
+        end += 1
+      }
       let result = isShared ? leave(start..<end, domain, &invalidation) : dropOwn(start..<end, &invalidation)
       if result != 0 { return result }
       start = end
@@ -297,11 +300,14 @@ internal import Synchronization
     }
     domain.needsRegistration.store(true, ordering: .sequentiallyConsistent)
     let range = domain.addresses(of: pages)
+    // All have the same: a right may have been taken away since the discard began.
+    let entry = domain.table[pages.lowerBound]
+    let rights: Mapping.Protection = entry.contains(.readDenied) ? [] : entry.contains(.writeDenied) ? .read : .readWrite
     domain.table.clear(pages)
     defer { domain.table.set(pages) }
     invalidation?.invalidateRange(pages)
     let result = Memory.replace(
-      range, file: frames.pool.descriptor, offset: unsafe target.pointee.offsets(of: pages).lowerBound)
+      range, file: frames.pool.descriptor, offset: unsafe target.pointee.offsets(of: pages).lowerBound, rights)
     guard result == 0 else {
       unsafe frames.unclaimTarget(pages, target)
       return result

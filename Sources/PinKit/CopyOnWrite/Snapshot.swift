@@ -114,7 +114,7 @@ extension Region {
     }
     let set = try SnapshotSet.of(self)
     let start = try set.begin(self, options)
-    space.counters.add(.snapshots)
+    counters.add(.snapshots)
     return Snapshot(region: self, set: set, start: start)
   }
 

@@ -85,6 +85,7 @@ internal import Synchronization
       let id = state.nextID
       state.nextID += 1
       state.open.append(Member(id: id, store: store, options: options))
+      protection.handler.snapshots.add(store.progress)
       return Start(id: id, store: store, generation: generation, pause: pause)
     }
     sweep?.add(store, of: self)
@@ -157,6 +158,7 @@ internal import Synchronization
     state.withLock { state in
       guard let index = state.open.firstIndex(where: { $0.id == id }) else { return }
       let member = state.open.remove(at: index)
+      member.store.progress.isOpen.store(false, ordering: .relaxed)
       guard let newest = state.newest, !isEnded.load(ordering: .acquiring) else { return }
       guard let heir = state.open.last else { return removeTarget(&state) }
       if member.store === newest { handOver(newest, to: heir) }

@@ -35,7 +35,7 @@ public final class AddressSpace: Sendable {
 
   public let configuration: Configuration
   /// Preallocated; incremented in the fault path.
-  let counters = FaultCounters()
+  let counters = SpaceCounters()
   let services = Attachments()
   private let regions = Mutex<[UInt64: WeakRegion]>([:])
   private let isClosed = Atomic<Bool>(false)

@@ -289,6 +289,9 @@ public final class FramePool: Sendable {
     return usage
   }
 
+  /// Memory that the frames take, in bytes, as the kernel says: what ``usage`` has, without looking at frames.
+  var residentBytes: Int { isOfThisProcess ? file.residentBytes : 0 }
+
   private func count(_ extent: borrowing Extent, into usage: inout Usage) {
     let mappers = extent.mappers.load(ordering: .acquiring)
     usage.mappers += mappers

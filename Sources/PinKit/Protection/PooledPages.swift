@@ -24,7 +24,7 @@ class PooledPages: @unchecked Sendable {  // subclasses hold atomics and preallo
     pageCount = region.pageCount
     table = region.table
     self.frames = frames
-    counters = region.space.counters
+    counters = region.counters
     protection = try region.protection()
     session = try region.session(protection, isUntouched: isUntouched)
   }

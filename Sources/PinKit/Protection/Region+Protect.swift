@@ -49,6 +49,8 @@ extension Region {
         try protection.throwIfFailed("protect")
         return try protection.exclusive { domain throws(PinError) in
           guard domain.subscriptionVersion == version else { return false }
+          // What was closed for good stays so.
+          try protection.throwIfFailed("protect")
           try apply(access, to: pages, armed: domain.delivery.load(ordering: .acquiring) == .mprotect)
           return true
         }

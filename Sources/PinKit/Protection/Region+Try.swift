@@ -26,6 +26,7 @@ extension Region {
         try protection.throwIfFailed("tryProtect")
         let event: InvalidationRange.Event = pages.count == 1 ? .protectionPage : .protectionRange
         return try protection.tryOnce(event, pages) { domain throws(PinError) in
+          try protection.throwIfFailed("tryProtect")
           try apply(access, to: pages, armed: domain.delivery.load(ordering: .acquiring) == .mprotect)
         }
       } ?? .wouldBlock

@@ -1,7 +1,8 @@
 internal import Synchronization
 
 extension RegionProtection {
-  func lift(_ domain: borrowing FaultDomain) {
+  /// - Parameter isAlone: The wrprotect lock is held exclusively.
+  func lift(_ domain: borrowing FaultDomain, isAlone: Bool = true) {
     // Where pages come from a store, those that are not there would read as zeros from now on, to whoever still has a pointer.
     // Sealed bytes would be read as if they were plain.
     if domain.hasSource || domain.withSeals({ $0.mayHaveSealedBytes }) == true {
@@ -18,13 +19,25 @@ extension RegionProtection {
     }
     domain.delivery.store(.none, ordering: .sequentiallyConsistent)
     domain.forgetCuts()
+    // Who opens pages by mprotect knows by this mark which of them it has not claimed.
+    guard isAlone else { return }
     let table = domain.table
     table.open.drain { pages in for page in pages { table.remove(.openAround, at: page) } }
   }
 
   /// Lets nobody write pages whose frames others may have: the region is being unmapped, or has failed.
   private func closeToWriters(_ domain: borrowing FaultDomain) {
-    if Memory.protect(addresses, .read) != 0 { Memory.makeInaccessible(addresses) }
+    let table = domain.table
+    var start = 0
+    while start < table.pageCount {
+      let isHidden = table.hasDeniedPages && table[start].contains(.readDenied)
+      var end = table.hasDeniedPages ? start + 1 : table.pageCount
+      while end < table.pageCount, table[end].contains(.readDenied) == isHidden { end += 1 }
+      if Memory.protect(domain.addresses(of: start..<end), isHidden ? [] : .read) != 0 {
+        return Memory.makeInaccessible(addresses)
+      }
+      start = end
+    }
   }
 
   private func unregister(_ domain: borrowing FaultDomain) {
@@ -62,6 +75,19 @@ extension RegionProtection {
   /// Lets everyone go on without protection; the failure stays on record.
   func releaseAfterFailure() {
     // Not beside the end of the region: what is mapped over must still be its memory.
-    ending.withLock { _ in if slotIndex != nil { unsafe lift(domain.pointee) } }
+    ending.withLock { _ in if slotIndex != nil { liftFailed() } }
+  }
+
+  /// In nanoseconds.
+  private static let patienceAfterFailure: UInt64 = 250_000_000
+
+  /// Whoever is at a page is waited for, so that nobody gives rights back afterwards; but a thread that ended in the middle of a fault may
+  /// have taken the lock with it.
+  func liftFailed() {
+    var deadline = Deadline(Self.patienceAfterFailure)
+    while tryExclusive({ lift($0) }) == nil {
+      if deadline.isOver() { return unsafe lift(domain.pointee, isAlone: false) }
+      Kernel.pause(nanoseconds: 500_000)
+    }
   }
 }

@@ -40,7 +40,7 @@ internal import SystemPackage
     unsafe domain = .allocate(capacity: 1)
     unsafe domain.initialize(
       to: FaultDomain(
-        region: region, counters: handler.counters, patience: handler.patience, alarm: handler.alarm.alarm,
+        region: region, counters: region.counters, patience: handler.patience, alarm: handler.alarm.alarm,
         drops: handler.drops))
   }
 
@@ -107,7 +107,7 @@ internal import SystemPackage
   private func endConnection() {
     guard let slot = state.withLock({ $0.slot }) else { return }
     // A reader that died may have taken the lock with it.
-    if failure == nil { exclusive { lift($0) } } else { unsafe lift(domain.pointee) }
+    if failure == nil { exclusive { lift($0) } } else { liftFailed() }
     let descriptor = unsafe domain.pointee.descriptor.load(ordering: .acquiring)
     // Another region may have the number by now.
     handler.disconnect(slot: slot, descriptor: unsafe domain.pointee.isOwn(descriptor) ? descriptor : -1)

@@ -101,16 +101,12 @@ internal import Synchronization
     letIn(page, isFault: true, in: domain)
   }
   override func prepareThread() { sealer.prepareThread() }
-  override func isRefused(_ page: Int) -> Bool { unsafe refused.contains(page) || isClosed(protection.domain.pointee) }
+  override func isRefused(_ page: Int) -> Bool { unsafe refused.contains(page) || isLost(protection.domain.pointee) }
   override var mayHaveSealedBytes: Bool { hasEverSealed.load(ordering: .sequentiallyConsistent) }
 
   /// Whether the region failed, and there may be pages that are sealed, or half of whose bytes are: none of them opens any more.
   func isLost(_ domain: borrowing FaultDomain) -> Bool {
     mayHaveSealedBytes && domain.failure.load(ordering: .sequentiallyConsistent) != 0
-  }
-  /// Whether it has been made inaccessible for that.
-  private func isClosed(_ domain: borrowing FaultDomain) -> Bool {
-    isLost(domain) && domain.delivery.load(ordering: .acquiring) == .none
   }
 
   override func isSealed(_ page: Int) -> Bool { sealed.contains(page) }

@@ -3,7 +3,11 @@ internal import Synchronization
 /// Bringing pages in.
 extension FilePages {
   /// Brings a page in that somebody touches, and its neighbours as far as they are nobody's business at this moment.
-  func bring(_ page: Int, through buffer: AddressRange, in domain: borrowing FaultDomain) -> FaultResolution {
+  ///
+  /// - Parameter noteClaims: Told of the pages that are claimed, before the store is asked.
+  func bring(
+    _ page: Int, through buffer: AddressRange, in domain: borrowing FaultDomain, noteClaims: (Range<Int>) -> Void
+  ) -> FaultResolution {
     _ = table.claim(page)
     defer { table.releaseClaim(page) }
     if filling.contains(page) { return .elsewhere }
@@ -15,6 +19,7 @@ extension FilePages {
     var end = page + 1
     while end < min(window.pages.upperBound, pageCount), tryTake(end) { end += 1 }
     let pages = first..<end
+    noteClaims(pages)
     defer { for other in pages where other != page { table.releaseClaim(other) } }
     windows.note(window.stream, end: end, size: window.size)
     if unsafe store.readNow(pages, into: Self.bytes(of: buffer, pages.count)) {

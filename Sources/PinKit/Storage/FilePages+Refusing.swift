@@ -19,11 +19,11 @@ extension FilePages {
     var isFirst: Bool?
     while isFirst == nil {
       isFirst = refusals.withLock { list in
-        let isChanged = whileProtected { _ in
+        let isChanged = whileProtected { domain in
           list[page] = error
           TestHooks.reach(.refusing, page: page)
           refused.insert(page..<page + 1)
-          _ = Memory.protect(pageAddresses(page), access == .none ? [] : .read)
+          _ = Memory.protect(pageAddresses(page), access == .none || domain.table[page].contains(.readDenied) ? [] : .read)
         }
         return isChanged == .notNow ? nil : list.count == 1
       }

@@ -117,8 +117,10 @@ internal import Synchronization
 
   // MARK: What the fault path asks
 
-  override func supply(_ page: Int, through buffer: AddressRange, in domain: borrowing FaultDomain) -> FaultResolution {
-    bring(page, through: buffer, in: domain)
+  override func supply(
+    _ page: Int, through buffer: AddressRange, in domain: borrowing FaultDomain, noteClaims: (Range<Int>) -> Void
+  ) -> FaultResolution {
+    bring(page, through: buffer, in: domain, noteClaims: noteClaims)
   }
   override func admit(_ page: Int, in domain: borrowing FaultDomain) -> Admission { admitWrite(page, in: domain) }
   override func dismiss(_ page: Int, _ extent: UInt) { unsafe Extent.Pointer(bitPattern: extent)!.pointee.unlock(page) }

@@ -73,30 +73,41 @@ extension TrackingSession {
     if let loss = state.loss { throw loss }
     guard let mechanism = state.mechanism, !state.isSuspended else { return }
     var found = DirtySet(pageCount: pageCount)
+    var throughPins: DirtySet?
     var failure: PinError?
     do throws(PinError) {
       try protection.withoutDiscards { () throws(PinError) in
-        try mechanism.harvest(into: &found, event, isMoment: isMoment, armed: armed)
+        try mechanism.harvest(into: &found, event, isMoment: isMoment) { domain in
+          // Before pinned pages are copied: who unpins from then on may have written after the moment, and is in the next set.
+          if isMoment { throughPins = takeWrittenThroughPins().written }
+          armed(domain)
+        }
       }
     } catch {
       failure = error
     }
-    found.formUnion(writtenThroughPins())
+    found.formUnion(throughPins ?? writtenThroughPins())
     share(found, &state)
     if let failure { throw failure }
   }
 
   /// The pages that are pinned for writing, or were since this was last asked: no fault says that they were written (P6).
   func writtenThroughPins() -> DirtySet {
-    var written = DirtySet(pageCount: pageCount)
-    if table.pinned.isEmpty { return written }
-    let stale = table.takeWritten { written.append($0..<$0 + 1) }
+    let (written, stale) = takeWrittenThroughPins()
     if stale > 64, let region {
       region.pinGate.beginDrop(patiently: false)
       table.forgetUnpinned()
       region.pinGate.endDrop()
     }
     return written
+  }
+
+  /// The same, and how much of the index is there for nothing. Waits for nobody.
+  private func takeWrittenThroughPins() -> (written: DirtySet, stale: Int) {
+    var written = DirtySet(pageCount: pageCount)
+    if table.pinned.isEmpty { return (written, 0) }
+    let stale = table.takeWritten { written.append($0..<$0 + 1) }
+    return (written, stale)
   }
 
   /// Gives pages to everyone who is not paused.

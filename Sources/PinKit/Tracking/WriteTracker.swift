@@ -43,7 +43,8 @@ public final class WriteTracker: Sendable {
     try region.enter("collect")
     defer { region.leave() }
     let set = try session.collect(id)
-    region.space.counters.add(.collections)
+    region.counters.add(.collections)
+    region.counters.add(.collectedPages, set.count)
     return set
   }
 

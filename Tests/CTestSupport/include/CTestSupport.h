@@ -134,8 +134,8 @@ int ct_restore_file_limit(void);
 int ct_raise_file_limit(void);
 // 0 lifts the limit.
 int ct_limit_address_space(uint64_t spare_bytes);
-// Makes threads that wait for ever, until there is no stack left for another: call it under a limit.
-void ct_take_stacks(void);
+// Whether the system lets this process have more threads (RLIMIT_NPROC). It is not root's any more after the first call.
+int ct_allow_threads(int allowed);
 int ct_mapping_count(void);
 
 // ---- files ----

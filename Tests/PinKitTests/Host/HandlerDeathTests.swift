@@ -43,6 +43,32 @@ import Testing
     #expect(text.contains("A thread that serves faults ended."))
   }
 
+  @Test("A store that ends the thread which asks it takes no page along for good") func endedByStore() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(280)
+      var configuration = AddressSpace.Configuration()
+      configuration.failurePolicy = .failRegion
+      configuration.logger.logLevel = .critical
+      let space = try AddressSpace(configuration: configuration)
+      let store = UnrulyStore(pages: 64)
+      store.set {
+        $0.isShortNow = { _ in
+          KernelThread.exitCurrent()
+          return true
+        }
+      }
+      let region = try space.map(.file(store, fillAround: .block(16)), pages: 64)
+      let protection = region.attachments.find(RegionProtection.self)!
+      let reader = TestThread { checkSystemCallFails(at: UInt64(region.addresses.start) + 20 * 4096) }
+      check(spin(forAtMost: 200) { protection.failure != nil }, "nobody notices")
+      try reader.join()
+      let claimed = (0..<64).filter { region.table[$0].contains(.claimed) }
+      check(claimed, is: [])
+      try region.unmap()
+      try space.close()
+    }
+  }
+
   @Test(
     "With .failRegion waiting writers go on, collections throw, and everything can be closed", arguments: Moment.allCases)
   func failsRegion(_ moment: Moment) async {

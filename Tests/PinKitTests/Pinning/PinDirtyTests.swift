@@ -1,3 +1,4 @@
+import Synchronization
 import Testing
 
 @testable import PinKit
@@ -36,6 +37,41 @@ import Testing
   }
 
   private static let synchronous = Combination.all.filter { $0.mechanism != .asynchronous }
+
+  // Only there a processor goes around the protection as a device does.
+  @Test(
+    "P6, W6: what is written through a pin after the moment of a snapshot is among the changes of the next",
+    arguments: synchronous.filter { $0.subject == .pool })
+  func unpinnedAfterTheMoment(_ combination: Combination) throws {
+    let space = try AddressSpace.forTests()
+    try combination.subject.with(space, pages: 8) { region in
+      try region.fill(with: 1)
+      let tracker = try region.trackWrites(combination.mechanism)
+      let first = try region.snapshot(.init(mechanism: combination.mechanism))
+      try #require(try tracker.collect().isEmpty)
+      let pin = Mutex<Pin?>(try region.pin(2..<3, .write))
+      let other = try region.pin(4..<5, .write)
+      // The page is copied: what its device writes from now on is no part of the snapshot.
+      TestHooks.set(.capturing) { page in
+        guard page == 4 else { return }
+        pin.withLock { pin in
+          do { try unsafe pin?.withUnsafeMutableBytes { unsafe $0[0] = 9 } } catch { Issue.record("\(error)") }
+          pin = nil
+        }
+      }
+      defer { TestHooks.set(.capturing, nil) }
+      let second = try region.snapshot()
+      TestHooks.set(.capturing, nil)
+      let third = try region.snapshot()
+      #expect(try self.first(of: 2, in: second) == 1 && self.first(of: 2, in: third) == 9)
+      #expect(try third.changes(since: second).contains(2))
+      #expect(try third.changes(since: first).contains(2))
+      #expect(try tracker.collect().contains(2))
+      other.unpin()
+      for snapshot in [first, second, third] { snapshot.close() }
+    }
+    try space.close()
+  }
 
   @Test("P6: a snapshot has the bytes of its moment, also of pages that are written through pins", arguments: synchronous)
   func snapshots(_ combination: Combination) throws {

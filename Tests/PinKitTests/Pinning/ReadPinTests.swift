@@ -54,6 +54,28 @@ import Testing
     try space.close()
   }
 
+  @Test("P10: where the pool does not map what a page is compared with, it is no write either: the pin comes again")
+  func notComparable() throws {
+    let space = try AddressSpace.forTests()
+    let (template, clone) = try family(space, .handlerThread)
+    let told = Mutex<[Int]>([])
+    let tracker = try clone.trackWrites(onFirstWrite: { write in told.withLock { $0.append(write.page) } })
+    let protection = clone.attachments.find(RegionProtection.self)!
+    let resolution = Kernel.withSignalsBlocked {
+      unsafe protection.domain.pointee.lock.withShared { hold in
+        unsafe FaultPath.unshare(page: 2, waits: true, in: protection.domain.pointee, holding: hold)
+      }
+    }
+    #expect(resolution == .retry)
+    #expect(!clone.table[2].contains(.open) && told.withLock { $0 } == [])
+    let pin = try clone.pin(2..<3, .unshare)
+    #expect(try tracker.collect().isEmpty)
+    pin.unpin()
+    try tracker.stop()
+    for region in [clone, template] { try region.unmap() }
+    try space.close()
+  }
+
   @Test("P10: it takes no right to write", arguments: Mechanisms.synchronous)
   func readOnly(_ mechanism: WriteTracking.Mechanism) throws {
     let space = try AddressSpace.forTests()

@@ -17,7 +17,7 @@ internal import Synchronization
     case capturedPages, heldWrites
     case missingFaults, suppliedPages, refusedPages, writtenPages, reclaimedPages
     case sealedPages, openedSeals, poisonedPages
-    case collections, snapshots, clones
+    case collections, collectedPages, snapshots, clones
   }
 
   /// Latencies are counted in buckets of a quarter of a power of two of nanoseconds.

@@ -10,7 +10,7 @@ internal import Synchronization
   /// The epoll data of the descriptor that stops the readers.
   static let stopData = UInt64.max
 
-  let counters: FaultCounters
+  let counters: SpaceCounters
   let policy: AddressSpace.FailurePolicy
   let patience: Double
   /// In seconds.
@@ -21,6 +21,7 @@ internal import Synchronization
   let stop: EventDescriptor
   let isStopping = Atomic<Bool>(false)
   let drops = MappingDrops()
+  let snapshots = WatchedSnapshots()
   private let forkGeneration = Kernel.forkGeneration
   private let slots: UnsafeMutablePointer<DomainSlot>
   private let slotOwners = Mutex<[Int: WeakProtection]>([:])
@@ -38,7 +39,7 @@ internal import Synchronization
   }
   private struct WeakProtection: Sendable { weak var protection: RegionProtection? }
 
-  init(configuration: AddressSpace.Configuration, counters: FaultCounters) throws(PinError) {
+  init(configuration: AddressSpace.Configuration, counters: SpaceCounters) throws(PinError) {
     self.counters = counters
     policy = configuration.failurePolicy
     patience = configuration.patience

@@ -50,7 +50,7 @@ extension FaultReader {
   /// A page that is not there, or not mapped.
   private func supply(_ page: Int, _ domain: borrowing FaultDomain, slot: Int) {
     claims = page..<page + 1
-    let resolution = domain.withSource { $0.supply(page, through: supplies.range, in: domain) } ?? .gone
+    let resolution = domain.withSource { $0.supply(page, through: supplies.range, in: domain) { claims = $0 } } ?? .gone
     domain.counters.add(.missingFaults)
     // There is no event to wait for: whoever faulted tries again.
     settle(resolution == .retry ? .gone : resolution, page: page, domain, slot: slot)

@@ -15,18 +15,20 @@ enum InPlaceDelivery {
 
   /// 1: try the access again. 0: the fault is the program's own. `busError`: it is, and counts as an error of the memory.
   private static func resolve(_ domain: borrowing FaultDomain, _ address: UInt64, isWrite: Bool) -> CInt {
-    if domain.isRefused(domain.page(at: UInt(address))) { return SignalFaults.busError }
+    let page = domain.page(at: UInt(address))
+    let entry = domain.table[page]
+    // What the program forbade itself comes before what the memory has: an access that it may make is never taken for one.
+    let isDenied = entry.contains(.readDenied) || (isWrite && entry.contains(.writeDenied))
+    if !isDenied, domain.isRefused(page) { return SignalFaults.busError }
     // Minor faults are registered and lifted while signals are on their way: of huge frames any may be one.
     guard isWrite || domain.hasSource || domain.mayHaveHugeFrames || domain.hasMinorFaults.load(ordering: .relaxed) else {
       return 0
     }
     let delivery = domain.delivery.load(ordering: .acquiring)
     let begun = Kernel.now()
-    let page = domain.page(at: UInt(address))
     guard delivery == .inPlace || delivery == .mprotect else {
       // The protection was lifted while the signal was on its way; or the fault was never ours.
-      let denied = !domain.table[page].isDisjoint(with: .denied)
-      return denied ? 0 : tryAgain(domain, address, generation: domain.generation.load(ordering: .relaxed))
+      return isDenied ? 0 : tryAgain(domain, address, generation: domain.generation.load(ordering: .relaxed))
     }
     var isHeld = false
     var deadline: Deadline?

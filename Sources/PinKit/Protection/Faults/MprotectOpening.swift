@@ -134,11 +134,15 @@ enum MprotectOpening {
     while boundary != limit {
       let page = step > 0 ? boundary : boundary - 1
       let before = table.tryClaim(page)
+      if !before.isDisjoint(with: .denied) {
+        // Also where it is open: all up to the end gets the right to be written.
+        if !before.contains(.claimed) { table.releaseClaim(page) }
+        return (boundary, false)
+      }
       if before.contains(.claimed) {
         if !before.contains(.open) { return (boundary, true) }
-      } else if !before.isDisjoint(with: .openOrDenied) {
+      } else if before.contains(.open) {
         table.releaseClaim(page)
-        if !before.contains(.open) { return (boundary, false) }
       } else if !mayBeOpened(page, isTold: before.contains(.told), isAhead: isAhead, domain) {
         table.releaseClaim(page)
         return (boundary, false)

@@ -58,7 +58,7 @@ internal import Synchronization
       Uffd.withoutForks { metrics = MetricsPublisher(counters: handler.counters) }
     }
     // What was counted since the last time is not lost when the space closes.
-    defer { metrics?.publish() }
+    defer { metrics?.publish([], residentBytes: 0) }
     while !handler.isStopping.load(ordering: .acquiring) {
       if handler.alarm.wait(milliseconds: Self.interval) { handler.alarm.drain() }
       if handler.isStopping.load(ordering: .acquiring) { return }
@@ -75,7 +75,7 @@ internal import Synchronization
     checkReaders()
     if metrics != nil, Double(Kernel.now() - published) > handler.metricsInterval * 1e9 {
       published = Kernel.now()
-      metrics?.publish()
+      publish()
     }
     for protection in handler.protections {
       protection.repairDescriptors()
@@ -87,6 +87,8 @@ internal import Synchronization
       }
     }
   }
+
+  private func publish() { metrics?.publish(handler.snapshots.open, residentBytes: handler.pool?.residentBytes ?? 0) }
 
   private func checkReaders() {
     TestHooks.reach(.watching)

@@ -87,7 +87,9 @@ class PageSource: PooledPages, @unchecked Sendable {  // subclasses hold atomics
   /// Brings a page in that somebody touches, with some of its neighbours, or has another thread do so.
   ///
   /// - Parameter buffer: For the bytes on their way.
-  func supply(_ page: Int, through buffer: AddressRange, in domain: borrowing FaultDomain) -> FaultResolution { .failed }
+  func supply(
+    _ page: Int, through buffer: AddressRange, in domain: borrowing FaultDomain, noteClaims: (Range<Int>) -> Void
+  ) -> FaultResolution { .failed }
 
   /// What the source says to a page's being written.
   enum Admission {

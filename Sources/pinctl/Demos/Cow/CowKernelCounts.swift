@@ -1,4 +1,5 @@
 internal import Foundation
+internal import Glibc
 internal import PinKit
 
 /// The kernel's own map counts, from `/proc/self/pagemap` and `/proc/kpagecount` (K1). Both need root.
@@ -22,29 +23,44 @@ enum CowKernelCounts {
     guard let map = FileHandle(forReadingAtPath: "/proc/self/pagemap") else {
       return .unreadable(reason: "/proc/self/pagemap cannot be opened")
     }
-    var pages: [Frame: (mappings: Int, physical: UInt64)] = [:]
-    var differing: [Difference] = []
+    var pages: [Frame: (mappings: Int, places: [UInt])] = [:]
     for region in regions {
-      let entries = try words(of: map, at: region.addresses.start / UInt(region.pageSize), count: region.pageCount)
-      for (page, entry) in entries.enumerated() {
+      for page in 0..<region.pageCount {
         let state = try region.frameState(page)
-        let physical = entry & ((1 << 55) - 1)
-        let isPresent = entry >> 63 == 1
-        if isPresent, physical == 0 { return .unreadable(reason: "the kernel hides frame numbers from this process") }
-        let known = pages.updateValue((state.counts.mappings, physical), forKey: state.frame)
-        // One frame is one page of memory, and is where its region maps it.
-        if !isPresent || (known.map { $0.physical != physical } ?? false) {
-          differing.append(Difference(frame: state.frame.number, ours: state.counts.mappings, kernel: 0))
-        }
+        pages[state.frame, default: (state.counts.mappings, [])].places.append(
+          region.addresses.start / UInt(region.pageSize) + UInt(page))
       }
     }
+    var differing: [Difference] = []
+    var patience = 10_000
     for (frame, page) in pages {
-      guard let kernel = try words(of: counts, at: UInt(page.physical), count: 1).first else { continue }
-      if Int(kernel) != page.mappings {
-        differing.append(Difference(frame: frame.number, ours: page.mappings, kernel: Int(kernel)))
+      guard let kernel = try count(page.places, map, counts, &patience) else {
+        return .unreadable(reason: "the kernel hides frame numbers from this process")
+      }
+      if kernel != page.mappings {
+        differing.append(Difference(frame: frame.number, ours: page.mappings, kernel: kernel))
       }
     }
     return .compared(frames: pages.count, differing: differing.sorted { $0.frame < $1.frame })
+  }
+
+  /// How often the kernel says the page of memory is mapped that is at all of `places`, which are page numbers; 0 if they have no page in
+  /// common, `nil` if it does not say. The kernel may move the page at any moment (compaction): then it is asked again.
+  private static func count(
+    _ places: [UInt], _ map: FileHandle, _ counts: FileHandle, _ patience: inout Int
+  ) throws -> Int? {
+    while true {
+      let before = try places.map { try words(of: map, at: $0, count: 1)[0] }
+      let physical = before[0] & ((1 << 55) - 1)
+      let isWhole = before.allSatisfy { $0 >> 63 == 1 && $0 & ((1 << 55) - 1) == physical }
+      if isWhole, physical == 0 { return nil }
+      let count = isWhole ? try words(of: counts, at: UInt(physical), count: 1)[0] : 0
+      let after = try places.map { try words(of: map, at: $0, count: 1)[0] }
+      if isWhole, after == before { return Int(count) }
+      if patience <= 0 { return 0 }
+      patience -= 1
+      usleep(100)
+    }
   }
 
   private static func words(of file: FileHandle, at index: UInt, count: Int) throws -> [UInt64] {

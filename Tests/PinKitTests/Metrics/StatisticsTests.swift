@@ -82,8 +82,8 @@ import Testing
       try #require(try tracker.collect().count == 32)
       let deadline = Kernel.now() + 20_000_000_000
       while true {
-        let faults = try? metrics.expectCounter("pinkit_faults", [("delivery", "handler-thread")])
-        let quantile = try? metrics.expectGauge("pinkit_fault_latency_nanoseconds", [("quantile", "0.99")])
+        let faults = try? metrics.expectCounter("pinkit_faults", [("class", "anonymous"), ("delivery", "handler-thread")])
+        let quantile = try? metrics.expectGauge("pinkit_fault_latency_seconds", [("percentile", "99")])
         if faults?.totalValue == 32, quantile?.lastValue ?? 0 > 0 { break }
         precondition(Kernel.now() < deadline, "\(faults?.values ?? []) faults were published")
       }
@@ -108,10 +108,10 @@ import Testing
       try space.close()
       let last = space.statistics
       check([last.collections, last.snapshots, last.clones], is: [1, 1, 1])
-      let faults = try metrics.expectCounter("pinkit_faults", [("delivery", "handler-thread")]).totalValue
+      let faults = try metrics.expectCounter("pinkit_faults", [("class", "pool"), ("delivery", "handler-thread")]).totalValue
       check(faults, is: 32)
       for name in ["pinkit_collections", "pinkit_snapshots", "pinkit_clones"] {
-        let counted = try metrics.expectCounter(name).totalValue
+        let counted = try metrics.expectCounter(name, [("class", "pool")]).totalValue
         check(counted, is: 1, name)
       }
     }
