@@ -114,7 +114,8 @@ let package = Package(
     .testTarget(
       name: "PinKitTests",
       dependencies: [
-        "PinKit", "PinKitCrypto", "PinKitPrometheus", "Virtqueue", "CSealing", "CTestSupport", "CDevices", "FuzzTargets", "Guest",
+        "PinKit", "PinKitCrypto", "PinKitPrometheus", "Virtqueue", "CSealing", "CTestSupport", "CDevices", "FuzzTargets",
+        "Guest",
         .product(name: "MetricsTestKit", package: "swift-metrics"),
         .product(name: "CoreMetrics", package: "swift-metrics"),
         .product(name: "Crypto", package: "swift-crypto"),
