@@ -57,10 +57,14 @@ public final class PrometheusExporter: MetricsFactory, Sendable {
   private func series<Found: Series>(
     _ label: String, _ dimensions: [(String, String)], _ kind: Kind, _ make: () -> Found
   ) -> Found {
-    let labels = Self.labels(dimensions)
+    let labels = Self.labels(dimensions, kind)
     return families.withLock { families in
       var name = Self.name(label, kind)
-      if let known = families[name], known.kind != kind { name = Self.name("\(label)_\(kind)", kind) }
+      var apart = label
+      while let known = families[name], known.kind != kind {
+        apart += "_\(kind)"
+        name = Self.name(apart, kind)
+      }
       var family = families[name] ?? Family(kind: kind, help: descriptions[label])
       let series = family.series[labels] as? Found ?? make()
       family.series[labels] = series
@@ -126,10 +130,16 @@ extension PrometheusExporter {
   }
 
   /// The inside of the braces. A label that is there twice has its last value.
-  static func labels(_ dimensions: [(String, String)]) -> String {
-    let values = Dictionary(dimensions.map { (legal($0.0, colons: false), $0.1) }) { _, last in last }
-    return values.sorted { $0.key < $1.key }
-      .map { "\($0.key)=\"\(escaped($0.value).replacing("\"", with: "\\\""))\"" }.joined(separator: ",")
+  static func labels(_ dimensions: [(String, String)], _ kind: Kind) -> String {
+    let values = Dictionary(
+      dimensions.map { dimension in
+        let name = legal(dimension.0, colons: false)
+        // The one that a summary's own lines have.
+        return (kind.type == "summary" && name == "quantile" ? "quantile_" : name, dimension.1)
+      }
+    ) { _, last in last }
+    return values.sorted { $0.key < $1.key }.map { "\($0.key)=\"\(escaped($0.value, quotes: true))\"" }.joined(
+      separator: ",")
   }
 
   private static func legal(_ text: String, colons: Bool) -> String {
@@ -144,7 +154,16 @@ extension PrometheusExporter {
     return "_" + legal
   }
 
-  private static func escaped(_ text: String) -> String {
-    text.replacing("\\", with: "\\\\").replacing("\n", with: "\\n")
+  private static func escaped(_ text: String, quotes: Bool = false) -> String {
+    var escaped = String.UnicodeScalarView()
+    for scalar in text.unicodeScalars {
+      switch scalar {
+      case "\\": escaped.append(contentsOf: "\\\\".unicodeScalars)
+      case "\n": escaped.append(contentsOf: "\\n".unicodeScalars)
+      case "\"" where quotes: escaped.append(contentsOf: "\\\"".unicodeScalars)
+      default: escaped.append(scalar)
+      }
+    }
+    return String(escaped)
   }
 }

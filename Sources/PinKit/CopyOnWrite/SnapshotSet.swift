@@ -178,7 +178,10 @@ internal import Synchronization
   }
 
   private func removeTarget(_ state: inout State) {
-    if let newest = state.newest { CaptureShares.end(newest) }
+    if let newest = state.newest {
+      newest.progress.isNewest.store(false, ordering: .relaxed)
+      CaptureShares.end(newest)
+    }
     // Where the region has failed, a thread may have stopped inside the store, with the lock: both stay until the region goes.
     guard protection.failure == nil else { return }
     protection.exclusive { $0.owed.store(0, ordering: .sequentiallyConsistent) }

@@ -10,15 +10,18 @@ struct MetricsPublisher {
     let dimension: (String, String)?
     let added: FaultCounters.Counter
     let taken: FaultCounters.Counter?
+    /// The classes of pages that it can be counted for.
+    let classes: [PageClass]
 
     init(
       _ label: String, _ added: FaultCounters.Counter, _ dimension: (String, String)? = nil,
-      less taken: FaultCounters.Counter? = nil
+      less taken: FaultCounters.Counter? = nil, only classes: [PageClass] = PageClass.allCases
     ) {
       self.label = label
       self.dimension = dimension
       self.added = added
       self.taken = taken
+      self.classes = classes
     }
 
     func value(_ counters: FaultCounters) -> UInt64 {
@@ -33,20 +36,20 @@ struct MetricsPublisher {
     Source("pinkit_faults", .handlerThreadFaults, ("delivery", "handler-thread")),
     Source("pinkit_faults", .inPlaceFaults, ("delivery", "in-place")),
     Source("pinkit_faults", .mprotectFaults, ("delivery", "mprotect")),
-    Source("pinkit_faults", .missingFaults, ("delivery", "missing")),
+    Source("pinkit_faults", .missingFaults, ("delivery", "missing"), only: [.file]),
     Source("pinkit_fault_pages", .openedPages, ("result", "opened"), less: .faultAroundPages),
     Source("pinkit_fault_pages", .faultAroundPages, ("result", "opened-around")),
     Source("pinkit_fault_pages", .alreadyOpen, ("result", "already-open")),
-    Source("pinkit_fault_pages", .minorFaults, ("result", "mapped")),
-    Source("pinkit_fault_pages", .suppliedPages, ("result", "supplied")),
-    Source("pinkit_fault_pages", .refusedPages, ("result", "refused")),
-    Source("pinkit_fault_pages", .openedSeals, ("result", "unsealed")),
-    Source("pinkit_fault_pages", .poisonedPages, ("result", "tampered")),
+    Source("pinkit_fault_pages", .minorFaults, ("result", "mapped"), only: [.pool, .file]),
+    Source("pinkit_fault_pages", .suppliedPages, ("result", "supplied"), only: [.file]),
+    Source("pinkit_fault_pages", .refusedPages, ("result", "refused"), only: [.file]),
+    Source("pinkit_fault_pages", .openedSeals, ("result", "unsealed"), only: [.pool]),
+    Source("pinkit_fault_pages", .poisonedPages, ("result", "tampered"), only: [.pool]),
     Source("pinkit_fault_pages", .heldWrites, ("result", "held")),
     Source("pinkit_fault_pages", .unexplained, ("result", "unexplained")),
-    Source("pinkit_write_decisions", .reuses, ("decision", "reuse")),
-    Source("pinkit_write_decisions", .copies, ("decision", "copy")),
-    Source("pinkit_spurious_copies", .spuriousCopies),
+    Source("pinkit_write_decisions", .reuses, ("decision", "reuse"), only: [.pool, .file]),
+    Source("pinkit_write_decisions", .copies, ("decision", "copy"), only: [.pool, .file]),
+    Source("pinkit_spurious_copies", .spuriousCopies, only: [.pool, .file]),
     Source("pinkit_widened_openings", .widenedOpenings),
     Source("pinkit_retries", .retries),
     Source("pinkit_lock_waits", .sharedWaits, ("side", "shared")),
@@ -58,10 +61,10 @@ struct MetricsPublisher {
     Source("pinkit_collected_pages", .collectedPages),
     Source("pinkit_snapshots", .snapshots),
     Source("pinkit_captured_pages", .capturedPages),
-    Source("pinkit_clones", .clones),
-    Source("pinkit_written_pages", .writtenPages),
-    Source("pinkit_reclaimed_pages", .reclaimedPages),
-    Source("pinkit_sealed_pages", .sealedPages),
+    Source("pinkit_clones", .clones, only: [.pool, .file]),
+    Source("pinkit_written_pages", .writtenPages, only: [.file]),
+    Source("pinkit_reclaimed_pages", .reclaimedPages, only: [.file]),
+    Source("pinkit_sealed_pages", .sealedPages, only: [.pool]),
   ]
 
   /// What is there at a moment; several spaces add up, so each says by how much it has changed.
@@ -96,10 +99,10 @@ struct MetricsPublisher {
     }
 
     mutating func set(_ snapshots: [SnapshotProgress]) {
-      // Older ones owe what newer ones of their region keep.
+      // Older ones find in it what they do not have themselves.
       let newest = snapshots.filter { $0.isNewest.load(ordering: .relaxed) }
       let kept = newest.reduce(0) { $0 + $1.pages.load(ordering: .relaxed) }
-      open.set(snapshots.count)
+      open.set(snapshots.reduce(0) { $0 + ($1.isOpen.load(ordering: .relaxed) ? 1 : 0) })
       keptBytes.set(snapshots.reduce(0) { $0 + $1.bytes.load(ordering: .relaxed) })
       keptPages.set(kept)
       owedPages.set(max(0, newest.reduce(0) { $0 + $1.pageCount } - kept))
@@ -107,24 +110,31 @@ struct MetricsPublisher {
   }
 
   private let counters: SpaceCounters
-  private let factory: any MetricsFactory
-  /// Nobody can fork while it is used.
-  private let isHeld: Bool
-  /// By class and source. What was never counted has none: most of them never will be.
-  private var meters: [Metrics.Counter?]
+  /// By class and source.
+  private var meters: [Metrics.Counter?] = []
   private var last: [UInt64]
-  private var snapshotLevels = [SnapshotLevels?](repeating: nil, count: PageClass.allCases.count)
-  private var resident: Level?
+  private var snapshotLevels: [SnapshotLevels]
+  private var resident: Level
   private var lastLatencies = [UInt64](repeating: 0, count: FaultCounters.bucketCount)
   private let percentiles: [(quantile: Double, gauge: Gauge)]
 
-  init(counters: SpaceCounters, factory: any MetricsFactory = MetricsSystem.factory, isHeld: Bool = false) {
+  /// All code of the program's that is ever called from here but to record values.
+  init(counters: SpaceCounters, factory: any MetricsFactory = MetricsSystem.factory) {
     self.counters = counters
-    self.factory = factory
-    self.isHeld = isHeld
-    let count = PageClass.allCases.count * Self.sources.count
-    meters = Array(repeating: nil, count: count)
-    last = Array(repeating: 0, count: count)
+    for pageClass in PageClass.allCases {
+      for source in Self.sources {
+        guard source.classes.contains(pageClass) else {
+          meters.append(nil)
+          continue
+        }
+        var dimensions = [("class", "\(pageClass)")]
+        if let dimension = source.dimension { dimensions.append(dimension) }
+        meters.append(Metrics.Counter(label: source.label, dimensions: dimensions, factory: factory))
+      }
+    }
+    last = Array(repeating: 0, count: meters.count)
+    snapshotLevels = PageClass.allCases.map { SnapshotLevels("\($0)", factory) }
+    resident = Level("pinkit_pool_resident_bytes", [], factory)
     percentiles = [("50", 0.5), ("99", 0.99), ("99.9", 0.999)].map { name, quantile in
       (quantile, Gauge(label: "pinkit_fault_latency_seconds", dimensions: [("percentile", name)], factory: factory))
     }
@@ -134,15 +144,13 @@ struct MetricsPublisher {
   static func prepare(_ counters: SpaceCounters) {
     Uffd.withoutForks {
       _ = MetricsSystem.factory
-      var rehearsal = MetricsPublisher(counters: counters, factory: NOOPMetricsHandler.instance, isHeld: true)
-      let progress = SnapshotProgress(.pool, pageCount: 1)
-      for source in Self.sources.indices { rehearsal.count(source, .pool, 1) }
-      rehearsal.publish([progress], residentBytes: 1)
+      var rehearsal = MetricsPublisher(counters: counters, factory: NOOPMetricsHandler.instance)
+      rehearsal.publish([SnapshotProgress(.pool, pageCount: 1)], residentBytes: 1)
     }
   }
 
   /// - Parameters:
-  ///   - snapshots: Those that are open.
+  ///   - snapshots: Those whose copies there are.
   ///   - residentBytes: What the pool's frames take.
   mutating func publish(_ snapshots: [SnapshotProgress], residentBytes: Int) {
     for pageClass in PageClass.allCases {
@@ -151,33 +159,13 @@ struct MetricsPublisher {
         let index = pageClass.rawValue * Self.sources.count + source
         let value = Self.sources[source].value(counters)
         if value <= last[index] { continue }
-        count(source, pageClass, value - last[index])
+        meters[index]?.increment(by: value - last[index])
         last[index] = value
       }
-      publish(snapshots.filter { $0.pageClass == pageClass }, pageClass)
+      snapshotLevels[pageClass.rawValue].set(snapshots.filter { $0.pageClass == pageClass })
     }
-    if resident == nil, residentBytes > 0 { resident = made { Level("pinkit_pool_resident_bytes", [], factory) } }
-    resident?.set(residentBytes)
+    resident.set(residentBytes)
     publishLatencies()
-  }
-
-  private mutating func count(_ source: Int, _ pageClass: PageClass, _ amount: UInt64) {
-    let index = pageClass.rawValue * Self.sources.count + source
-    if meters[index] == nil {
-      let source = Self.sources[source]
-      var dimensions = [("class", "\(pageClass)")]
-      if let dimension = source.dimension { dimensions.append(dimension) }
-      meters[index] = made { Metrics.Counter(label: source.label, dimensions: dimensions, factory: factory) }
-    }
-    meters[index]?.increment(by: amount)
-  }
-
-  private mutating func publish(_ snapshots: [SnapshotProgress], _ pageClass: PageClass) {
-    let index = pageClass.rawValue
-    if snapshotLevels[index] == nil, !snapshots.isEmpty {
-      snapshotLevels[index] = made { SnapshotLevels("\(pageClass)", factory) }
-    }
-    snapshotLevels[index]?.set(snapshots)
   }
 
   private mutating func publishLatencies() {
@@ -187,9 +175,6 @@ struct MetricsPublisher {
     guard recent.count > 0 else { return }
     for (quantile, gauge) in percentiles { gauge.record(Double(recent.value(at: quantile)) / 1e9) }
   }
-
-  /// The program's code runs in it, and a child of `fork()` must not find it half done.
-  private func made<Metric>(_ make: () -> Metric) -> Metric { isHeld ? make() : Uffd.withoutForks(make) }
 }
 
 extension AddressSpace {

@@ -1,6 +1,6 @@
 internal import Synchronization
 
-/// How far an open snapshot is, for whoever watches the process: small, and apart from what it counts, so that looking holds nothing.
+/// How far a snapshot is, for whoever watches the process: small, and apart from what it counts, so that looking holds nothing.
 final class SnapshotProgress: Sendable {
   let pageClass: PageClass
   let pageCount: Int
@@ -9,6 +9,7 @@ final class SnapshotProgress: Sendable {
   /// How many pages are owed no more.
   let pages = Atomic<Int>(0)
   let isOpen = Atomic<Bool>(true)
+  /// Faults copy to it: of a region's the newest, also when it is closed and older ones are not.
   let isNewest = Atomic<Bool>(true)
 
   init(_ pageClass: PageClass, pageCount: Int) {
@@ -24,13 +25,11 @@ final class WatchedSnapshots: Sendable {
 
   func add(_ progress: SnapshotProgress) {
     entries.withLock { entries in
-      entries.removeAll { $0.progress?.isOpen.load(ordering: .relaxed) != true }
+      entries.removeAll { $0.progress == nil }
       entries.append(Entry(progress: progress))
     }
   }
 
-  /// Those that are open.
-  var open: [SnapshotProgress] {
-    entries.withLock { $0.compactMap(\.progress).filter { $0.isOpen.load(ordering: .relaxed) } }
-  }
+  /// Those that are open, or that older ones have their copies in.
+  var all: [SnapshotProgress] { entries.withLock { $0.compactMap(\.progress) } }
 }

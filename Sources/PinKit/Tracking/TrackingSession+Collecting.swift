@@ -73,27 +73,29 @@ extension TrackingSession {
     if let loss = state.loss { throw loss }
     guard let mechanism = state.mechanism, !state.isSuspended else { return }
     var found = DirtySet(pageCount: pageCount)
-    var throughPins: DirtySet?
+    var throughPins: (written: DirtySet, stale: Int)?
     var failure: PinError?
     do throws(PinError) {
       try protection.withoutDiscards { () throws(PinError) in
         try mechanism.harvest(into: &found, event, isMoment: isMoment) { domain in
           // Before pinned pages are copied: who unpins from then on may have written after the moment, and is in the next set.
-          if isMoment { throughPins = takeWrittenThroughPins().written }
+          if isMoment { throughPins = takeWrittenThroughPins() }
           armed(domain)
         }
       }
     } catch {
       failure = error
     }
-    found.formUnion(throughPins ?? writtenThroughPins())
+    found.formUnion(writtenThroughPins(throughPins))
     share(found, &state)
     if let failure { throw failure }
   }
 
   /// The pages that are pinned for writing, or were since this was last asked: no fault says that they were written (P6).
-  func writtenThroughPins() -> DirtySet {
-    let (written, stale) = takeWrittenThroughPins()
+  ///
+  /// - Parameter taken: What was found, where that was asked before.
+  func writtenThroughPins(_ taken: (written: DirtySet, stale: Int)? = nil) -> DirtySet {
+    let (written, stale) = taken ?? takeWrittenThroughPins()
     if stale > 64, let region {
       region.pinGate.beginDrop(patiently: false)
       table.forgetUnpinned()

@@ -92,6 +92,23 @@ import Testing
     #expect(lines == ["work 6", "work_recorder_sum 5", "work_recorder_count 1"])
   }
 
+  @Test("Whatever a name or a value holds, the text stays one that Prometheus reads") func strange() {
+    let exporter = PrometheusExporter(descriptions: ["a": "one\r\ntwo"])
+    Counter(label: "a", dimensions: [("x", "1\r\n2"), ("y", "\"\u{301}\\\u{301}"), ("", "z")], factory: exporter).increment()
+    Recorder(label: "a_gauge", dimensions: [("quantile", "half")], aggregate: true, factory: exporter).record(1)
+    Recorder(label: "b", dimensions: [], aggregate: true, factory: exporter).record(2)
+    Recorder(label: "b_gauge", dimensions: [], aggregate: true, factory: exporter).record(3)
+    Gauge(label: "b", factory: exporter).record(4)
+    let lines = exporter.text().split(separator: "\n")
+    #expect(lines.contains("# HELP a_total one\r\\ntwo"))
+    #expect(
+      lines.contains {
+        $0.unicodeScalars.elementsEqual("a_total{_=\"z\",x=\"1\r\\n2\",y=\"\\\"\u{301}\\\\\u{301}\"} 1".unicodeScalars)
+      })
+    #expect(lines.contains("a_gauge_sum{quantile_=\"half\"} 1"))
+    #expect(lines.contains("b_sum 2") && lines.contains("b_gauge_sum 3") && lines.contains("b_gauge_gauge 4"))
+  }
+
   @Test("Threads that count at once lose nothing") func races() throws {
     let exporter = PrometheusExporter()
     let threads = (0..<4).map { index in

@@ -88,7 +88,7 @@ internal import Synchronization
     }
   }
 
-  private func publish() { metrics?.publish(handler.snapshots.open, residentBytes: handler.pool?.residentBytes ?? 0) }
+  private func publish() { metrics?.publish(handler.snapshots.all, residentBytes: handler.pool?.residentBytes ?? 0) }
 
   private func checkReaders() {
     TestHooks.reach(.watching)
