@@ -22,13 +22,18 @@ public final class PrometheusExporter: MetricsFactory, Sendable {
   /// What the answer to a scrape is.
   public static let contentType = "text/plain; version=0.0.4; charset=utf-8"
 
+  private struct Families {
+    var families: [String: Family] = [:]
+    /// Which family a name at the beginning of a line belongs to: a summary has three.
+    var owners: [String: String] = [:]
+  }
   private struct Family {
     let kind: Kind
     let help: String?
     /// By the text of their labels.
     var series: [String: any Series] = [:]
   }
-  private let families = Mutex<[String: Family]>([:])
+  private let known = Mutex(Families())
   private let descriptions: [String: String]
 
   /// - Parameter descriptions: What a metric counts, by the label that it was made with.
@@ -38,7 +43,7 @@ public final class PrometheusExporter: MetricsFactory, Sendable {
 
   /// What all metrics say now, in order of their names. Values that change meanwhile may be of slightly different moments.
   public func text() -> String {
-    let families = families.withLock { $0 }
+    let families = known.withLock { $0.families }
     var text = ""
     for (name, family) in families.sorted(by: { $0.key < $1.key }) where !family.series.isEmpty {
       text += "# HELP \(name) \(Self.escaped(family.help ?? "\(name), as the program counts it."))\n"
@@ -58,24 +63,29 @@ public final class PrometheusExporter: MetricsFactory, Sendable {
     _ label: String, _ dimensions: [(String, String)], _ kind: Kind, _ make: () -> Found
   ) -> Found {
     let labels = Self.labels(dimensions, kind)
-    return families.withLock { families in
+    return known.withLock { known in
       var name = Self.name(label, kind)
       var apart = label
-      while let known = families[name], known.kind != kind {
+      func isTaken() -> Bool {
+        if let family = known.families[name] { return family.kind != kind }
+        return Self.lines(of: name, kind).contains { known.owners[$0] != nil }
+      }
+      while isTaken() {
         apart += "_\(kind)"
         name = Self.name(apart, kind)
       }
-      var family = families[name] ?? Family(kind: kind, help: descriptions[label])
+      for line in Self.lines(of: name, kind) { known.owners[line] = name }
+      var family = known.families[name] ?? Family(kind: kind, help: descriptions[label])
       let series = family.series[labels] as? Found ?? make()
       family.series[labels] = series
-      families[name] = family
+      known.families[name] = family
       return series
     }
   }
 
   private func remove(_ series: any AnyObject) {
-    families.withLock { families in
-      families = families.mapValues { family in
+    known.withLock { known in
+      known.families = known.families.mapValues { family in
         var family = family
         family.series = family.series.filter { $0.value !== series }
         return family
@@ -121,6 +131,11 @@ extension PrometheusExporter {
   }
 
   // MARK: Names
+
+  /// What lines of a metric begin with.
+  private static func lines(of name: String, _ kind: Kind) -> [String] {
+    kind.type == "summary" ? [name, name + "_sum", name + "_count"] : [name]
+  }
 
   static func name(_ label: String, _ kind: Kind) -> String {
     var name = legal(label, colons: true)

@@ -106,7 +106,33 @@ import Testing
         $0.unicodeScalars.elementsEqual("a_total{_=\"z\",x=\"1\r\\n2\",y=\"\\\"\u{301}\\\\\u{301}\"} 1".unicodeScalars)
       })
     #expect(lines.contains("a_gauge_sum{quantile_=\"half\"} 1"))
+    // A line of a summary has the name of another metric.
+    Gauge(label: "b_count", factory: exporter).record(5)
+    Gauge(label: "c_sum", factory: exporter).record(6)
+    Recorder(label: "c", dimensions: [], aggregate: true, factory: exporter).record(7)
+    let all = exporter.text().split(separator: "\n")
+    #expect(all.contains("b_count_gauge 5") && all.contains("c_sum 6") && all.contains("c_recorder_sum 7"))
     #expect(lines.contains("b_sum 2") && lines.contains("b_gauge_sum 3") && lines.contains("b_gauge_gauge 4"))
+  }
+
+  @Test(
+    "and promtool reads it", .enabled(if: tool != nil, "there is no promtool: Debian's package prometheus has it"))
+  func strangeRead() throws {
+    let exporter = PrometheusExporter(descriptions: ["a": "one\r\ntwo"])
+    for kind in 0..<3 {
+      for label in ["a", "a_sum", "a_count", "", "9", "a.b", "a b"] {
+        for value in ["", "1\r\n2", "\"\u{301}", "\\", "\n", "half"] {
+          let dimensions = [("quantile", value), ("le", value), ("1", value), ("x", value)]
+          switch kind {
+          case 0: Recorder(label: label, dimensions: dimensions, aggregate: true, factory: exporter).record(1)
+          case 1: Gauge(label: label, dimensions: dimensions, factory: exporter).record(Double.nan)
+          default: Counter(label: label, dimensions: dimensions, factory: exporter).increment()
+          }
+        }
+      }
+    }
+    let said = try Self.lint(exporter.text()).output
+    #expect(!said.contains("parsing error"), "\(said)")
   }
 
   @Test("Threads that count at once lose nothing") func races() throws {
