@@ -51,6 +51,39 @@ import Testing
     try check(tracker.collect().isEmpty, "not empty: \(name)")
   }
 
+  @Test("W1, K1: a fault that waits while all is protected anew is not resolved then: its thread may have got over it")
+  func parked() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(280)
+      var configuration = AddressSpace.Configuration()
+      configuration.readerCount = 1
+      configuration.logger = LogCapture().logger
+      let space = try AddressSpace(configuration: configuration)
+      let region = try space.map(.anonymous(hugePages: .never), pages: 64)
+      try region.fill(with: 1)
+      let tracker = try region.trackWrites(.handlerThread)
+      let (mayGoOn, turns) = (Shared(), Shared())
+      // The first try, and the one at the end of the reader's turn.
+      Injection.arm(.unprotect, .resourceTemporarilyUnavailable, times: 2)
+      TestHooks.set(.readerIdle) { _ in
+        guard Injection.count >= 2 || turns.value > 0 else { return }
+        turns.add()
+        _ = spin { mayGoOn.value == 1 }
+      }
+      let writer = TestThread { try region.store(UInt8(2), toByteOffset: 5 * 4096) }
+      check(spin(forAtMost: 200) { turns.value == 1 }, "no fault waits")
+      Injection.disarm()
+      try region.pin(5..<6, .write).unpin()
+      try writer.join()
+      try check(tracker.collect().runs, is: [5..<6])
+      mayGoOn.value = 1
+      check(spin(forAtMost: 200) { turns.value >= 3 }, "the reader has ended")
+      try check(tracker.collect().runs, is: [])
+      TestHooks.set(.readerIdle, nil)
+      try space.close()
+    }
+  }
+
   // MARK: Starting
 
   private static func starting(_ mechanism: WriteTracking.Mechanism) -> [Row] {
