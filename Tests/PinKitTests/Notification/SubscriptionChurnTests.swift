@@ -145,6 +145,54 @@ private final class CountingNotifier: MMUNotifier {
     try space.close()
   }
 
+  private final class Silent: MMUNotifier {}
+  private final class Leaver: Sendable {
+    private let notifier = Mutex<Weakly>(Weakly())
+    private struct Weakly: Sendable { weak var notifier: Silent? }
+    func watch(_ notifier: Silent) { self.notifier.withLock { $0.notifier = notifier } }
+    var isThere: Bool { notifier.withLock { $0.notifier != nil } }
+  }
+
+  @Test("N14: a change under way keeps who leaves in the middle of it, until somebody comes or goes after it")
+  func leaves() throws {
+    let space = try AddressSpace.forTests()
+    let region = try space.map(.pool, pages: 8)
+    let leaver = Leaver()
+    let leaving = Mutex<[Subscription]>([])
+    let (calls, kept) = (Shared(), Shared())
+    let subscription = try region.subscribe(
+      RecordingNotifier({ _ in
+        guard calls.add() == 1 else { return .done }
+        let thread = TestThread {
+          var all = leaving.withLock { list in
+            defer { list = [] }
+            return list
+          }
+          while let next = all.popLast() { next.remove() }
+        }
+        try thread.join()
+        kept.value = leaver.isThere ? 1 : 0
+        return .done
+      }))
+    // Whoever goes after it has the old tables looked through.
+    for _ in 0..<3 {
+      let other = try region.subscribe(Silent())
+      leaving.withLock { $0.append(other) }
+    }
+    do {
+      let notifier = Silent()
+      leaver.watch(notifier)
+      let last = try region.subscribe(notifier)
+      leaving.withLock { $0.append(last) }
+    }
+    try region.protect(0..<1)
+    #expect(calls.value == 1)
+    #expect(kept.value == 1, "it was let go of under a reader")
+    subscription.remove()
+    #expect(!leaver.isThere, "a subscriber that left is kept")
+    try space.close()
+  }
+
   /// Goes together with a subscription of its own.
   private final class Owner: MMUNotifier {
     private let other: Subscription
