@@ -301,8 +301,7 @@ internal import Synchronization
     domain.needsRegistration.store(true, ordering: .sequentiallyConsistent)
     let range = domain.addresses(of: pages)
     // All have the same: a right may have been taken away since the discard began.
-    let entry = domain.table[pages.lowerBound]
-    let rights: Mapping.Protection = entry.contains(.readDenied) ? [] : entry.contains(.writeDenied) ? .read : .readWrite
+    let rights = domain.table[pages.lowerBound].rights
     domain.table.clear(pages)
     defer { domain.table.set(pages) }
     invalidation?.invalidateRange(pages)

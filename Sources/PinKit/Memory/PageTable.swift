@@ -48,6 +48,9 @@ internal import Synchronization
     static let openOrTold = Entry(rawValue: 1 << 2 | 1 << 6)
     static let deniedOrTold = Entry(rawValue: 1 << 4 | 1 << 5 | 1 << 6)
     static let openDeniedOrTold = Entry(rawValue: 1 << 2 | 1 << 4 | 1 << 5 | 1 << 6)
+
+    /// What the user left of the rights to the page.
+    var rights: Mapping.Protection { contains(.readDenied) ? [] : contains(.writeDenied) ? .read : .readWrite }
   }
 
   /// The words before the entries: the summary, and the tops of the bitmaps.

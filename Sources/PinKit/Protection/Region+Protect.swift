@@ -80,8 +80,7 @@ extension Region {
 
   private func rights(of page: Int, armed: Bool) -> Mapping.Protection {
     let entry = table[page]
-    if entry.contains(.readDenied) { return [] }
-    return entry.contains(.writeDenied) || (armed && !entry.contains(.open)) ? .read : .readWrite
+    return armed && !entry.contains(.open) && entry.rights == .readWrite ? .read : entry.rights
   }
 
   private func set(_ access: PageAccess, to pages: Range<Int>, armed: Bool) throws(PinError) {

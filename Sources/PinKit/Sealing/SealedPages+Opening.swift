@@ -56,9 +56,7 @@ extension SealedPages {
   /// Lets faults at a page again.
   func readmit(_ page: Int) {
     guard refused.contains(page) else { return }
-    let entry = table[page]
-    let rights: Mapping.Protection = entry.contains(.readDenied) ? [] : entry.contains(.writeDenied) ? .read : .readWrite
-    _ = Memory.protect(pageAddresses(page), rights)
+    _ = Memory.protect(pageAddresses(page), table[page].rights)
     refused.remove(page..<page + 1)
   }
 

@@ -42,10 +42,7 @@ extension FilePages {
     refusals.withLock { list in
       let isChanged = whileProtected { domain in
         for page in list.keys {
-          let entry = domain.table[page]
-          let rights: Mapping.Protection =
-            entry.contains(.readDenied) ? [] : entry.contains(.writeDenied) ? .read : .readWrite
-          _ = Memory.protect(pageAddresses(page), rights)
+          _ = Memory.protect(pageAddresses(page), domain.table[page].rights)
           refused.remove(page..<page + 1)
         }
         list = [:]
