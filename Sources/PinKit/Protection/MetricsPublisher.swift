@@ -25,9 +25,9 @@ struct MetricsPublisher {
     }
 
     func value(_ counters: FaultCounters) -> UInt64 {
-      // What is taken off is counted later than what it is part of.
-      let taken = taken.map { counters[$0] } ?? 0
+      // What is taken off is counted later than what it is part of: read in the same order, the difference is never too large.
       let added = counters[added]
+      let taken = taken.map { counters[$0] } ?? 0
       return added > taken ? added - taken : 0
     }
   }

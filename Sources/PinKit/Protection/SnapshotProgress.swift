@@ -21,15 +21,23 @@ final class SnapshotProgress: Sendable {
 /// What has been registered and not gone.
 final class WatchedSnapshots: Sendable {
   private struct Entry { weak var progress: SnapshotProgress? }
-  private let entries = Mutex<[Entry]>([])
+  private struct List {
+    var entries: [Entry] = []
+    /// How many there may be before those that are gone are looked for: so that of many snapshots not each looks at all others.
+    var limit = 16
+  }
+  private let list = Mutex(List())
 
   func add(_ progress: SnapshotProgress) {
-    entries.withLock { entries in
-      entries.removeAll { $0.progress == nil }
-      entries.append(Entry(progress: progress))
+    list.withLock { list in
+      if list.entries.count >= list.limit {
+        list.entries.removeAll { $0.progress == nil }
+        list.limit = max(16, 2 * list.entries.count)
+      }
+      list.entries.append(Entry(progress: progress))
     }
   }
 
   /// Those that are open, or that older ones have their copies in.
-  var all: [SnapshotProgress] { entries.withLock { $0.compactMap(\.progress) } }
+  var all: [SnapshotProgress] { list.withLock { $0.entries.compactMap(\.progress) } }
 }
