@@ -212,6 +212,7 @@ internal import Synchronization
       }
       if taken != nil { return true }
       if !isFrozen || !waits { return false }
+      TestHooks.reach(.spinning, page: frame)
       Kernel.relax()
     }
   }

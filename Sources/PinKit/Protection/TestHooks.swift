@@ -97,6 +97,8 @@ enum TestHooks {
     case mappingsCounted
     /// All pages are about to be protected for a snapshot.
     case arming
+    /// Who wants a reference of a frame has found its references frozen, and is about to look again.
+    case spinning
   }
 
   typealias Hook = @Sendable (Int) -> Void

@@ -117,6 +117,26 @@ import Testing
     _ = pool
   }
 
+  @Test("S3: who wants a reference while they are frozen waits, and has it when they are not")
+  func waits() throws {
+    let (pool, extent) = unsafe try Self.extent(pages: 4_102)
+    let raw = UInt(bitPattern: extent)
+    // Of a number that no other test has.
+    let page = 4_101
+    #expect(unsafe extent.pointee.freeze(page, expecting: 1))
+    let (turns, got) = (Shared(), Shared(-1))
+    TestHooks.set(.spinning) { if $0 == page { turns.add() } }
+    defer { TestHooks.set(.spinning, nil) }
+    let getter = TestThread { got.value = unsafe Extent.Pointer(bitPattern: raw)!.pointee.tryGet(page) ? 1 : 0 }
+    _ = spin { turns.value >= 2 || got.value != -1 }
+    #expect(got.value == -1, "a mapped frame was seen as free, or a reference given while frozen")
+    unsafe extent.pointee.unfreeze(page)
+    try getter.join()
+    #expect(got.value == 1)
+    unsafe extent.pointee.put(page)
+    _ = pool
+  }
+
   @Test("P5/S3: gets, freezes and clones of the whole extent, raced")
   func races() throws {
     let (pool, extent) = unsafe try Self.extent()
