@@ -46,10 +46,7 @@ import Testing
   @Test("A store that ends the thread which asks it takes no page along for good") func endedByStore() async {
     await #expect(processExitsWith: .success) {
       ct_deadline(280)
-      var configuration = AddressSpace.Configuration()
-      configuration.failurePolicy = .failRegion
-      configuration.logger.logLevel = .critical
-      let space = try AddressSpace(configuration: configuration)
+      let space = try AddressSpace.forTests()
       let store = UnrulyStore(pages: 64)
       store.set {
         $0.isShortNow = { _ in

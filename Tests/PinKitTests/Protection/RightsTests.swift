@@ -1,6 +1,5 @@
 import CTestSupport
 import Glibc
-import Logging
 import Synchronization
 import Testing
 
@@ -29,10 +28,7 @@ import Testing
   @Test("W1, K3: of a region that fails nothing is opened that was hidden") func failed() async {
     await #expect(processExitsWith: .success) {
       ct_deadline(280)
-      var configuration = AddressSpace.Configuration()
-      configuration.failurePolicy = .failRegion
-      configuration.logger.logLevel = .critical
-      let space = try AddressSpace(configuration: configuration)
+      let space = try AddressSpace.forTests()
       let region = try space.map(.pool, pages: 8)
       try region.fill(with: 1)
       let clone = try region.clone()
@@ -51,11 +47,8 @@ import Testing
   @Test("K3: a region that failed gives nobody a right back who had waited for it")
   func failedMeanwhile() async {
     await #expect(processExitsWith: .success) {
-      var configuration = AddressSpace.Configuration()
-      configuration.failurePolicy = .failRegion
-      configuration.logger.logLevel = .critical
       ct_deadline(280)
-      let space = try AddressSpace(configuration: configuration)
+      let space = try AddressSpace.forTests()
       let region = try space.map(.file(UnrulyStore(pages: 16)), pages: 16)
       let protection = region.attachments.find(RegionProtection.self)!
       let mayGoOn = Shared()
@@ -96,10 +89,7 @@ import Testing
   func failedInBetween(_ tries: Bool) async {
     await #expect(processExitsWith: .success) { [tries = tries as Bool] in
       ct_deadline(280)
-      var configuration = AddressSpace.Configuration()
-      configuration.failurePolicy = .failRegion
-      configuration.logger.logLevel = .critical
-      let space = try AddressSpace(configuration: configuration)
+      let space = try AddressSpace.forTests()
       let region = try space.map(.file(UnrulyStore(pages: 16)), pages: 16)
       let protection = region.attachments.find(RegionProtection.self)!
       let subscription = try region.subscribe(
