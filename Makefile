@@ -9,7 +9,7 @@ SANITIZED := SWIFT_BACKTRACE=enable=no \
   ASAN_OPTIONS=$(SANITIZER):detect_leaks=0 \
   TSAN_OPTIONS=$(SANITIZER):suppressions=$(CURDIR)/scripts/tsan-suppressions
 
-.PHONY: help demo test build bench soak fuzz sanitize sanitize-fault-path mutate docs format lint clean dependencies test-dependencies
+.PHONY: help demo test build bench soak fuzz shared-words sanitize sanitize-fault-path mutate docs format lint clean dependencies test-dependencies
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -50,6 +50,10 @@ FAULT_PATH := ParallelProtection|SignalPatience|BudgetTests|LimitTests|WriteProt
 
 sanitize-fault-path: test-dependencies ## The suites of the fault path under the address sanitizer
 	$(SANITIZED) scripts/count-tests swift test --disable-xctest --sanitize=address --scratch-path .build-address --filter '$(FAULT_PATH)'
+
+shared-words: test-dependencies ## See that calls of threads with pages of their own write no word that they share
+	swift build -c release --product hotpaths
+	scripts/shared-words .build/release/hotpaths
 
 mutate: test-dependencies ## Break the code in every place that Tests/Mutations names, and see that a suite notices (ids: scripts/mutate ID)
 	@scripts/mutate

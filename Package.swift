@@ -104,6 +104,8 @@ let package = Package(
       path: "Tests/CTestSupport",
       cSettings: [.define("_GNU_SOURCE")]
     ),
+    .executableTarget(
+      name: "hotpaths", dependencies: ["PinKit", "CTestSupport"], path: "Tests/HotPaths", swiftSettings: house),
     .target(
       name: "FuzzTargets",
       dependencies: ["PinKit", "Virtqueue", "CUffd", .product(name: "Logging", package: "swift-log")],

@@ -22,6 +22,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 __thread struct cuffd_section_slot *cuffd_section_slot __attribute__((tls_model("initial-exec")));
 int cuffd_section_needs_fence;
+uint32_t cuffd_orphans[64];
 static atomic_int all_fence;  // every reader knows that it needs one
 
 static void give_back(void *slot) {

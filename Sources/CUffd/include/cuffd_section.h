@@ -104,6 +104,14 @@ int cuffd_access_is_mine(uint64_t region);
 // only one for which rights must stay. 0 if that takes longer than `patience` nanoseconds.
 int cuffd_access_wait(uint64_t region, int rights_only, uint64_t patience);
 
+// How many regions of a class of ids are gone while pages of them are pinned. Read at every unpin, and hardly ever written.
+extern uint32_t cuffd_orphans[64];
+static inline void cuffd_orphan_raise(uint64_t id) { __atomic_fetch_add(&cuffd_orphans[id & 63], 1, __ATOMIC_SEQ_CST); }
+static inline void cuffd_orphan_lower(uint64_t id) { __atomic_fetch_sub(&cuffd_orphans[id & 63], 1, __ATOMIC_SEQ_CST); }
+static inline int cuffd_orphan_is_raised(uint64_t id) {
+  return __atomic_load_n(&cuffd_orphans[id & 63], __ATOMIC_SEQ_CST) != 0;
+}
+
 // Whether this thread could enter.
 static inline int cuffd_section_has_room(void) {
   struct cuffd_section_slot *slot = cuffd_section_slot;

@@ -43,8 +43,8 @@ internal import SystemPackage
   private let loss = Atomic<UInt64>(0)
   /// What was sealed when its snapshot was taken; `nil` where no page ever is.
   let moment = Mutex<SealMoment?>(nil)
-  /// The store of the snapshot after this one; set while the wrprotect lock is held exclusively.
-  private let next = Mutex<CaptureStore?>(nil)
+  /// The store of the snapshot after this one, retained; set once, while the wrprotect lock is held exclusively.
+  private let next = Atomic<UInt>(0)
 
   /// Touches no memory. Nothing is kept before ``setLimit(_:givesUp:)``.
   init(region: Region, recycler: CaptureRecycler) throws(PinError) {
@@ -66,23 +66,60 @@ internal import SystemPackage
     CaptureShares.end(self)
     recycler.put(memory)
     // One after the other: a long chain would otherwise be let go of recursively, as deep as it is long.
-    var following = next.withLock { $0.take() }
-    while isKnownUniquelyReferenced(&following) { following = following?.next.withLock { $0.take() } }
+    var following = takeSuccessor()
+    while isKnownUniquelyReferenced(&following) { following = following?.takeSuccessor() }
   }
 
   // MARK: The chain
 
-  var successor: CaptureStore? { next.withLock { $0 } }
   func setSuccessor(_ store: CaptureStore) {
-    next.withLock { $0 = store }
+    let raw = unsafe UInt(bitPattern: Unmanaged.passUnretained(store).toOpaque())
+    let before = next.load(ordering: .relaxed)
+    // The kernel had to be asked again.
+    if before == raw { return }
+    precondition(before == 0, "a snapshot has one that follows it")
+    _ = unsafe Unmanaged.passRetained(store)
+    next.store(raw, ordering: .releasing)
     progress.isNewest.store(false, ordering: .relaxed)
+  }
+
+  private func takeSuccessor() -> CaptureStore? {
+    let raw = next.exchange(0, ordering: .acquiringAndReleasing)
+    return unsafe UnsafeRawPointer(bitPattern: raw).map { unsafe Unmanaged<CaptureStore>.fromOpaque($0).takeRetainedValue() }
+  }
+
+  /// This store and all newer ones. They stay as long as this one does, and whoever holds it need not count that it holds them.
+  @inline(__always) func firstInChain(where isWanted: (borrowing CaptureStore) -> Bool) -> Unmanaged<CaptureStore>? {
+    var store = unsafe Unmanaged.passUnretained(self)
+    while true {
+      let (isFound, raw) = unsafe store._withUnsafeGuaranteedRef { store in
+        isWanted(store) ? (true, 0) : (false, store.next.load(ordering: .acquiring))
+      }
+      if isFound { return unsafe store }
+      guard let following = unsafe UnsafeRawPointer(bitPattern: raw) else { return nil }
+      unsafe store = Unmanaged.fromOpaque(following)
+    }
+  }
+
+  /// The store that says what a page was at the moment of this one's snapshot; `nil` where none was asked yet.
+  @inline(__always) func holder(of page: Int) -> Unmanaged<CaptureStore>? {
+    unsafe firstInChain { $0.answers(for: page) }
   }
 
   /// This store and all newer ones.
   var chain: [CaptureStore] {
-    var chain = [self]
-    while let next = chain.last?.successor { chain.append(next) }
+    var chain: [CaptureStore] = []
+    _ = unsafe firstInChain { store in
+      chain.append(copy store)
+      return false
+    }
     return chain
+  }
+
+  /// Why the snapshots that need this store, or a newer one, were given up.
+  func failureOfChain(_ range: AddressRange) -> PinError? {
+    guard let lost = unsafe firstInChain(where: { $0.isLost }) else { return nil }
+    return unsafe lost._withUnsafeGuaranteedRef { $0.failure(range) }
   }
 
   // MARK: Limits

@@ -22,26 +22,24 @@ extension Snapshot {
         .invalidArgument, operation: "read a snapshot",
         advice: "\(pages.count) pages are \(pages.count * pageSize) bytes, the target has \(target.count).")
     }
-    let store = try openStore("read a snapshot")
-    guard let start = target.baseAddress, !pages.isEmpty else { return }
-    unsafe try copy(pages, of: store, into: start, vacant: nil)
+    unsafe try copy(pages, into: target, vacant: nil)
   }
 
   /// The same for an image: the pages of `vacant` come as zeros.
   func copy(_ pages: Range<Int>, into target: UnsafeMutableRawBufferPointer, vacant: DirtySet?) throws(PinError) {
-    let store = try openStore("read a snapshot")
-    guard let start = target.baseAddress, !pages.isEmpty else { return }
-    unsafe try copy(pages, of: store, into: start, vacant: vacant)
+    unsafe try reading("read a snapshot") { store throws(PinError) in
+      guard let start = target.baseAddress, !pages.isEmpty else { return }
+      unsafe try copy(pages, of: store, into: start, vacant: vacant)
+    }
   }
 
   private func copy(
-    _ pages: Range<Int>, of store: CaptureStore, into start: UnsafeMutableRawPointer, vacant: DirtySet?
+    _ pages: Range<Int>, of store: Unmanaged<CaptureStore>, into start: UnsafeMutableRawPointer, vacant: DirtySet?
   ) throws(PinError) {
-    let chain = store.chain
     var page = pages.lowerBound
     while page < pages.upperBound {
       let offset = (page - pages.lowerBound) * pageSize
-      if let holder = chain.first(where: { $0.answers(for: page) }) {
+      if let holder = unsafe holder(of: page, store) {
         if let vacant, vacant.contains(page) {
           unsafe (start + offset).initializeMemory(as: UInt8.self, repeating: 0, count: pageSize)
         } else {
@@ -50,17 +48,27 @@ extension Snapshot {
         page += 1
       } else {
         var end = page + 1
-        while end < pages.upperBound, !chain.contains(where: { $0.answers(for: end) }) { end += 1 }
+        while end < pages.upperBound, unsafe holder(of: end, store) == nil { end += 1 }
         unsafe try copyLive(page..<end, store, into: start + offset)
         page = end
       }
     }
-    try validate(pages, store)
+    unsafe try validate(pages, store)
   }
 
-  private func copyOut(_ page: Int, of holder: CaptureStore, into target: UnsafeMutableRawPointer) throws(PinError) {
-    if holder.isUnreadable(page) { throw withoutBytes(page) }
-    unsafe holder.copyOut(page..<page + 1, into: target)
+  @inline(__always) private func holder(of page: Int, _ store: Unmanaged<CaptureStore>) -> Unmanaged<CaptureStore>? {
+    unsafe store._withUnsafeGuaranteedRef { unsafe $0.holder(of: page) }
+  }
+
+  private func copyOut(
+    _ page: Int, of holder: Unmanaged<CaptureStore>, into target: UnsafeMutableRawPointer
+  ) throws(PinError) {
+    let hasBytes = unsafe holder._withUnsafeGuaranteedRef { holder in
+      if holder.isUnreadable(page) { return false }
+      unsafe holder.copyOut(page..<page + 1, into: target)
+      return true
+    }
+    if !hasBytes { throw withoutBytes(page) }
   }
 
   private func withoutBytes(_ page: Int) -> PinError {
@@ -96,12 +104,12 @@ extension Snapshot {
   }
 
   /// Whatever was kept was kept right, unless the snapshot has been given up, closed or released by now.
-  private func validate(_ pages: Range<Int>, _ store: CaptureStore) throws(PinError) {
+  private func validate(_ pages: Range<Int>, _ store: Unmanaged<CaptureStore>) throws(PinError) {
     // What a page was kept as after other code had dropped it is not to be taken for the old bytes.
     set.settle()
     atomicMemoryFence(ordering: .acquiring)
     if isClosed.load(ordering: .acquiring) { throw closed("read a snapshot") }
-    for store in store.chain { if let failure = store.failure(region.addresses) { throw failure } }
+    if let failure = unsafe store._withUnsafeGuaranteedRef({ $0.failureOfChain(region.addresses) }) { throw failure }
     guard hasReleased.load(ordering: .acquiring) else { return }
     let released = released.withLock { $0 }
     if let page = pages.first(where: { released.contains($0) }) {
@@ -121,7 +129,7 @@ extension Snapshot {
   /// so before its page is opened, a region that failed before its protection is lifted, and a removal behind PinKit's back
   /// is read from the userfaultfd before the pages go, by a thread that `settle()` waits for.
   private func copyLive(
-    _ pages: Range<Int>, _ store: CaptureStore, into target: UnsafeMutableRawPointer
+    _ pages: Range<Int>, _ store: Unmanaged<CaptureStore>, into target: UnsafeMutableRawPointer
   ) throws(PinError) {
     if try enterRegion() {
       defer { region.leave() }
@@ -129,7 +137,7 @@ extension Snapshot {
       if let seals = region.seals {
         // Read in place a sealed page would be opened.
         unsafe seals.copyAsTheyAre(pages, into: target)
-      } else if region.backing.stored != nil {
+      } else if region.isStored {
         unsafe try copyFrames(pages, into: target)
       } else {
         unsafe try copyFromRegion(pages, store, into: target)
@@ -138,9 +146,8 @@ extension Snapshot {
       set.settle()
       try set.protection.requireWatched("read a snapshot")
     }
-    let chain = store.chain
     for page in pages {
-      guard let holder = chain.first(where: { $0.answers(for: page) }) else { continue }
+      guard let holder = unsafe holder(of: page, store) else { continue }
       unsafe try copyOut(page, of: holder, into: target + (page - pages.lowerBound) * pageSize)
     }
   }
@@ -178,13 +185,13 @@ extension Snapshot {
   }
 
   private func copyFromRegion(
-    _ pages: Range<Int>, _ store: CaptureStore, into target: UnsafeMutableRawPointer
+    _ pages: Range<Int>, _ store: Unmanaged<CaptureStore>, into target: UnsafeMutableRawPointer
   ) throws(PinError) {
     try region.withRights { () throws(PinError) in unsafe try copyAllowed(pages, store, into: target) }
   }
 
   private func copyAllowed(
-    _ pages: Range<Int>, _ store: CaptureStore, into target: UnsafeMutableRawPointer
+    _ pages: Range<Int>, _ store: Unmanaged<CaptureStore>, into target: UnsafeMutableRawPointer
   ) throws(PinError) {
     let table = region.table
     let start = region.addresses.start
@@ -202,7 +209,7 @@ extension Snapshot {
         let result = unsafe memory!.read(address, into: place, count: pageSize)
         if result == -Errno.badAddress.rawValue { throw badTarget(page) }
         if result < 0, region.isAdopted, memory!.meansNoBytes(result) {
-          noteWithoutBytes(page, store)
+          unsafe noteWithoutBytes(page, store)
           continue
         }
         try PinError.check(result, "read a page without the right to", region.addressesUnchecked(of: page..<page + 1))
@@ -216,7 +223,7 @@ extension Snapshot {
 
   /// Of memory that other code may guard or truncate: pages without bytes are noted, and the others copied (K6).
   private func copyChecked(
-    _ pages: Range<Int>, _ store: CaptureStore, into target: UnsafeMutableRawPointer
+    _ pages: Range<Int>, _ store: Unmanaged<CaptureStore>, into target: UnsafeMutableRawPointer
   ) throws(PinError) {
     let source = region.addressesUnchecked(of: pages)
     var done = 0
@@ -237,7 +244,7 @@ extension Snapshot {
         if try unsafe Region.openTarget(UInt(bitPattern: target + done), &deadline, "read a snapshot") { continue }
         throw badTarget(page)
       }
-      noteWithoutBytes(page, store)
+      unsafe noteWithoutBytes(page, store)
       done = (page + 1 - pages.lowerBound) * pageSize
     }
   }
@@ -249,9 +256,11 @@ extension Snapshot {
   }
 
   /// A page that nobody has kept has no bytes: should it get some, they are not those of the snapshot.
-  private func noteWithoutBytes(_ page: Int, _ store: CaptureStore) {
+  private func noteWithoutBytes(_ page: Int, _ store: Unmanaged<CaptureStore>) {
     atomicMemoryFence(ordering: .acquiring)
-    if !store.chain.contains(where: { $0.answers(for: page) }) { store.noteUnreadable(page..<page + 1) }
+    if unsafe holder(of: page, store) == nil {
+      unsafe store._withUnsafeGuaranteedRef { $0.noteUnreadable(page..<page + 1) }
+    }
   }
 }
 

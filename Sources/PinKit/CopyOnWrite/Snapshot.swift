@@ -14,7 +14,11 @@ public final class Snapshot: Sendable {
   let set: SnapshotSet
   let generation: SnapshotGeneration
   private let id: UInt64
+  /// Held until it is closed and nobody reads of it any more.
   private let store: Mutex<CaptureStore?>
+  /// The same, 0 once it is closed, for who reads: not counted, so that readers write no word that they share.
+  private let open: Atomic<UInt>
+  private let readers = AccessGate(id: Region.nextID())
   let isClosed = Atomic<Bool>(false)
   /// The pages that were released; made when the first one is.
   let released = Mutex(DirtySet(pageCount: 0))
@@ -25,6 +29,7 @@ public final class Snapshot: Sendable {
     self.set = set
     id = start.id
     store = Mutex(start.store)
+    open = unsafe Atomic(UInt(bitPattern: Unmanaged.passUnretained(start.store).toOpaque()))
     generation = start.generation
     pause = start.pause
   }
@@ -39,20 +44,18 @@ public final class Snapshot: Sendable {
   /// In bytes.
   public var pageSize: Int { region.pageSize }
   /// How much memory its copies take, in bytes, without those that it shares with newer snapshots.
-  public var capturedBytes: Int { store.withLock { $0?.bytes ?? 0 } }
+  public var capturedBytes: Int { openStore?.bytes ?? 0 }
 
   /// Why its bytes cannot be read any more: it was given up, or the region can no longer be watched. `nil` while all is well, and
   /// after ``close()``.
   public var failure: PinError? {
-    guard let store = store.withLock({ $0 }) else { return nil }
+    guard let store = openStore else { return nil }
     return failure(of: store)
   }
 
   /// A store that was given up takes every snapshot with it that is older: pages that those did not keep themselves may be missing.
   func failure(of store: CaptureStore) -> PinError? {
-    for store in store.chain {
-      if let failure = store.failure(region.addresses) { return failure }
-    }
+    if let failure = store.failureOfChain(region.addresses) { return failure }
     return set.isEnded.load(ordering: .acquiring) ? nil : set.protection.failure
   }
 
@@ -62,7 +65,8 @@ public final class Snapshot: Sendable {
   /// Blocks for as long as another call changes the protection of the region. From a fault callback it is done a little later.
   public func close() {
     guard region.space.isOfThisProcess, !isClosed.exchange(true, ordering: .sequentiallyConsistent) else { return }
-    let last = store.withLock { $0.take() }
+    open.store(0, ordering: .sequentiallyConsistent)
+    let last = takeUnread()
     if Kernel.isInFaultPath {
       set.protection.later { [set, id, region] in
         set.end(id)
@@ -73,12 +77,36 @@ public final class Snapshot: Sendable {
     }
   }
 
-  /// The store it began with.
+  /// The store it began with; `nil` once it is closed.
+  private var openStore: CaptureStore? { isClosed.load(ordering: .acquiring) ? nil : store.withLock { $0 } }
+
   func openStore(_ operation: StaticString) throws(PinError) -> CaptureStore {
-    if !region.space.isOfThisProcess { throw .notInherited("\(operation)") }
+    if !region.isOfThisProcess { throw .notInherited("\(operation)") }
     try region.requireOutsideFaultPath(operation)
-    guard let store = store.withLock({ $0 }) else { throw closed("\(operation)") }
+    guard let store = openStore else { throw closed("\(operation)") }
     return store
+  }
+
+  /// Runs `body` with the store, and with all newer ones, held; without counting that.
+  @inline(__always) func reading(
+    _ operation: StaticString, _ body: (Unmanaged<CaptureStore>) throws(PinError) -> Void
+  ) throws(PinError) {
+    if !region.isOfThisProcess { throw .notInherited("\(operation)") }
+    try region.requireOutsideFaultPath(operation)
+    _ = readers.enter()
+    defer {
+      readers.leave()
+      // Closed meanwhile: one of the two sees the other, as `readers` says.
+      if isClosed.load(ordering: .acquiring) { _ = takeUnread() }
+    }
+    let raw = open.load(ordering: .acquiring)
+    guard let store = unsafe UnsafeRawPointer(bitPattern: raw) else { throw closed("\(operation)") }
+    try unsafe body(Unmanaged<CaptureStore>.fromOpaque(store))
+  }
+
+  /// The store of a snapshot that is closed, unless somebody reads of it: then whoever leaves last takes it.
+  @inline(never) private func takeUnread() -> CaptureStore? {
+    readers.isEmpty ? store.withLock { $0.take() } : nil
   }
 
   func closed(_ operation: String) -> PinError { PinError(.closed, operation: operation, range: region.addresses) }

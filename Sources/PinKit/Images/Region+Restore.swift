@@ -31,7 +31,7 @@ extension Region {
         advice: "protect(_:to:) took the right to write away from page \(page).")
     }
     let pinned = table.pinnedRuns(in: 0..<pageCount)
-    guard pinned.isEmpty else { throw pinnedError(pinned, "restore") }
+    guard pinned.isEmpty else { throw memory.pinnedError(pinned, "restore") }
     var target = RestoredRegion(self)
     do throws(PinError) {
       try ImageRestoring.run(chain, into: &target, operation: "restore", cancelsLate: false, progress)

@@ -1,6 +1,6 @@
 internal import Synchronization
 
-/// Lets accesses to a region's bytes in until the gate closes, and lets the closer wait until the last one is out.
+/// Lets accesses to a region's bytes, or a snapshot's, in until the gate closes, and lets the closer wait until the last one is out.
 ///
 /// Each thread notes in memory of its own what it is inside, and looks at the gate afterwards; the gate is written by closers alone. Whoever
 /// closes it changes it first, has every thread pass a fence, and then looks at the notes: one of the two sees the other. What finds no
@@ -10,7 +10,7 @@ struct AccessGate: ~Copyable, Sendable {
   /// Somebody changes what may be done with pages.
   private static let changing: UInt64 = 1 << 62
   private let state = Atomic<UInt64>(0)
-  /// Of the region.
+  /// Of the region, or the snapshot.
   private let id: UInt64
 
   init(id: UInt64) { self.id = id }
@@ -51,6 +51,12 @@ struct AccessGate: ~Copyable, Sendable {
   /// Whether the calling thread is inside.
   var isMine: Bool { AccessNotes.isInside(id) }
   var isClosed: Bool { state.load(ordering: .acquiring) & Self.closed != 0 }
+
+  /// Whether no other thread is inside. What this thread wrote before, who comes in later sees; and who is inside sees it after it has left.
+  var isEmpty: Bool {
+    state.load(ordering: .acquiring) & ~(Self.closed | Self.changing) == 0
+      && AccessNotes.waitUntilEmpty(id, keepingRights: false, patience: 0)
+  }
 
   /// Lets accesses in again after ``close()``.
   func reopen() { state.bitwiseAnd(~Self.closed, ordering: .releasing) }

@@ -101,6 +101,7 @@ public final class AddressSpace: Sendable {
     guard isOfThisProcess else { throw .notInherited("close") }
     for region in mappedRegions { try region.requireOutside("close") }
     if isClosed.load(ordering: .acquiring) { return }
+    try requireNoOrphans(whilePinned)
     // While it can still be refused without harm.
     for region in mappedRegions { try region.flushSupply() }
     var held: [Region] = []
@@ -126,6 +127,18 @@ public final class AddressSpace: Sendable {
     }
     for service in services.all(as: (any AddressSpaceService).self) { service.shutDown() }
     services.removeAll()
+  }
+
+  /// What is left of regions that are gone, for pins.
+  private func requireNoOrphans(_ whilePinned: PinnedPages) throws(PinError) {
+    for memory in PinnedOrphans.memory(of: self) where whilePinned != .leaveFrames || memory.frames == nil {
+      while true {
+        let pinned = memory.table.pinnedRuns(in: 0..<memory.table.pageCount)
+        if pinned.isEmpty { break }
+        if whilePinned != .wait { throw memory.pinnedError(pinned, "close") }
+        Kernel.pause(nanoseconds: 50_000)
+      }
+    }
   }
 
   private static func policy(_ whilePinned: PinnedPages, _ region: Region) -> PinnedPages {

@@ -49,7 +49,7 @@ extension PageTable {
   /// Takes a pin off the count. Whatever was written through it comes before.
   @inline(__always) func removePin(_ page: Int, forWriting: Bool) {
     unsafe _ = entries[page].subtract(
-      forWriting ? Entry.pinForWriting : Entry.pinForReading, ordering: .acquiringAndReleasing)
+      forWriting ? Entry.pinForWriting : Entry.pinForReading, ordering: .sequentiallyConsistent)
   }
 
   /// What the entry says, in one order with every count.

@@ -61,19 +61,9 @@ extension Region {
       let pinned = table.pinnedRuns(in: pages)
       if pinned.isEmpty { return }
       pinGate.endDrop()
-      if whilePinned == .fail { throw pinnedError(pinned, operation) }
+      if whilePinned == .fail { throw memory.pinnedError(pinned, operation) }
       if gate.isClosed { throw PinError(.unmapped, operation: "\(operation)", range: addresses) }
       Kernel.pause(nanoseconds: 50_000)
     }
-  }
-
-  /// Names up to eight runs.
-  func pinnedError(_ runs: [Range<Int>], _ operation: StaticString) -> PinError {
-    let names = runs.prefix(8).map { $0.count == 1 ? "\($0.lowerBound)" : "\($0.lowerBound)...\($0.upperBound - 1)" }
-    let rest = runs.count > 8 ? ", and \(runs.count - 8) more runs" : ""
-    return PinError(
-      .pinned, operation: "\(operation)", range: addressesUnchecked(of: runs[0]),
-      advice:
-        "Pages \(names.joined(separator: ", "))\(rest) are pinned: unpin them first, or call it with whilePinned: .wait.")
   }
 }

@@ -20,32 +20,50 @@ extension Region {
   ///   of a page over a store what the store says; of a sealed page `.sealed`, `.tampered` or `.keyGone`; of a page of adopted memory that has
   ///   no bytes `.inaccessible` (K6). A page that is sealed or reclaimed again in the very moment of the access ends in SIGBUS, as through a
   ///   pointer: pin what must not be.
-  public func load<Value: BitwiseCopyable>(
+  @inlinable public func load<Value: BitwiseCopyable>(
     fromByteOffset offset: Int, as type: Value.Type = Value.self
   ) throws(PinError) -> Value {
-    let check = try beginChecked("load")
-    defer { endChecked(check) }
-    try checkBytes(offset, MemoryLayout<Value>.size, denied: .readDenied, "load")
-    if isAdopted { return try loadChecked(offset, type) }
-    return unsafe bytes.loadUnaligned(fromByteOffset: offset, as: type)
+    let access = try beginAccess(offset, MemoryLayout<Value>.size, isStore: false)
+    defer { endAccess(access) }
+    guard let place = unsafe UnsafeRawPointer(bitPattern: access.address) else { return try loadChecked(offset, type) }
+    return unsafe place.loadUnaligned(as: type)
   }
 
   /// Stores a value of a trivial type at a byte offset, which need not be aligned.
   ///
   /// - Throws: ``PinError``: `.outOfBounds`, `.unmapped`, `.accessDenied` where ``protect(_:to:)`` took writing away; of a page of adopted
   ///   memory that has no bytes `.inaccessible` (K6).
-  public func store<Value: BitwiseCopyable>(_ value: Value, toByteOffset offset: Int) throws(PinError) {
-    let check = try beginChecked("store")
-    defer { endChecked(check) }
-    try checkBytes(offset, MemoryLayout<Value>.size, denied: .denied, "store")
-    if isAdopted {
-      try unsafe Swift.withUnsafeBytes(of: value) { source throws(PinError) in
-        try unsafe storeChecked(source, offset, "store")
-      }
-      return
+  @inlinable public func store<Value: BitwiseCopyable>(_ value: Value, toByteOffset offset: Int) throws(PinError) {
+    let access = try beginAccess(offset, MemoryLayout<Value>.size, isStore: true)
+    defer { endAccess(access) }
+    guard let place = unsafe UnsafeMutableRawPointer(bitPattern: access.address) else {
+      return try storeChecked(value, offset)
     }
-    unsafe bytes.storeBytes(of: value, toByteOffset: offset, as: Value.self)
+    unsafe place.storeBytes(of: value, as: Value.self)
   }
+
+  /// An access to bytes whose bounds and rights were checked.
+  @usableFromInline struct CheckedAccess {
+    /// Of the first; 0 where the kernel has to make the access.
+    @usableFromInline let address: UInt
+    fileprivate let check: Check
+  }
+
+  /// Begins ``load(fromByteOffset:as:)`` or ``store(_:toByteOffset:)``: what is the same for values of every type, and so is not compiled again
+  /// with each.
+  @usableFromInline func beginAccess(_ offset: Int, _ count: Int, isStore: Bool) throws(PinError) -> CheckedAccess {
+    let operation: StaticString = isStore ? "store" : "load"
+    let check = try beginChecked(operation)
+    do throws(PinError) {
+      try checkBytes(offset, count, denied: isStore ? .denied : .readDenied, operation)
+    } catch {
+      endChecked(check)
+      throw error
+    }
+    return CheckedAccess(address: isAdopted ? 0 : addresses.start + UInt(offset), check: check)
+  }
+
+  @usableFromInline func endAccess(_ access: CheckedAccess) { endChecked(access.check) }
 
   /// Copies bytes into the region.
   ///
@@ -153,7 +171,7 @@ extension Region {
   @inline(__always) func leave() { gate.leave() }
 
   /// How ``endChecked(_:)`` ends what ``beginChecked(_:)`` began.
-  private enum Check {
+  fileprivate enum Check {
     /// It is noted in memory of the thread's own.
     case noted
     /// It holds the lock.

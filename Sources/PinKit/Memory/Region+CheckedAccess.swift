@@ -4,7 +4,9 @@ internal import SystemPackage
 /// Accesses to adopted memory, of which other code may guard or truncate any page at any moment: the kernel makes them, and what would be a
 /// signal is an error (K6). The pages were checked against the region's bounds and rights, and the access is inside it.
 extension Region {
-  func loadChecked<Value: BitwiseCopyable>(_ offset: Int, _ type: Value.Type) throws(PinError) -> Value {
+  @usableFromInline func loadChecked<Value: BitwiseCopyable>(
+    _ offset: Int, _ type: Value.Type
+  ) throws(PinError) -> Value {
     let (size, alignment) = (MemoryLayout<Value>.size, MemoryLayout<Value>.alignment)
     return try unsafe withUnsafeTemporaryAllocation(byteCount: max(1, size), alignment: alignment) {
       bytes throws(PinError) in
@@ -39,6 +41,12 @@ extension Region {
           advice: "The region's bytes can be read: it is the target that cannot be written.")
       }
       throw refusal(copied, (offset + done) / pageSize, operation)
+    }
+  }
+
+  @usableFromInline func storeChecked<Value: BitwiseCopyable>(_ value: Value, _ offset: Int) throws(PinError) {
+    try unsafe Swift.withUnsafeBytes(of: value) { source throws(PinError) in
+      try unsafe storeChecked(source, offset, "store")
     }
   }
 

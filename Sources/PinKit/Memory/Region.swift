@@ -46,25 +46,22 @@ public final class Region: Sendable {
   /// Held shared by a discard of a region that had no protection when it began. Whoever must know of every discard attaches a
   /// protection, which later ones find, and then takes it exclusively once.
   let unwatchedDiscards = FutexLock()
-  private let metadata: Mapping
-  private let owned: Mutex<Mapping?>
+  /// What its pins use, and what they keep when it goes.
+  let memory: RegionMemory
 
   private static let lastID = Atomic<UInt64>(0)
+  /// Of a region, or whatever else has a gate.
+  static func nextID() -> UInt64 { lastID.add(1, ordering: .relaxed).newValue }
 
   init(
     space: AddressSpace, backing: Backing, addresses: AddressRange, pageSize: Int, owned: consuming Mapping?,
     base: PoolExtent? = nil
   ) throws(PinError) {
-    let pageCount = addresses.count / pageSize
-    let id = Self.lastID.add(1, ordering: .relaxed).newValue
-    metadata = try Mapping.forNotes(count: PageTable.size(pageCount: pageCount))
-    table = unsafe PageTable(memory: metadata.start, pageCount: pageCount)
-    if let base {
-      frames = unsafe try RegionFrames(
-        pool: base.pool, base: base.extent, isOwner: base.isOwner, addresses: addresses, table: table, policy: base.policy)
-    } else {
-      frames = nil
-    }
+    let id = Self.nextID()
+    memory = try RegionMemory(
+      space: space, id: id, addresses: addresses, pageSize: pageSize, owned: owned, base: base)
+    table = memory.table
+    frames = memory.frames
     self.space = space
     self.backing = backing
     self.addresses = addresses
@@ -73,7 +70,6 @@ public final class Region: Sendable {
     gate = AccessGate(id: id)
     isStored = backing.stored != nil
     if case .adopted = backing.kind { isAdopted = true } else { isAdopted = false }
-    self.owned = Mutex(owned)
     try ManagedRanges.claim(self)
     do throws(PinError) { try space.enroll(self) } catch {
       ManagedRanges.release(id: id)
@@ -89,8 +85,11 @@ public final class Region: Sendable {
         space.configuration.logger.critical(
           "a region over a store was dropped, and what had changed in it could not be written: \(error)")
       }
-      tearDown()
+      // Pins that outlive the region keep its frames. Where there are none, they keep its bytes.
+      tearDown(keepsBytes: frames == nil && isOfThisProcess && memory.isPinned)
     }
+    // In a child of fork() nobody has a pin.
+    if isOfThisProcess { PinnedOrphans.take(memory) } else { memory.unmap() }
     releasePinProtection()
     checkedAccesses.deallocate()
     discarding.deallocate()
@@ -127,7 +126,7 @@ public final class Region: Sendable {
       pinGate.endDrop()
       throw error
     }
-    tearDown()
+    tearDown(keepsBytes: false)
   }
 
   /// Writes what has changed to the store, if there is one.
@@ -178,7 +177,7 @@ public final class Region: Sendable {
     }
   }
 
-  private func tearDown() {
+  private func tearDown(keepsBytes: Bool) {
     // A child of fork() has neither the threads of these nor their locks, which may have been held at that moment.
     let attached = isOfThisProcess ? attachments.all(as: (any RegionAttachment).self) : []
     for attachment in attached { attachment.regionWillGo() }
@@ -186,8 +185,7 @@ public final class Region: Sendable {
     for attachment in attached { attachment.regionWillUnmap() }
     // As it was when it was adopted: readable and writable.
     if isAdopted, table.hasDeniedPages { _ = Memory.protect(addresses, .readWrite) }
-    ManagedRanges.release(id: id)
-    owned.withLock { $0 = nil }
+    if !keepsBytes { memory.unmap() }
     for attachment in attached { attachment.regionDidUnmap() }
     // Nothing maps them any more.
     frames?.release()

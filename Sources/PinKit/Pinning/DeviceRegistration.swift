@@ -11,8 +11,8 @@ internal import Synchronization
 @safe public struct DeviceRegistration: ~Copyable {
   private let registration: KeptRegistration
 
-  init(_ pin: consuming Pin, _ unregister: @escaping Unregister) {
-    registration = KeptRegistration(KeptPin(pin), unregister)
+  init(_ region: Region, _ pin: consuming Pin, _ unregister: @escaping Unregister) {
+    registration = KeptRegistration(region, KeptPin(pin), unregister)
   }
 
   /// Takes a registration back; what it throws is thrown by ``close()``.
@@ -33,8 +33,8 @@ private final class KeptRegistration {
   let pages: Range<Int>
   private var kept: (pin: KeptPin, unregister: DeviceRegistration.Unregister)?
 
-  init(_ pin: KeptPin, _ unregister: @escaping DeviceRegistration.Unregister) {
-    region = pin.pin.region
+  init(_ region: Region, _ pin: KeptPin, _ unregister: @escaping DeviceRegistration.Unregister) {
+    self.region = region
     pages = pin.pin.pages
     kept = (pin, unregister)
   }
@@ -92,7 +92,7 @@ extension Region {
     let unregister = try unsafe self.register(
       UnsafeMutableRawBufferPointer(start: UnsafeMutableRawPointer(bitPattern: pin.start), count: pin.byteCount), pages,
       for: access, with: register)
-    return DeviceRegistration(pin, unregister)
+    return DeviceRegistration(self, pin, unregister)
   }
 
   private func register(

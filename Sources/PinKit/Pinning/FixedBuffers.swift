@@ -38,7 +38,7 @@ internal import SystemPackage
       pins.append(KeptPin(pin))
     }
     try Self.register(&ring, memory, region, ranges)
-    registration = FixedRegistration(ring, pins)
+    registration = FixedRegistration(ring, pins, of: region)
     self.region = region
     self.ranges = ranges
     self.memory = memory
@@ -135,9 +135,11 @@ final class FixedRegistration {
   /// Only its noncopyable owner reaches it, and all of that owner's operations are exclusive: looking again would cost each of them twice.
   @exclusivity(unchecked) var ring: SubmissionRing
   private var pins: [KeptPin]
+  private let region: Region
 
-  init(_ ring: consuming SubmissionRing, _ pins: [KeptPin]) {
+  init(_ ring: consuming SubmissionRing, _ pins: [KeptPin], of region: Region) {
     unsafe self.ring = ring
+    self.region = region
     self.pins = pins
   }
 
@@ -155,11 +157,11 @@ final class FixedRegistration {
   }
 
   private func letGo() {
-    if unsafe ring.inFlight > 0, let first = pins.first?.pin.region, first.isOfThisProcess {
+    if unsafe ring.inFlight > 0, region.isOfThisProcess {
       // Whoever may still write is not to be forgotten: the region cannot go, and says why.
       for pin in pins { _ = unsafe Unmanaged.passRetained(pin) }
-      first.space.configuration.logger.error(
-        "operations on fixed buffers of \(first.addresses) have not ended, and cannot be waited for: their pages stay pinned"
+      region.space.configuration.logger.error(
+        "operations on fixed buffers of \(region.addresses) have not ended, and cannot be waited for: their pages stay pinned"
       )
     }
     pins = []

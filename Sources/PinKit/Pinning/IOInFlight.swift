@@ -4,13 +4,12 @@
 /// so, and protecting them meanwhile does not reach it. So a collection or a snapshot in between would know nothing of the bytes. Between
 /// ``Region/beginIO(into:)`` and ``complete()`` the pages count as pinned for writing (P6).
 ///
-/// Noncopyable; dropping it completes it. It keeps its region alive.
+/// Noncopyable; dropping it completes it. It keeps the memory of its pages, as a ``Pin`` does.
 @safe public struct IOInFlight: ~Copyable, Sendable {
   private let pin: Pin
 
   @inline(__always) init(_ pin: consuming Pin) { self.pin = pin }
 
-  public var region: Region { pin.region }
   public var pages: Range<Int> { pin.pages }
 
   /// Calls `body` with the bytes that the operation is to fill; the pointer is valid until it is completed. They are contiguous: of `.pool`

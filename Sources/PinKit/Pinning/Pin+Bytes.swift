@@ -29,7 +29,7 @@ extension Pin {
   public func withUnsafeMutableBytes<Result>(_ body: (UnsafeMutableRawBufferPointer) throws -> Result) throws -> Result {
     guard options.isForWriting else {
       throw PinError(
-        .accessDenied, operation: "write through a pin", range: region.addressesUnchecked(of: pages),
+        .accessDenied, operation: "write through a pin", range: regionAddresses,
         advice: "Pin the pages with .write.")
     }
     return try unsafe body(

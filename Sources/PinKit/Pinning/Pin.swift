@@ -4,19 +4,32 @@
 /// of the frames, and a write through the pin goes around every write protection, as a device's does; of other memory they are the region's
 /// own. A page under a pin for writing is in every dirty set until after it is unpinned, and a snapshot copies it at once (P6).
 ///
-/// Noncopyable; dropping it unpins, once (P7). It keeps its region alive.
+/// Noncopyable; dropping it unpins, once (P7). It keeps the memory of its pages, also when the program lets go of the ``Region`` itself: then
+/// nobody can reach it any more but through the pin, and the rest of the memory goes with the last of the region's pins. A region over a store
+/// stays as a whole, to be written back after that. Pinning and unpinning write no memory that threads with other pages write.
 @safe public struct Pin: ~Copyable, @unchecked Sendable {  // the counts are atomics, the rest does not change
   /// What is pinned: from the first page that was asked for up to the first that could not be.
   public let pages: Range<Int>
   public let options: PinOptions
-  public let region: Region
+  /// Of a page: a power of two.
+  private let pageShift: UInt8
+  private let forkGeneration: UInt32
+  /// Not counted: it is there as long as pages are pinned.
+  private let memory: Unmanaged<RegionMemory>
+  /// A region whose bytes are to be written back.
+  private let stored: Region?
   let start: UInt
   /// The one extent that has all frames; 0 where there are several, or none.
   private let extent: UInt
   private let detail: PinDetail?
 
-  init(_ region: Region, _ pages: Range<Int>, _ options: PinOptions, start: UInt, extent: UInt, _ detail: PinDetail?) {
-    self.region = region
+  @inline(__always) init(
+    _ region: Region, _ pages: Range<Int>, _ options: PinOptions, start: UInt, extent: UInt, _ detail: PinDetail?
+  ) {
+    unsafe memory = .passUnretained(region.memory)
+    stored = region.isStored ? region : nil
+    forkGeneration = Kernel.forkGeneration
+    pageShift = UInt8(truncatingIfNeeded: region.pageSize.trailingZeroBitCount)
     self.pages = pages
     self.options = options
     self.start = start
@@ -26,13 +39,21 @@
 
   deinit {
     // A child of fork() has a copy of the value, and none of the counts.
-    guard region.isOfThisProcess else { return }
-    if let detail, !detail.pieces.isEmpty {
-      for piece in detail.pieces { region.dropPins(piece.pages, options, extent: piece.extent) }
-    } else {
-      region.dropPins(pages, options, extent: extent)
+    guard isOfThisProcess else { return }
+    let id = unsafe memory._withUnsafeGuaranteedRef { memory in
+      let id = memory.id
+      if let detail, !detail.pieces.isEmpty {
+        for piece in detail.pieces { memory.dropPins(piece.pages, options, extent: piece.extent) }
+      } else {
+        memory.dropPins(pages, options, extent: extent)
+      }
+      return id
     }
+    PinnedOrphans.lookAfterUnpin(id)
   }
+
+  /// A child of `fork()` has a copy of the value, and nothing that it keeps.
+  @inline(__always) private var isOfThisProcess: Bool { forkGeneration == Kernel.forkGeneration }
 
   /// Lets go of the pages. The same happens when the value is dropped.
   public consuming func unpin() {}
@@ -42,21 +63,26 @@
 
   /// Has trackers report the pages, also where nothing was written through PinKit: a device wrote them. Does not block.
   public func markDirty() {
-    guard region.isOfThisProcess else { return }
-    region.table.markWritten(pages)
-    region.supply?.markDirty(pages)
+    guard isOfThisProcess else { return }
+    unsafe memory._withUnsafeGuaranteedRef { $0.table.markWritten(pages) }
+    stored?.supply?.markDirty(pages)
   }
 
   /// In bytes.
-  public var byteCount: Int { pages.count * region.pageSize }
+  public var byteCount: Int { pages.count << Int(pageShift) }
+
+  /// The bytes where the region has, or had, them.
+  var regionAddresses: AddressRange? {
+    isOfThisProcess ? unsafe memory._withUnsafeGuaranteedRef { $0.addressesUnchecked(of: pages) } : nil
+  }
 
   /// What the metadata of a page's frame says now, of the frame that is pinned; `nil` for memory that is not of a pool.
   public func frameState(of page: Int) -> FrameState? {
-    guard pages.contains(page) else { return nil }
+    guard pages.contains(page), isOfThisProcess else { return nil }
     let found = detail?.pieces.first { $0.pages.contains(page) }?.extent ?? extent
     guard let pointer = unsafe Extent.Pointer(bitPattern: found) else { return nil }
     var state = unsafe FrameReference.state(of: pointer, page)
-    if let supply = region.supply {
+    if let supply = stored?.supply {
       (state.isDirty, state.isUnderWriteback) = (supply.isDirty(page), supply.isUnderWriteback(page))
     }
     return state

@@ -55,7 +55,7 @@ extension Region {
       !domain.lock.hasWriter,
       domain.generation.load(ordering: .sequentiallyConsistent) == generation
     else {
-      dropPins(taken, options, extent: UInt(bitPattern: extent))
+      memory.dropPins(taken, options, extent: UInt(bitPattern: extent))
       return nil
     }
     return Pin(self, pages, options, start: start, extent: UInt(bitPattern: extent), nil)
@@ -99,21 +99,5 @@ extension Region {
   @inline(__always) private func areThere(_ pages: Range<Int>, _ domain: borrowing FaultDomain) -> Bool {
     if !domain.hasSource { return true }
     return domain.withSource { source in pages.allSatisfy(source.isPresent) } ?? true
-  }
-
-  /// Takes pins off the counts: of the frames first, so that whoever finds a page unpinned finds its frame so as well.
-  @inline(__always) func dropPins(_ pages: Range<Int>, _ options: PinOptions, extent: UInt) {
-    let isForWriting = options.isForWriting
-    if let pointer = unsafe Extent.Pointer(bitPattern: extent) {
-      var isDead = false
-      for page in pages {
-        if unsafe pointer.pointee.unpin(page) { isDead = true }
-        TestHooks.reach(.unpinning, page: page)
-        table.removePin(page, forWriting: isForWriting)
-      }
-      if isDead { frames?.pool.noteDead() }
-    } else {
-      for page in pages { table.removePin(page, forWriting: isForWriting) }
-    }
   }
 }

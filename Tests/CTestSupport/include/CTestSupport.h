@@ -240,4 +240,9 @@ int ct_cover_proc(void);
 // ct_userfaultfd_count where there is no /proc.
 int ct_userfaultfd_count_by_ioctl(void);
 
+// Where the marks of ct_hot_run() lie, 64 bytes each: the first is written when a call has ended, the one of 1 + 2 * call + thread when it begins.
+uintptr_t ct_hot_marks(void);
+// Calls `body` on two threads, one after the other and both alive, with each number below `calls` (31 at most): three times, and once between marks.
+void ct_hot_run(void (*_Nonnull body)(void *_Nullable, int, int), void *_Nullable context, int calls);
+
 #endif

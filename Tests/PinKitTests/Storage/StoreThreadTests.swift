@@ -51,8 +51,12 @@ import Testing
       _ = tracker
     }
     let text = String(decoding: result?.standardErrorContent ?? [], as: UTF8.self)
-    #expect(text.contains("PinKit: serve faults (storeEnded): fault handler lost"))
-    #expect(text.contains("A thread that waits for the region's store ended"))
+    let atStore =
+      text.contains("PinKit: serve faults (storeEnded): fault handler lost")
+      && text.contains("A thread that waits for the region's store ended")
+    // A page that the store's thread could not open at once is opened by a reader, which calls the callback then.
+    let atReader = moment == .callback && text.contains("PinKit: serve faults (readerDied): fault handler lost")
+    #expect(atStore || atReader, "\(text)")
   }
 
   @Test(
@@ -73,9 +77,8 @@ import Testing
       spared.poke(77, 4)
       try spared.flush()
       check(other.durableByte(4), is: 77)
-      check(
-        spin { log.texts(.critical).contains { $0.contains("a thread that waits for stores ended") } },
-        is: true)
+      let words = ["a thread that waits for stores ended", "a fault reader ended"].prefix(moment == .callback ? 2 : 1)
+      check(spin { log.texts(.critical).contains { text in words.contains { text.contains($0) } } }, is: true)
       _ = try? tracker?.stop()
       try region.unmap()
       try space.close()
