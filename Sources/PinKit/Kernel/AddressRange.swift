@@ -42,3 +42,9 @@ extension AddressRange {
     self.init(start: start, end: end)
   }
 }
+
+extension AddressRange {
+  init(_ bytes: UnsafeMutableRawBufferPointer) {
+    unsafe self.init(start: bytes.baseAddress.map { UInt(bitPattern: $0) } ?? 0, count: bytes.count)
+  }
+}

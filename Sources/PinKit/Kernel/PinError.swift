@@ -177,6 +177,10 @@ extension PinError {
 }
 
 extension PinError {
+  static func notInherited(_ operation: String) -> PinError {
+    PinError(.notInherited, operation: operation, advice: "Make a new one in the child, or use posix_spawn.")
+  }
+
   /// Throws unless `result` is a success; returns it otherwise.
   @discardableResult
   static func check(

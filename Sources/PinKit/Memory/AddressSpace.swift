@@ -145,9 +145,3 @@ public final class AddressSpace: Sendable {
     whilePinned == .leaveFrames && region.frames == nil ? .fail : whilePinned
   }
 }
-
-extension PinError {
-  static func notInherited(_ operation: String) -> PinError {
-    PinError(.notInherited, operation: operation, advice: "Make a new one in the child, or use posix_spawn.")
-  }
-}

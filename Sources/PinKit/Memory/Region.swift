@@ -234,6 +234,13 @@ public final class Region: Sendable {
   }
 }
 
+extension Region {
+  fileprivate func releasePinProtection() {
+    let raw = pinProtection.load(ordering: .acquiring)
+    if raw != 0 { unsafe Unmanaged<AnyObject>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!).release() }
+  }
+}
+
 /// Held while the way that a region's pages are protected changes as a whole; outside the wrprotect lock.
 final class LayoutLock: Sendable {
   private let mutex = Mutex<Void>(())

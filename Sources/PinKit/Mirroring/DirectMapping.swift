@@ -62,7 +62,7 @@ internal import Synchronization
 
   /// Puts the window up, unless something changes again right away.
   @usableFromInline func build() throws(PinError) {
-    try CriticalSection.requireRoom("withBytes", region)
+    try CriticalSection.requireRoom("withBytes", region.addresses)
     try region.requireOutsideFaultPath("withBytes")
     try region.enter("withBytes")
     defer { region.leave() }

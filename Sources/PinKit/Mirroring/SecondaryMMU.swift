@@ -71,7 +71,7 @@ internal import Synchronization
         .outOfBounds, operation: "translate page \(page)", range: region.addresses,
         advice: "The mirror is of pages \(pages).")
     }
-    try CriticalSection.requireRoom("translate", region)
+    try CriticalSection.requireRoom("translate", region.addresses)
     try region.requireOutsideFaultPath("translate")
     try region.enter("translate")
     defer { region.leave() }

@@ -102,27 +102,6 @@ extension Region {
     for page in pages { try requireBytes(page * pageSize, "pin") }
   }
 
-  /// Whether ``protect(_:to:)`` left what is needed on every one of `pages`.
-  ///
-  /// - Throws: ``PinError`` `.accessDenied`.
-  @inline(__always) func requireRights(
-    _ pages: Range<Int>, forWriting: Bool, _ operation: StaticString
-  ) throws(PinError) {
-    if table.hasDeniedPages { try lookForRights(pages, forWriting: forWriting, operation) }
-  }
-
-  @inline(never) private func lookForRights(
-    _ pages: Range<Int>, forWriting: Bool, _ operation: StaticString
-  ) throws(PinError) {
-    for page in pages {
-      let entry = table[page]
-      guard entry.contains(.readDenied) || (forWriting && entry.contains(.writeDenied)) else { continue }
-      throw PinError(
-        .accessDenied, operation: "\(operation) page \(page)", range: addressesUnchecked(of: page..<page + 1),
-        advice: "protect(_:to:) took the right to \(forWriting ? "write" : "read") away.")
-    }
-  }
-
   private func assemble(
     _ pages: Range<Int>, _ options: PinOptions, _ pieces: [PinDetail.Piece], _ failure: PinError?
   ) throws(PinError) -> Pin {
@@ -199,11 +178,6 @@ extension Region {
       unsafe self.pinDomain.store(UInt(bitPattern: protection.domain), ordering: .sequentiallyConsistent)
     }
     return mayWait ? domain.lock.withShared(note) : domain.lock.withSharedIfFree(note)
-  }
-
-  func releasePinProtection() {
-    let raw = pinProtection.load(ordering: .acquiring)
-    if raw != 0 { unsafe Unmanaged<RegionProtection>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!).release() }
   }
 }
 

@@ -104,9 +104,3 @@ internal import Synchronization
     }
   }
 }
-
-extension AddressRange {
-  init(_ bytes: UnsafeMutableRawBufferPointer) {
-    unsafe self.init(start: bytes.baseAddress.map { UInt(bitPattern: $0) } ?? 0, count: bytes.count)
-  }
-}

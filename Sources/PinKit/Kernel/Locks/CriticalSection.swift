@@ -23,10 +23,10 @@ enum CriticalSection {
   /// Whether the calling thread is inside a section of a region: what changes the region may wait for it.
   @inline(__always) static func isInside(region: UInt64) -> Bool { isInsideAny && cuffd_section_is_of(region) != 0 }
 
-  static func requireRoom(_ operation: String, _ region: Region) throws(PinError) {
+  static func requireRoom(_ operation: String, _ addresses: AddressRange) throws(PinError) {
     if hasRoom { return }
     throw PinError(
-      .limitReached, operation: operation, range: region.addresses,
+      .limitReached, operation: operation, range: addresses,
       advice: "The thread is inside seven mirrors or mappings, or a thousand threads use some.")
   }
 
