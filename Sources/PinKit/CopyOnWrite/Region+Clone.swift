@@ -107,7 +107,7 @@ final class Sharing: RegionAttachment {
       var failure: PinError?
       var isOutdated = false
       // The clone has no store to get a page from.
-      let supply = region.attachments.find(FilePages.self)
+      let supply = region.supply
       try supply?.keepPresent(0..<region.pageCount)
       defer { supply?.mayLeave() }
       try arm(&id, region, mechanism) { domain in

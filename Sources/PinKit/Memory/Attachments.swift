@@ -55,6 +55,13 @@ struct Attachments: ~Copyable, Sendable {
     }
   }
 
+  func first<P>(as: P.Type) -> P? {
+    objects.withLock { list in
+      for entry in list { if let found = entry.object as? P { return found } }
+      return nil
+    }
+  }
+
   func all<P>(as: P.Type) -> [P] { objects.withLock { $0.compactMap { $0.object as? P } } }
 
   func remove<Object>(_ type: Object.Type) { objects.withLock { $0.removeAll { $0.type == ObjectIdentifier(type) } } }

@@ -138,7 +138,7 @@ public final class Region: Sendable {
 
   /// What brings its pages in, if that is a store.
   var supply: (any PageSupply)? {
-    backing.stored == nil ? nil : attachments.all(as: (any PageSupply).self).first
+    backing.stored == nil ? nil : attachments.first(as: (any PageSupply).self)
   }
 
   func requireFrames(_ whilePinned: PinnedPages, _ operation: String) throws(PinError) {

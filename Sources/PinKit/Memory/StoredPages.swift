@@ -17,6 +17,9 @@ protocol PageSupply: RegionAttachment {
   /// caller has a reference to their frames: look at ``isPresent(_:)`` then.
   func prepare(_ pages: Range<Int>, toWrite: Bool) throws(PinError)
   func isPresent(_ page: Int) -> Bool
+  /// Brings `pages` in, and keeps all pages from being reclaimed until ``mayLeave()``.
+  func keepPresent(_ pages: Range<Int>) throws(PinError)
+  func mayLeave()
   /// Somebody wrote them without a fault.
   func markDirty(_ pages: Range<Int>)
   func isDirty(_ page: Int) -> Bool

@@ -10,14 +10,12 @@ class PooledPages: @unchecked Sendable {  // subclasses hold atomics and preallo
   final let frames: RegionFrames
   final let counters: FaultCounters
   final let protection: RegionProtection
-  final let session: TrackingSession
-  /// With the session, once it has begun.
+  /// With the region's session, once it has begun.
   final let participant = Mutex<UInt64?>(nil)
   final let isOver = Atomic<Bool>(false)
   private let forkGeneration = Kernel.forkGeneration
 
-  /// - Parameter isUntouched: See ``TrackingSession``.
-  init(_ region: Region, isUntouched: Bool = false) throws(PinError) {
+  init(_ region: Region) throws(PinError) {
     guard let frames = region.frames else { preconditionFailure("a region of pool frames without frames") }
     self.region = region.id
     addresses = region.addresses
@@ -26,7 +24,6 @@ class PooledPages: @unchecked Sendable {  // subclasses hold atomics and preallo
     self.frames = frames
     counters = region.counters
     protection = try region.protection()
-    session = try region.session(protection, isUntouched: isUntouched)
   }
 
   /// False in a child of fork(), which has none of it.

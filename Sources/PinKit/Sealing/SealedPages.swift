@@ -18,6 +18,7 @@ internal import Synchronization
   // Unchecked: marks are atomics, and records belong to who has the claim.
   let sealer: any PageSealer
   let options: SealingOptions
+  let session: TrackingSession
   private let metadata: Mapping
   let sealed: PageMarks
   /// Their sealed bytes were changed by somebody: they never open.
@@ -42,6 +43,7 @@ internal import Synchronization
 
   struct WeakStore: Sendable { weak var store: CaptureStore? }
 
+  /// - Parameter isUntouched: See ``TrackingSession``.
   init(
     region: Region, sealer: any PageSealer, options: SealingOptions, isUntouched: Bool = false
   ) throws(PinError) {
@@ -57,7 +59,8 @@ internal import Synchronization
     used = unsafe PageMarks(from: &memory, pageCount: pageCount)
     idle = unsafe PageMarks(from: &memory, pageCount: pageCount)
     unsafe entries = memory
-    try super.init(region, isUntouched: isUntouched)
+    session = try region.session(region.protection(), isUntouched: isUntouched)
+    try super.init(region)
   }
 
   // MARK: Records

@@ -101,7 +101,6 @@ extension FilePages {
 
 /// Keeping pages from being dropped.
 extension FilePages {
-  /// Brings `pages` in, and keeps all pages from being reclaimed until ``mayLeave()``.
   func keepPresent(_ pages: Range<Int>) throws(PinError) {
     stays.add(1, ordering: .sequentiallyConsistent)
     // One that had begun ends first.

@@ -35,6 +35,7 @@ internal import Synchronization
   /// They are not dirty any more, and the store has not made them durable yet.
   let unflushed: PageMarks
   let windows: FillWindows
+  let session: TrackingSession
   /// Requests that ``StoreThreads`` have of it.
   let outstanding = Atomic<Int>(0)
   /// The region is about to go, and no more of them are made: who touches a page that is not there tries again until it is gone.
@@ -70,6 +71,7 @@ internal import Synchronization
     writeback = unsafe PageMarks(from: &memory, pageCount: pageCount)
     unflushed = unsafe PageMarks(from: &memory, pageCount: pageCount)
     dirty = unsafe PageBitmap(memory: memory, top: tops, pageCount: pageCount)
+    session = try region.session(region.protection())
     try super.init(region)
   }
 

@@ -242,7 +242,7 @@ extension Region {
     if Kernel.isInFaultPath { return }
     try seals?.makeAccessible(pages, insists: false)
     let isWrite = denied.contains(.writeDenied)
-    guard let supply = attachments.all(as: (any PageSupply).self).first else { return }
+    guard let supply else { return }
     try supply.prepare(pages, toWrite: isWrite)
   }
 

@@ -15,7 +15,7 @@ extension Region {
   /// The same for who has entered the region.
   func lookUpInside(_ page: Int) throws(PinError) -> FrameReference {
     let frames = try pageFrames("lookUp", page)
-    let supply = backing.stored == nil ? nil : attachments.all(as: (any PageSupply).self).first
+    let supply = supply
     while true {
       let extent = unsafe frames.extent(of: page)
       // Nobody's: the page is changing its frame at this moment.
@@ -54,7 +54,7 @@ extension Region {
     try enter("frameState")
     defer { leave() }
     var state = unsafe FrameReference.state(of: frames.extent(of: page), page)
-    if let supply = backing.stored == nil ? nil : attachments.all(as: (any PageSupply).self).first {
+    if let supply {
       (state.isDirty, state.isUnderWriteback) = (supply.isDirty(page), supply.isUnderWriteback(page))
     }
     return state

@@ -81,7 +81,7 @@ extension Region {
     while true {
       try protection.throwIfFailed("translate")
       try seals?.makeAccessible(page..<page + 1, insists: false)
-      if backing.stored != nil, let supply = attachments.find(FilePages.self), !supply.isPresent(page) {
+      if let supply, !supply.isPresent(page) {
         try supply.prepare(page..<page + 1, toWrite: false)
       }
       switch protection.translate(page, forWriting: forWriting) {
