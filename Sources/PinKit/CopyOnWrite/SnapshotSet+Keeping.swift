@@ -8,11 +8,8 @@ extension SnapshotSet {
   /// In pages.
   private static let slice = 64
 
-  /// Runs `drop`, which drops `pages`, after what is owed of them has been kept. `Region.discarding` is held shared: no snapshot
-  /// can be taken in between.
-  ///
-  /// - Returns: False if there is no room for the bytes now; nothing has happened then.
-  func keeping(_ pages: Range<Int>, _ drop: () throws(PinError) -> Void) throws(PinError) -> Bool {
+  /// ``keeping(_:_:)``.
+  func keepingOwed(_ pages: Range<Int>, _ drop: () throws(PinError) -> Void) throws(PinError) -> Bool {
     guard unsafe protection.domain.pointee.owed.load(ordering: .acquiring) != 0 else {
       try drop()
       return true

@@ -6,7 +6,7 @@ internal import Synchronization
 /// for what theirs does not have. So each capture is copied once, however many snapshots are open.
 ///
 /// Lock order: `state` → the session's lock → `Region.discarding` → `Region.layout` → the wrprotect lock → page claims.
-@safe final class SnapshotSet: RegionAttachment {
+@safe final class SnapshotSet: DropDecision, RegionAttachment, @unchecked Sendable {  // all of it is constant, atomic or locked
   let protection: RegionProtection
   let addresses: AddressRange
   let isPrivateAnonymous: Bool
@@ -55,7 +55,14 @@ internal import Synchronization
     self.session = session
     addresses = region.addresses
     isPrivateAnonymous = region.backing.isPrivateAnonymous
+    super.init()
+    let decision = unsafe UInt(bitPattern: Unmanaged.passUnretained(self as DropDecision).toOpaque())
+    protection.dropDecision.store(decision, ordering: .releasing)
     if region.hasSeals.load(ordering: .relaxed) { keepNoCopies() }
+  }
+
+  override func keeping(_ pages: Range<Int>, _ drop: () throws(PinError) -> Void) throws(PinError) -> Bool {
+    try keepingOwed(pages, drop)
   }
 
   // MARK: Beginning

@@ -54,11 +54,7 @@ extension Region {
     defer { discarding.unlockShared() }
     var invalidation = try protection.start(.clear, pages)
     defer { invalidation?.end() }
-    guard let snapshots = attachments.find(SnapshotSet.self) else {
-      try drop(pages, range, protection, &invalidation)
-      return true
-    }
-    return try snapshots.keeping(pages) { () throws(PinError) in try drop(pages, range, protection, &invalidation) }
+    return try protection.keeping(pages) { () throws(PinError) in try drop(pages, range, protection, &invalidation) }
   }
 
   /// The same without waiting for a subscriber; `discarding` and `unwatchedDiscards` are held shared.
@@ -70,11 +66,7 @@ extension Region {
     }
     guard case .begun(var invalidation) = try protection.tryStart(.clear, pages) else { return false }
     defer { invalidation?.end() }
-    guard let snapshots = attachments.find(SnapshotSet.self) else {
-      try drop(pages, range, protection, &invalidation)
-      return true
-    }
-    return try snapshots.keeping(pages) { () throws(PinError) in try drop(pages, range, protection, &invalidation) }
+    return try protection.keeping(pages) { () throws(PinError) in try drop(pages, range, protection, &invalidation) }
   }
 
   /// Drops the pages if the region has no protection, and has had none since before; returns it otherwise.

@@ -1,6 +1,17 @@
 internal import Synchronization
 
 extension RegionProtection {
+  /// Runs `drop` as ``DropDecision/keeping(_:_:)`` says, if there is one.
+  func keeping(_ pages: Range<Int>, _ drop: () throws(PinError) -> Void) throws(PinError) -> Bool {
+    let raw = dropDecision.load(ordering: .acquiring)
+    guard raw != 0 else {
+      try drop()
+      return true
+    }
+    let decision = unsafe Unmanaged<DropDecision>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!).takeUnretainedValue()
+    return try decision.keeping(pages, drop)
+  }
+
   /// Runs `body`, which collects, while nobody drops pages.
   func withoutDiscards<Result>(_ body: () throws(PinError) -> Result) throws(PinError) -> Result {
     _ = discardLock.lockExclusive()

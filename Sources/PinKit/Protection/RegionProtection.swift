@@ -17,6 +17,8 @@ internal import SystemPackage
   let hasHugeFrames: Bool
   let frames: RegionFrames?
   let isPool: Bool
+  /// What snapshots decide before pages are dropped: an unretained ``DropDecision``, or 0. It lives as long as somebody may be inside the region.
+  let dropDecision = Atomic<UInt>(0)
   /// Held while the protection ends, outside the wrprotect lock: a tracker's stop() and unmap() may come at the same moment. The
   /// slot and the descriptors are somebody else's as soon as they have been let go.
   let ending = Mutex(())

@@ -26,6 +26,19 @@ class OwedBytes: @unchecked Sendable {  // subclasses hold atomics and prealloca
   func lose(_ pages: Range<Int>, isQuiet: () -> Bool) {}
 }
 
+/// What must be kept before ``Region/discard(_:whilePinned:)`` drops pages: the decision that snapshots plug in beside ``OwedBytes``. Not in the
+/// fault path.
+class DropDecision: @unchecked Sendable {  // no state
+  /// Runs `drop`, which drops `pages`, after what is owed of them has been kept. `Region.discarding` is held shared: no snapshot
+  /// can be taken in between.
+  ///
+  /// - Returns: False if there is no room for the bytes now; nothing has happened then.
+  func keeping(_ pages: Range<Int>, _ drop: () throws(PinError) -> Void) throws(PinError) -> Bool {
+    try drop()
+    return true
+  }
+}
+
 /// Whether a write may reuse the frame it hits: the decision that clones plug into the fault path. The same rules apply as for
 /// ``OwedBytes``.
 class FrameSharing: @unchecked Sendable {  // subclasses hold atomics and preallocated memory only
