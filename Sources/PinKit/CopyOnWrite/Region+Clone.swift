@@ -93,7 +93,7 @@ final class Sharing: RegionAttachment {
     _ id: inout UInt64?, _ region: Region, _ reuse: ReusePolicy, _ mechanism: WriteTracking.Mechanism
   ) throws(PinError) -> Region? {
     // Pages that trap where they are not mapped are copied through the pool's own mapping.
-    let seals = region.seals
+    let seals = region.copyDecision
     if region.backing.mayHaveHugeFrames || region.backing.stored != nil || seals != nil { try frames.mapDirectly() }
     // All that can fail, and all that takes time, before anything is shared.
     let child = unsafe try region.space.mapPool(
@@ -132,7 +132,7 @@ final class Sharing: RegionAttachment {
       try childFrames.mapPieces()
       if childSeals != nil { try Memory.advise(child.addresses, .dontDump) }
       try child.beginSharing(session.activeMechanism ?? mechanism)
-      try childSeals?.begin(child, first: nil)
+      try childSeals?.begin(child)
       return child
     } catch {
       try? child.unmap()

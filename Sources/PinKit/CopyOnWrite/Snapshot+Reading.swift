@@ -134,7 +134,7 @@ extension Snapshot {
     if try enterRegion() {
       defer { region.leave() }
       TestHooks.reach(.readingLive, page: pages.lowerBound)
-      if let seals = region.seals {
+      if let seals = region.copyDecision {
         // Read in place a sealed page would be opened.
         unsafe seals.copyAsTheyAre(pages, into: target)
       } else if region.isStored {

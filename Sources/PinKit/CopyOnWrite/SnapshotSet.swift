@@ -121,7 +121,7 @@ internal import Synchronization
         UInt(bitPattern: unsafe Unmanaged.passUnretained(store).toOpaque()), ordering: .sequentiallyConsistent)
       domain.density.reset()
       // Asked here and not before: sealers are set under the session's lock, too.
-      domain.withSeals { unsafe unsafeDowncast($0, to: SealedPages.self).noteMoment(store) }
+      domain.withSeals { ($0 as? CopyDecision)?.noteMoment(store) }
       pause = Kernel.now() - domain.exclusiveSince.load(ordering: .relaxed)
     }
     var changes = DirtySet(pageCount: region.pageCount)

@@ -62,11 +62,11 @@ extension Region {
     // A discard that found no protection drops bytes that could be sealed by then.
     _ = unwatchedDiscards.lockExclusive()
     unwatchedDiscards.unlockExclusive()
-    guard protection.slotIndex == nil, attachments.find(SealedPages.self) == nil else {
+    guard protection.slotIndex == nil, attachments.find(AccessDecision.self) == nil else {
       throw .hasSealer(addresses)
     }
     let pages = try SealedPages(region: self, sealer: sealer, options: options)
-    guard try attachments.findOrMake(SealedPages.self, { pages }) === pages else { throw .hasSealer(addresses) }
+    guard try attachments.findOrMake(AccessDecision.self, { pages }) === pages else { throw .hasSealer(addresses) }
     do throws(PinError) {
       let snapshots = try SnapshotSet.of(self)
       let first = TrackingSession.FirstParticipant(
@@ -78,7 +78,7 @@ extension Region {
       try pages.begin(self, first: first)
     } catch {
       try attachments.findOrMake(RefusedSealers.self) { RefusedSealers() }.keep(pages)
-      attachments.remove(SealedPages.self)
+      attachments.remove(AccessDecision.self)
       throw error
     }
   }
@@ -121,14 +121,11 @@ extension Region {
   public func isSealed(_ page: Int) throws(PinError) -> Bool {
     try requirePage(page)
     guard space.isOfThisProcess else { throw .notInherited("isSealed") }
-    return seals?.sealed.contains(page) ?? false
+    return seals?.isSealed(page) ?? false
   }
 
-  /// The sealed pages, if there are any: a look at a flag where there never were.
-  @inline(__always) var seals: SealedPages? { hasSeals.load(ordering: .relaxed) ? attachments.find(SealedPages.self) : nil }
-
   private func requireSeals(_ operation: String) throws(PinError) -> SealedPages {
-    if let seals { return seals }
+    if let seals = seals as? SealedPages { return seals }
     throw PinError(
       .unsupported, operation: operation, range: addresses, advice: "The region has no sealer: call setSealer(_:_:) first.")
   }
@@ -150,9 +147,6 @@ extension SealedPages {
     unsafe protection.domain.pointee.hasMinorFaults.store(true, ordering: .sequentiallyConsistent)
     unsafe protection.domain.pointee.seals.store(address, ordering: .sequentiallyConsistent)
   }
-
-  /// As the fault path knows it.
-  var address: UInt { unsafe UInt(bitPattern: Unmanaged.passUnretained(self as AccessDecision).toOpaque()) }
 
   fileprivate func disconnect(_ region: Region) {
     region.hasSeals.store(false, ordering: .sequentiallyConsistent)

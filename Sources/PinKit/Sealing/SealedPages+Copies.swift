@@ -2,11 +2,11 @@ internal import Synchronization
 
 /// What snapshots and clones have of sealed pages: sealed bytes.
 extension SealedPages {
-  /// Notes what a snapshot found sealed at its moment, under the exclusive lock.
-  func noteMoment(_ store: CaptureStore) {
+  /// ``noteMoment(_:)``.
+  func noteSealed(_ store: CaptureStore) {
     let now = sealed.pages(in: 0..<pageCount)
-    var records: [Int: SealRecord] = [:]
-    for run in now.runs { for page in run { records[page] = sealRecord(page) } }
+    var records: [Int: [UInt8]] = [:]
+    for run in now.runs { for page in run { records[page] = bytesOfRecord(page) } }
     store.moment.withLock { $0 = SealMoment(sealed: now, records: records) }
     stores.withLock { $0.append(WeakStore(store: store)) }
   }
@@ -19,8 +19,8 @@ extension SealedPages {
     }
   }
 
-  /// Copies the bytes of pages as they are, sealed or not, for who knows what they were: with a claim nobody changes them.
-  func copyAsTheyAre(_ pages: Range<Int>, into target: UnsafeMutableRawPointer) {
+  /// ``copyAsTheyAre(_:into:)``: with a claim nobody changes them.
+  func copyWithClaim(_ pages: Range<Int>, into target: UnsafeMutableRawPointer) {
     for page in pages {
       shared { _ in
         _ = table.claim(page)
@@ -33,21 +33,21 @@ extension SealedPages {
     }
   }
 
-  private func sealRecord(_ page: Int) -> SealRecord {
-    SealRecord(identity: identity(page), bytes: unsafe [UInt8](record(page)))
+  private func bytesOfRecord(_ page: Int) -> [UInt8] {
+    unsafe [UInt8](entry(page).prefix(SealRecord.headerSize + sealer.recordSize))
   }
 
-  /// What a clone has its sealed pages with: the same sealer, and copies of the sealed bytes. Nobody has seen the clone yet.
-  func inherited(by child: Region) throws(PinError) -> SealedPages {
+  /// ``inherited(by:)``: the same sealer. Nobody has seen the clone yet.
+  func makePages(of child: Region) throws(PinError) -> SealedPages {
     let pages = try SealedPages(region: child, sealer: sealer, options: options, isUntouched: true)
-    _ = try child.attachments.findOrMake(SealedPages.self) { pages }
+    _ = try child.attachments.findOrMake(AccessDecision.self) { pages }
     try pages.connect()
     child.hasSeals.store(true, ordering: .sequentiallyConsistent)
     return pages
   }
 
-  /// Under the exclusive lock; the clone has copies of the frames.
-  func handOver(to child: SealedPages) {
+  /// ``handOver(to:)``.
+  func giveRecords(to child: SealedPages) {
     let now = sealed.pages(in: 0..<pageCount)
     if !now.isEmpty { child.hasEverSealed.store(true, ordering: .sequentiallyConsistent) }
     for run in now.runs {
@@ -71,12 +71,20 @@ extension Snapshot {
   /// - Throws: ``PinError`` `.outOfBounds`, `.closed`, `.notInherited`, `.wouldDeadlock` from a fault callback.
   public func seal(of page: Int) throws(PinError) -> SealRecord? {
     try region.requirePage(page)
-    return try openStore("ask for a seal").moment.withLock { $0 }?.records[page]
+    return try openStore("ask for a seal").moment.withLock { $0 }?.records[page].map(SealRecord.init(of:))
   }
 }
 
-/// Which pages were sealed at the moment of a snapshot, and what opens them.
-struct SealMoment: Sendable {
-  let sealed: DirtySet
-  let records: [Int: SealRecord]
+extension SealRecord {
+  /// From what a snapshot has kept of a page's record.
+  fileprivate init(of kept: [UInt8]) {
+    let (region, page, generation) = unsafe kept.withUnsafeBytes { header in
+      unsafe (
+        header.loadUnaligned(as: UInt64.self), header.loadUnaligned(fromByteOffset: 8, as: Int.self),
+        header.loadUnaligned(fromByteOffset: 16, as: UInt64.self)
+      )
+    }
+    self.init(
+      identity: PageIdentity(region: region, page: page, generation: generation), bytes: Array(kept.dropFirst(Self.headerSize)))
+  }
 }

@@ -4,7 +4,7 @@ internal import Synchronization
 /// through here.
 extension SealedPages {
   /// Lets the caller, who has claimed the page, at its bytes: opens it if it is sealed. `nil`, or why not.
-  func letIn(_ page: Int, isFault: Bool, in domain: borrowing FaultDomain) -> AccessRefusal? {
+  func answer(_ page: Int, isFault: Bool, in domain: borrowing FaultDomain) -> AccessRefusal? {
     if isLost(domain) { return .lost }
     if poisoned.contains(page) { return refuse(page, isFault, .poisoned) }
     guard sealed.contains(page) else {
@@ -66,10 +66,8 @@ extension SealedPages {
 
   // MARK: For who does not fault
 
-  /// Opens `pages` for who has marked them as pending, or does not mind that they may be sealed again at once.
-  ///
-  /// - Parameter insists: Also where an access is configured to fail: it was asked for by name.
-  func makeAccessible(_ pages: Range<Int>, insists: Bool) throws(PinError) {
+  /// ``makeAccessible(_:insists:)``.
+  func open(_ pages: Range<Int>, insists: Bool) throws(PinError) {
     sealer.prepareThread()
     var deadline = unsafe Deadline(protection.domain.pointee.patience)
     var next = pages.lowerBound
@@ -100,19 +98,18 @@ extension SealedPages {
         Kernel.pause(nanoseconds: 200_000)
         continue
       }
-      if let refusal { throw error(refusal, next) }
+      if let refusal { throw reason(refusal, next) }
     }
   }
 
-  /// Opens `pages` for who needs all of them or none. Where one does not open, those before it are open; what can be told beforehand leaves
-  /// all of them as they are.
-  func requireOpenable(_ pages: Range<Int>) throws(PinError) {
+  /// ``requireOpenable(_:)``.
+  func openAll(_ pages: Range<Int>) throws(PinError) {
     if !mayHaveSealedBytes { return }
     for page in pages {
-      if poisoned.contains(page) { throw error(.poisoned, page) }
-      if options.onAccess == .fail, sealed.contains(page) { throw error(.sealed, page) }
+      if poisoned.contains(page) { throw reason(.poisoned, page) }
+      if options.onAccess == .fail, sealed.contains(page) { throw reason(.sealed, page) }
     }
-    try makeAccessible(pages, insists: false)
+    try open(pages, insists: false)
   }
 
   /// In pages: what is claimed and mapped at a time; a power of two.
@@ -130,7 +127,7 @@ extension SealedPages {
     }
   }
 
-  func error(_ refusal: AccessRefusal, _ page: Int) -> PinError {
+  func reason(_ refusal: AccessRefusal, _ page: Int) -> PinError {
     if refusal == .lost, let failure = protection.failure { return failure }
     let (code, advice): (PinError.Code, String) =
       switch refusal {

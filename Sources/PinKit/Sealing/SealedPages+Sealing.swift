@@ -209,7 +209,7 @@ extension SealedPages {
   // MARK: Discarding
 
   /// Makes sealed and poisoned pages of `pages` read as zeros, so that nobody finds sealed bytes where none are sealed any more.
-  func forget(_ pages: Range<Int>) throws(PinError) {
+  func wipe(_ pages: Range<Int>) throws(PinError) {
     for page in pages where sealed.contains(page) || poisoned.contains(page) || refused.contains(page) {
       let result = shared { domain -> CInt in
         _ = table.claim(page)

@@ -14,7 +14,7 @@ internal import Synchronization
 ///
 /// Whoever wants its bytes takes a reference first and then calls ``admit(_:in:)``, which opens it: so it cannot be sealed before he is done
 /// (S1, S5). A fault needs no reference: it holds the claim until the page is mapped, and whoever seals afterwards drops that mapping.
-@safe final class SealedPages: AccessDecision, @unchecked Sendable {
+@safe final class SealedPages: CopyDecision, @unchecked Sendable {
   // Unchecked: marks are atomics, and records belong to who has the claim.
   let sealer: any PageSealer
   let options: SealingOptions
@@ -101,7 +101,7 @@ internal import Synchronization
   // MARK: The fault path
 
   override func admit(_ page: Int, in domain: borrowing FaultDomain) -> AccessRefusal? {
-    letIn(page, isFault: true, in: domain)
+    answer(page, isFault: true, in: domain)
   }
   override func prepareThread() { sealer.prepareThread() }
   override func isRefused(_ page: Int) -> Bool { unsafe refused.contains(page) || isLost(protection.domain.pointee) }
@@ -117,6 +117,28 @@ internal import Synchronization
     used.insert(pages)
     idle.remove(pages)
   }
+
+  // MARK: Who does not fault
+
+  override func letIn(_ page: Int, isFault: Bool, in domain: borrowing FaultDomain) -> AccessRefusal? {
+    answer(page, isFault: isFault, in: domain)
+  }
+  override func makeAccessible(_ pages: Range<Int>, insists: Bool) throws(PinError) { try open(pages, insists: insists) }
+  override func requireOpenable(_ pages: Range<Int>) throws(PinError) { try openAll(pages) }
+  override func error(_ refusal: AccessRefusal, _ page: Int) -> PinError { reason(refusal, page) }
+  override func forget(_ pages: Range<Int>) throws(PinError) { try wipe(pages) }
+
+  // MARK: Who copies
+
+  override func noteMoment(_ store: CaptureStore) { noteSealed(store) }
+  override func copyAsTheyAre(_ pages: Range<Int>, into target: UnsafeMutableRawPointer) {
+    unsafe copyWithClaim(pages, into: target)
+  }
+  override func inherited(by child: Region) throws(PinError) -> CopyDecision? { try makePages(of: child) }
+  override func handOver(to child: CopyDecision) {
+    if let child = child as? SealedPages { giveRecords(to: child) }
+  }
+  override func begin(_ region: Region) throws(PinError) { try begin(region, first: nil) }
 }
 
 extension SealedPages: RegionAttachment {

@@ -83,6 +83,30 @@ class AccessDecision: PooledPages, @unchecked Sendable {  // subclasses hold ato
   func isRefused(_ page: Int) -> Bool { false }
   /// `pages` are mapped again.
   func noteUse(_ pages: Range<Int>) {}
+  /// As the fault path knows it.
+  final var address: UInt { unsafe UInt(bitPattern: Unmanaged.passUnretained(self as AccessDecision).toOpaque()) }
+
+  // For who does not fault, and gets an error.
+
+  /// As ``admit(_:in:)``; `isFault` says whether whoever is refused will touch the page.
+  func letIn(_ page: Int, isFault: Bool, in domain: borrowing FaultDomain) -> AccessRefusal? { nil }
+  /// Opens `pages` for who has marked them as pending, or does not mind that they may be closed again at once.
+  ///
+  /// - Parameter insists: Also where an access is configured to fail: it was asked for by name.
+  func makeAccessible(_ pages: Range<Int>, insists: Bool) throws(PinError) {}
+  /// Opens `pages` for who needs all of them or none. Where one does not open, those before it are open; what can be told beforehand leaves
+  /// all of them as they are.
+  func requireOpenable(_ pages: Range<Int>) throws(PinError) {}
+  func error(_ refusal: AccessRefusal, _ page: Int) -> PinError { PinError(.sealed, operation: "open page \(page)") }
+  /// `pages` are about to be dropped: has those whose bytes are not to be read read as zeros.
+  func forget(_ pages: Range<Int>) throws(PinError) {}
+}
+
+extension Region {
+  /// Who may have the bytes of its pages, if anybody decides that: a look at a flag where nobody ever did.
+  @inline(__always) var seals: AccessDecision? {
+    hasSeals.load(ordering: .relaxed) ? attachments.find(AccessDecision.self) : nil
+  }
 }
 
 /// Why the bytes of a page are not to be had.
