@@ -64,8 +64,9 @@ docs: dependencies ## Build the book; a warning is an error
 format: ## Format the sources in place
 	swift format -i -p -r $(SOURCES)
 
-lint: ## Check the format, that the README shows the example as it is, and that breakages are in their places
+lint: ## Check the format, that the README shows the example as it is, that breakages are in their places, and the floors
 	if command -v python3 > /dev/null; then scripts/mutate --check; else echo "no python3: breakages are not checked"; fi
+	@if command -v python3 > /dev/null; then scripts/floors || [ $$? -eq 2 ]; else echo "no python3: floors are not checked"; fi
 	sed -n '/^```swift/,/^```$$/p' README.md | sed '1d;$$d' | diff - Examples/track-writes/Sources/track-writes/main.swift
 	swift format lint -s -p -r $(SOURCES)
 

@@ -8,7 +8,7 @@ extension SnapshotSet {
   /// In pages.
   private static let slice = 64
 
-  /// ``keeping(_:_:)``.
+  /// What ``keeping(_:_:)`` asks for, of a region that has snapshots.
   func keepingOwed(_ pages: Range<Int>, _ drop: () throws(PinError) -> Void) throws(PinError) -> Bool {
     guard unsafe protection.domain.pointee.owed.load(ordering: .acquiring) != 0 else {
       try drop()

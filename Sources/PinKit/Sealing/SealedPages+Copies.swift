@@ -2,7 +2,7 @@ internal import Synchronization
 
 /// What snapshots and clones have of sealed pages: sealed bytes.
 extension SealedPages {
-  /// ``noteMoment(_:)``.
+  /// What ``noteMoment(_:)`` asks for.
   func noteSealed(_ store: CaptureStore) {
     let now = sealed.pages(in: 0..<pageCount)
     var records: [Int: [UInt8]] = [:]
@@ -19,7 +19,7 @@ extension SealedPages {
     }
   }
 
-  /// ``copyAsTheyAre(_:into:)``: with a claim nobody changes them.
+  /// What ``copyAsTheyAre(_:into:)`` asks for: with a claim nobody changes them.
   func copyWithClaim(_ pages: Range<Int>, into target: UnsafeMutableRawPointer) {
     for page in pages {
       shared { _ in
@@ -37,7 +37,7 @@ extension SealedPages {
     unsafe [UInt8](entry(page).prefix(SealRecord.headerSize + sealer.recordSize))
   }
 
-  /// ``inherited(by:)``: the same sealer. Nobody has seen the clone yet.
+  /// What ``inherited(by:)`` asks for, with the same sealer. Nobody has seen the clone yet.
   func makePages(of child: Region) throws(PinError) -> SealedPages {
     let pages = try SealedPages(region: child, sealer: sealer, options: options, isUntouched: true)
     _ = try child.attachments.findOrMake(AccessDecision.self) { pages }
@@ -46,7 +46,7 @@ extension SealedPages {
     return pages
   }
 
-  /// ``handOver(to:)``.
+  /// What ``handOver(to:)`` asks for.
   func giveRecords(to child: SealedPages) {
     let now = sealed.pages(in: 0..<pageCount)
     if !now.isEmpty { child.hasEverSealed.store(true, ordering: .sequentiallyConsistent) }

@@ -66,7 +66,7 @@ extension SealedPages {
 
   // MARK: For who does not fault
 
-  /// ``makeAccessible(_:insists:)``.
+  /// What ``makeAccessible(_:insists:)`` asks for.
   func open(_ pages: Range<Int>, insists: Bool) throws(PinError) {
     sealer.prepareThread()
     var deadline = unsafe Deadline(protection.domain.pointee.patience)
@@ -102,7 +102,7 @@ extension SealedPages {
     }
   }
 
-  /// ``requireOpenable(_:)``.
+  /// What ``requireOpenable(_:)`` asks for.
   func openAll(_ pages: Range<Int>) throws(PinError) {
     if !mayHaveSealedBytes { return }
     for page in pages {
