@@ -6,7 +6,9 @@ internal import Synchronization
 /// for what theirs does not have. So each capture is copied once, however many snapshots are open.
 ///
 /// Lock order: `state` → the session's lock → `Region.discarding` → `Region.layout` → the wrprotect lock → page claims.
-@safe final class SnapshotSet: DropDecision, RegionAttachment, @unchecked Sendable {  // all of it is constant, atomic or locked
+///
+/// Unchecked for its superclass, which has no state: all of it is constant, atomic or locked.
+@safe final class SnapshotSet: DropDecision, RegionAttachment, @unchecked Sendable {
   let protection: RegionProtection
   let addresses: AddressRange
   let isPrivateAnonymous: Bool

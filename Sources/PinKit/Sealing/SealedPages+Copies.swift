@@ -85,6 +85,7 @@ extension SealRecord {
       )
     }
     self.init(
-      identity: PageIdentity(region: region, page: page, generation: generation), bytes: Array(kept.dropFirst(Self.headerSize)))
+      identity: PageIdentity(region: region, page: page, generation: generation),
+      bytes: Array(kept.dropFirst(Self.headerSize)))
   }
 }
