@@ -65,14 +65,18 @@ let package = Package(
     .executableTarget(
       name: "pinctl",
       dependencies: [
-        "PinKit",
-        "PinKitCrypto",
-        "Virtqueue",
-        "Topics",
-        "CFloor",
-        "CDevices",
-        "Guest",
+        "PinKit", "Demos", "Reports", "Terminal", "Topics",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "Logging", package: "swift-log"),
+      ],
+      swiftSettings: house
+    ),
+    .target(name: "Terminal", swiftSettings: house),
+    .target(name: "Reports", dependencies: ["PinKit", "Terminal"], swiftSettings: house),
+    .target(
+      name: "Demos",
+      dependencies: [
+        "PinKit", "PinKitCrypto", "Virtqueue", "Terminal", "CFloor", "CDevices", "Guest",
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "Logging", package: "swift-log"),
       ],
@@ -128,7 +132,9 @@ let package = Package(
       swiftSettings: house
     ),
     .testTarget(
-      name: "pinctlTests", dependencies: ["pinctl", "CFloor", "CTestSupport", "Guest", "Virtqueue"], swiftSettings: house),
+      name: "pinctlTests",
+      dependencies: ["pinctl", "Demos", "Reports", "Terminal", "CFloor", "CTestSupport", "Guest", "Virtqueue"],
+      swiftSettings: house),
   ]
 )
 

@@ -1,7 +1,8 @@
-import ArgumentParser
-import Foundation
-import Logging
-import Topics
+internal import ArgumentParser
+internal import Foundation
+internal import Logging
+internal import Terminal
+internal import Topics
 
 struct Bench: ParsableCommand {
   static let configuration = CommandConfiguration(

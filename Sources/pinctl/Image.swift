@@ -1,6 +1,7 @@
 internal import ArgumentParser
-internal import FoundationEssentials
 internal import PinKit
+internal import Reports
+internal import Terminal
 
 /// `pinctl image`: looks into snapshot images, checks them, and turns them into plain files.
 struct ImageCommand: ParsableCommand {
@@ -28,7 +29,7 @@ struct ImageInfo: ParsableCommand {
 
   func run() throws {
     let reports = try paths.map { try ImageReport(SnapshotImage(path: $0)) }
-    Output.line(json ? try ImageReport.json(reports) : reports.map { $0.text() }.joined(separator: "\n\n"))
+    Output.line(json ? try reports.json() : reports.map { $0.text() }.joined(separator: "\n\n"))
   }
 }
 
@@ -73,55 +74,5 @@ struct ImageRestore: ParsableCommand {
     let chain = try ([full] + increments).map { try SnapshotImage(path: $0) }
     try SnapshotImage.compose(chain, to: to, replacing: replace)
     Output.line("\(to): \(chain[0].byteCount) bytes from \(chain.count) \(chain.count == 1 ? "image" : "images")")
-  }
-}
-
-/// What `info` prints.
-struct ImageReport: Codable, Hashable {
-  var path: String
-  var kind: String
-  var identity: String
-  var parent: String?
-  /// In bytes.
-  var pageSize: Int
-  var pageCount: Int
-  /// The region's size.
-  var byteCount: Int
-  var storedPages: Int
-  /// Maximal runs of stored pages.
-  var runs: Int
-  /// What the file takes of its file system, in bytes.
-  var allocatedBytes: Int
-  var backing: String
-
-  init(_ image: SnapshotImage) throws {
-    path = image.path
-    kind = image.kind.rawValue
-    identity = image.identity.description
-    parent = image.parent?.description
-    pageSize = image.pageSize
-    pageCount = image.pageCount
-    byteCount = image.byteCount
-    storedPages = image.storedPages.count
-    runs = image.storedPages.runs.count
-    allocatedBytes = try image.allocatedBytes()
-    backing = image.backing
-  }
-
-  static func json(_ reports: [ImageReport]) throws -> String {
-    let encoder = JSONEncoder()
-    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-    return String(decoding: try encoder.encode(reports), as: UTF8.self)
-  }
-
-  func text() -> String {
-    let rows = [
-      ("kind", parent.map { "increment of \($0)" } ?? "full"), ("identity", identity),
-      ("region", "\(pageCount) pages of \(pageSize) bytes, \(byteCount) bytes"),
-      ("stored", "\(storedPages) pages in \(runs) \(runs == 1 ? "run" : "runs")"),
-      ("on disk", "\(allocatedBytes) bytes"), ("backing", backing),
-    ]
-    return ([path] + rows.map { "  " + $0.0 + String(repeating: " ", count: 10 - $0.0.count) + $0.1 }).joined(
-      separator: "\n")
   }
 }

@@ -3,7 +3,7 @@ import Foundation
 import PinKit
 import Testing
 
-@testable import pinctl
+@testable import Demos
 
 @Suite("pinctl demo beside", .serialized) struct BesideDemoTests {
   @Test("K3/K4/K5/K6/P8/P9: every claim holds, and the JSON says so")

@@ -1,8 +1,9 @@
 import Foundation
 import PinKit
+import Terminal
 import Testing
 
-@testable import pinctl
+@testable import Demos
 
 @Suite("pinctl demo cow", .serialized) struct CowDemoTests {
   @Test("W2/W3/W4/W5/K1: every claim holds, and the JSON says so")
@@ -181,7 +182,7 @@ import Testing
     #expect(map.sharers[0].filter { $0 == 1 }.count == map.sharers[1].filter { $0 == 1 }.count)
     #expect(map.frameCounts.reduce(0, +) == map.distinctFrames)
     #expect(map.frameCounts[0] + 2 * map.frameCounts[1] == 16)
-    for colours in [DemoStage.Colours.none, .palette256, .full] {
+    for colours in [Screen.Colours.none, .palette256, .full] {
       #expect(map.picture(DemoStage(colours: colours, width: 80)).count == (colours == .none ? 3 : 2))
     }
     try space.close()

@@ -4,9 +4,11 @@ import CUffd
 import Foundation
 import Guest
 import SystemPackage
+import Terminal
 import Testing
 
 @testable import PinKit
+@testable import Demos
 @testable import pinctl
 
 /// What demos make of a refusal: on a machine that lacks something a scene is skipped, on any other it has failed.

@@ -1,8 +1,10 @@
 import ArgumentParser
 import Foundation
 import PinKit
+import Terminal
 import Testing
 
+@testable import Demos
 @testable import pinctl
 
 /// A directory of files that goes with the test.
@@ -43,8 +45,8 @@ private let verse = """
   @Test("`pinctl demo` means all of them, and prints an array") func runsAll() throws {
     let command = try #require(try Pinctl.parseAsRoot(["demo", "--json"]) as? DemoAllCommand)
     #expect(command.json)
-    #expect(Set(Demos.all.map(\.name)).isSuperset(of: ["track", "cow", "snapshot", "notify"]))
-    let printed = try DemoCommand.encode([DemoResult(demo: "a", claims: []), DemoResult(demo: "b", claims: [])])
+    #expect(Set(DemoCatalogue.all.map(\.name)).isSuperset(of: ["track", "cow", "snapshot", "notify"]))
+    let printed = try [DemoResult(demo: "a", claims: []), DemoResult(demo: "b", claims: [])].json()
     #expect(try JSONDecoder().decode([DemoResult].self, from: Data(printed.utf8)).map(\.demo) == ["a", "b"])
   }
 

@@ -5,6 +5,7 @@ import SystemPackage
 import Testing
 
 @testable import PinKit
+@testable import Reports
 @testable import pinctl
 
 @Suite("pinctl doctor")

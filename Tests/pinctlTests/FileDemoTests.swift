@@ -2,7 +2,7 @@ import Foundation
 import PinKit
 import Testing
 
-@testable import pinctl
+@testable import Demos
 
 private let canShow = (try? Userfaultfd.availableFeatures().contains(.missingShmem)) == true
 
@@ -45,7 +45,7 @@ private let canShow = (try? Userfaultfd.availableFeatures().contains(.missingShm
     for kills in ["0", "1001", "many"] { #expect(try pinctl(["demo", "file", "--kills", kills]).code == 64) }
     let help = String(decoding: try pinctl(["demo", "--help"]).output, as: UTF8.self)
     #expect(help.contains("gup") && help.contains("file") && !help.contains("file-writer"))
-    #expect(Set(Demos.all.map(\.name)).isSuperset(of: ["gup", "file"]))
+    #expect(Set(DemoCatalogue.all.map(\.name)).isSuperset(of: ["gup", "file"]))
   }
 }
 

@@ -1,8 +1,9 @@
 import Foundation
 import PinKit
+import Terminal
 import Testing
 
-@testable import pinctl
+@testable import Demos
 
 private let canShow =
   (try? SubmissionRing(entries: 1)) != nil

@@ -3,6 +3,7 @@ import Foundation
 import Testing
 
 @testable import PinKit
+@testable import Reports
 @testable import pinctl
 
 /// A full image and two increments of 600 pages, written as a snapshot would write them.

@@ -1,9 +1,11 @@
 import ArgumentParser
 import CTestSupport
 import Foundation
+import Terminal
 import Testing
 
 @testable import PinKit
+@testable import Reports
 @testable import pinctl
 
 /// A child whose memory is known; ends with the value.

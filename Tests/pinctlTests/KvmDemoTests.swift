@@ -1,8 +1,10 @@
 import Foundation
 import Guest
 import PinKit
+import Terminal
 import Testing
 
+@testable import Demos
 @testable import pinctl
 
 private let canShow = GuestMachine.unavailable == nil
@@ -38,7 +40,7 @@ private let cannotShow = Comment(rawValue: GuestMachine.unavailable ?? "")
     #expect(result.ok && result.claims.isEmpty && result.measurements.isEmpty)
     #expect(result.skipped.count == 4 && result.skipped.allSatisfy { $0.reason == "there is no /dev/kvm" })
     try DemoCommand.perform(demo, on: stage, json: false)
-    let printed = try DemoCommand.encode(result)
+    let printed = try result.json()
     #expect(try JSONDecoder().decode(DemoResult.self, from: Data(printed.utf8)).ok)
   }
 

@@ -2,7 +2,7 @@ import Foundation
 import PinKit
 import Testing
 
-@testable import pinctl
+@testable import Demos
 
 @Suite("pinctl demo notify", .serialized) struct NotifyDemoTests {
   @Test("N2/N4/N5/N7/N8/N9/N10/N12: every claim holds, and the JSON says so")

@@ -4,7 +4,7 @@ import Glibc
 import PinKit
 import Testing
 
-@testable import pinctl
+@testable import Demos
 
 @Suite(
   "pinctl demo seal", .serialized,

@@ -1,7 +1,7 @@
 import Foundation
 import Testing
 
-@testable import pinctl
+@testable import Demos
 
 @Suite("pinctl demo snapshot", .serialized) struct SnapshotDemoTests {
   private func run(_ arguments: [String], temporary: String? = nil) throws -> (code: Int32, output: Data) {

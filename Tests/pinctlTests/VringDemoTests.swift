@@ -4,7 +4,7 @@ import PinKit
 import Testing
 import Virtqueue
 
-@testable import pinctl
+@testable import Demos
 
 @Suite(
   "pinctl demo vring", .serialized,
