@@ -9,7 +9,7 @@ SANITIZED := SWIFT_BACKTRACE=enable=no \
   ASAN_OPTIONS=$(SANITIZER):detect_leaks=0 \
   TSAN_OPTIONS=$(SANITIZER):suppressions=$(CURDIR)/scripts/tsan-suppressions
 
-.PHONY: help demo test build bench soak fuzz shared-words sanitize sanitize-fault-path mutate docs format lint clean dependencies test-dependencies
+.PHONY: help demo test build bench soak fuzz shared-words sanitize sanitize-fault-path mutate docs format lint clean dependencies test-dependencies completions man
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -60,6 +60,22 @@ mutate: test-dependencies ## Break the code in every place that Tests/Mutations 
 
 docs: dependencies ## Build the book; a warning is an error
 	swift package generate-documentation --target PinKit --warnings-as-errors
+
+completions: dependencies ## Write what bash, zsh and fish complete pinctl by to .build/completions
+	swift build -c release --product pinctl
+	@mkdir -p .build/completions
+	@.build/release/pinctl --generate-completion-script bash > .build/completions/pinctl.bash
+	@.build/release/pinctl --generate-completion-script zsh > .build/completions/_pinctl
+	@.build/release/pinctl --generate-completion-script fish > .build/completions/pinctl.fish
+	@echo "bash: source .build/completions/pinctl.bash, or copy it to ~/.local/share/bash-completion/completions"
+	@echo "zsh:  copy .build/completions/_pinctl into a directory of \$$fpath"
+	@echo "fish: copy .build/completions/pinctl.fish to ~/.config/fish/completions"
+
+man: dependencies ## Write the manual page of pinctl to .build/man
+	swift package --allow-writing-to-package-directory generate-manual
+	@mkdir -p .build/man/man1
+	@sed 's/^$$/.Pp/' .build/plugins/GenerateManual/outputs/pinctl/pinctl.1 > .build/man/man1/pinctl.1
+	@echo "man -l .build/man/man1/pinctl.1"
 
 format: ## Format the sources in place
 	swift format -i -p -r $(SOURCES)

@@ -12,7 +12,9 @@ struct Bench: ParsableCommand {
       so that the ratio holds where the absolute figures drift. Measure a release build on an idle machine.
       """)
 
-  @Argument(help: "What to measure: \(BenchTopics.all.map { $0.name }.joined(separator: ", ")). All if none is named.")
+  @Argument(
+    help: "What to measure: \(BenchTopics.all.map { $0.name }.joined(separator: ", ")). All if none is named.",
+    completion: .list(BenchTopics.all.map { $0.name }))
   var topics: [String] = []
 
   @Option(help: "Only rows whose name contains this.")
@@ -27,7 +29,7 @@ struct Bench: ParsableCommand {
   @Flag(help: "Print JSON.")
   var json = false
 
-  @Option(help: "Write a bar chart to this SVG file.")
+  @Option(help: "Write a bar chart to this SVG file.", completion: .file(extensions: ["svg"]))
   var plot: String?
 
   func validate() throws {

@@ -18,7 +18,7 @@ struct ImageInfo: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "info", abstract: "Shows what images hold, from their headers. The pages are not read.")
 
-  @Argument(help: ArgumentHelp("The images.", valueName: "image")) var paths: [String]
+  @Argument(help: ArgumentHelp("The images.", valueName: "image"), completion: .file()) var paths: [String]
 
   @Flag(help: "Print a JSON array with an object for each image.")
   var json = false
@@ -38,7 +38,7 @@ struct ImageVerify: ParsableCommand {
     commandName: "verify", abstract: "Reads every page of images and checks it against the checksums.",
     discussion: "Each image is checked by itself, in any order; `restore` also checks that they belong together.")
 
-  @Argument(help: ArgumentHelp("The images.", valueName: "image")) var paths: [String]
+  @Argument(help: ArgumentHelp("The images.", valueName: "image"), completion: .file()) var paths: [String]
 
   func validate() throws {
     if paths.isEmpty { throw ValidationError("Name an image.") }
@@ -61,11 +61,12 @@ struct ImageRestore: ParsableCommand {
       All images are verified before a byte is written, and the file has its name only when it is whole and on the disk.
       """)
 
-  @Argument(help: ArgumentHelp("The full image.", valueName: "full")) var full: String
-  @Argument(help: ArgumentHelp("Its increments, in the order in which they were made.", valueName: "increment"))
+  @Argument(help: ArgumentHelp("The full image.", valueName: "full"), completion: .file()) var full: String
+  @Argument(
+    help: ArgumentHelp("Its increments, in the order in which they were made.", valueName: "increment"), completion: .file())
   var increments: [String] = []
 
-  @Option(help: ArgumentHelp("The file to write.", valueName: "file")) var to: String
+  @Option(help: ArgumentHelp("The file to write.", valueName: "file"), completion: .file()) var to: String
 
   @Flag(help: "Replace the file if there is one.")
   var replace = false

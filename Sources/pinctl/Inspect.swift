@@ -13,7 +13,8 @@ struct Inspect: ParsableCommand {
       files are dirty, only root may see; what could not be seen is said.
       """)
 
-  @Argument(help: ArgumentHelp("The process.", valueName: "pid")) var pid: Int32
+  @Argument(help: ArgumentHelp("The process.", valueName: "pid"), completion: .shellCommand("ls /proc | grep '^[1-9]'"))
+  var pid: Int32
 
   @Argument(help: ArgumentHelp("START-END, or an address, in hexadecimal.", valueName: "range"))
   var range: InspectedRange?

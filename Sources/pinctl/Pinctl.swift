@@ -4,9 +4,13 @@ internal import Terminal
 
 @main
 struct Pinctl: ParsableCommand {
+  /// Of PinKit, and here alone: the release that is being made, or `-dev` behind the one that will be.
+  static let version = "0.1.0-dev"
+
   static let configuration = CommandConfiguration(
     commandName: "pinctl",
     abstract: "Shows, measures and checks what PinKit does on this machine.",
+    version: version,
     subcommands: [Doctor.self, Inspect.self, ImageCommand.self, DemoCommand.self, Bench.self])
 
   /// Runs the command, and fails if its output did not arrive, whatever else came of it.

@@ -23,7 +23,9 @@ struct TrackCommand: ParsableCommand {
   @Flag(help: "Print the result as one JSON object, and nothing else.")
   var json = false
 
-  @Option(help: "Only this way of noticing writes: \(WriteTracking.Mechanism.names).", transform: Self.mechanism)
+  @Option(
+    help: "Only this way of noticing writes: \(WriteTracking.Mechanism.names).",
+    completion: .list(WriteTracking.Mechanism.allCases.map(\.rawValue)), transform: Self.mechanism)
   var mechanism: WriteTracking.Mechanism?
 
   @Option(help: "How long each mechanism runs; a round of indexing is always finished, and there are two at least.")
