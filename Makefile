@@ -9,16 +9,21 @@ SANITIZED := SWIFT_BACKTRACE=enable=no \
   ASAN_OPTIONS=$(SANITIZER):detect_leaks=0 \
   TSAN_OPTIONS=$(SANITIZER):suppressions=$(CURDIR)/scripts/tsan-suppressions
 
-.PHONY: help demo test build bench soak fuzz shared-words sanitize sanitize-fault-path mutate docs format lint clean dependencies test-dependencies completions man
+.PHONY: help demo test build bench soak fuzz shared-words sanitize sanitize-fault-path mutate docs format lint clean dependencies test-dependencies completions man tour pinctl
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
-demo: dependencies ## Show every feature on this machine
+demo: pinctl ## Show the main job on this machine, in less than a minute once it is built
+	@.build/release/pinctl demo
+
+tour: pinctl ## Show every feature on this machine
+	@.build/release/pinctl demo all
+
+pinctl: dependencies
 	@mkdir -p .build
 	@echo "Building PinKit, a few minutes the first time; .build/demo.log has the details ..."
 	@swift build -c release --product pinctl > .build/demo.log 2>&1 || { cat .build/demo.log; exit 1; }
-	@.build/release/pinctl demo
 
 test: test-dependencies ## Run all tests; the last line counts them, and says what was skipped
 	swift build --build-tests
@@ -61,8 +66,7 @@ mutate: test-dependencies ## Break the code in every place that Tests/Mutations 
 docs: dependencies ## Build the book; a warning is an error
 	swift package generate-documentation --target PinKit --warnings-as-errors
 
-completions: dependencies ## Write what bash, zsh and fish complete pinctl by to .build/completions
-	swift build -c release --product pinctl
+completions: pinctl ## Write what bash, zsh and fish complete pinctl by to .build/completions
 	@mkdir -p .build/completions
 	@.build/release/pinctl --generate-completion-script bash > .build/completions/pinctl.bash
 	@.build/release/pinctl --generate-completion-script zsh > .build/completions/_pinctl

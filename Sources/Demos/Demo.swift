@@ -12,7 +12,7 @@ package protocol Demo: Sendable {
 
 /// The demos that there are.
 package enum DemoCatalogue {
-  /// All, in the order in which `pinctl demo` shows them.
+  /// All, in the order in which `pinctl demo all` shows them, but for ``CheckpointDemo``, which is made of two of them.
   package static var all: [any Demo] {
     [
       TrackDemo(), CowDemo(), SnapshotDemo(), NotifyDemo(), GupDemo(), FileDemo(), VringDemo(), KvmDemo(), SealDemo(),

@@ -24,11 +24,17 @@ package struct DemoStage: Sendable {
     for claim in claims {
       let prefix = subject + ": "
       let text = claim.claim.hasPrefix(prefix) ? String(claim.claim.dropFirst(prefix.count)) : claim.claim
-      let mark = claim.holds ? paint("✓ holds", 32) : paint("✗ FAILS", 31)
-      show("  \(mark)  \(claim.contract)  \(text)")
+      show("  \(mark(claim))  \(claim.contract)  \(text)")
       say(claim.evidence, indent: 15)
     }
   }
+
+  /// Prints claims without what was counted.
+  func list(_ claims: [Claim]) {
+    for claim in claims { show("  \(mark(claim))  \(claim.contract)  \(claim.claim)") }
+  }
+
+  private func mark(_ claim: Claim) -> String { claim.holds ? paint("✓ holds", 32) : paint("✗ FAILS", 31) }
 
   /// Says what all came to, and what did not hold.
   func conclude(_ result: DemoResult) {

@@ -42,8 +42,30 @@ private let verse = """
     #expect(seen == ["untracked", "handlerThread", "inPlace", "asynchronous", "mprotect"])
   }
 
-  @Test("`pinctl demo` means all of them, and prints an array") func runsAll() throws {
-    let command = try #require(try Pinctl.parseAsRoot(["demo", "--json"]) as? DemoAllCommand)
+  @Test("W5/W6: `pinctl demo` shows the main job, and says at its end what it claimed and how long it took")
+  func showsMain() throws {
+    let command = try #require(try Pinctl.parseAsRoot(["demo", "--json"]) as? CheckpointCommand)
+    #expect(command.json)
+    let size = ["--size", "4", "--seconds", "0.2"]
+    let (code, output, error) = try pinctl(["demo", "--json"] + size)
+    #expect(code == 0, "\(error)")
+    let result = try JSONDecoder().decode(DemoResult.self, from: output)
+    #expect(result.demo == "checkpoint" && result.ok && result.skipped.isEmpty)
+    for claim in result.claims { #expect(claim.holds, "\(claim.claim): \(claim.evidence)") }
+    #expect(Set(result.claims.map(\.contract)).isSuperset(of: ["W5", "W6"]))
+    #expect(!result.measurements.contains { $0.subject.contains("fork") })
+    #expect(result.measurements.contains { $0.name == "took" && $0.unit == "s" && $0.value > 0 })
+    let shown = String(decoding: try pinctl(["demo"] + size).output, as: UTF8.self)
+    #expect(!shown.contains("\u{1b}"))
+    let ending = shown.split(separator: "\n").suffix(result.claims.count + 2)
+    #expect(ending.filter { $0.hasPrefix("  ✓ holds  ") }.count == result.claims.count, "\(ending)")
+    #expect(ending.dropLast().last == "All \(result.claims.count) claims hold.")
+    #expect(ending.last?.hasPrefix("It took ") == true)
+    for wrong in [["--size", "0"], ["--seconds", "0"]] { #expect(try pinctl(["demo"] + wrong).code == 64) }
+  }
+
+  @Test("`pinctl demo all` means all of them, and prints an array") func runsAll() throws {
+    let command = try #require(try Pinctl.parseAsRoot(["demo", "all", "--json"]) as? DemoAllCommand)
     #expect(command.json)
     #expect(Set(DemoCatalogue.all.map(\.name)).isSuperset(of: ["track", "cow", "snapshot", "notify"]))
     let printed = try [DemoResult(demo: "a", claims: []), DemoResult(demo: "b", claims: [])].json()

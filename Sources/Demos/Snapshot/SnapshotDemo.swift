@@ -12,6 +12,11 @@ package struct SnapshotDemo: Demo {
 
   package func run(on stage: DemoStage) throws -> DemoResult {
     stage.title("pinctl demo \(name): \(summary)")
+    return try tell(on: stage).conclude(name, on: stage)
+  }
+
+  /// All but its title and what it came to.
+  func tell(on stage: DemoStage) throws -> DemoFindings {
     let files = try LedgerFiles()
     let session = try SnapshotSession(plan, files)
     introduce(session.ledger, stage)
@@ -22,7 +27,7 @@ package struct SnapshotDemo: Demo {
       stage.show(story.claims.suffix(1))
     }
     try session.close()
-    return story.conclude(name, on: stage)
+    return story
   }
 
   private func tell(
@@ -34,18 +39,20 @@ package struct SnapshotDemo: Demo {
     let (taken, images) = try session.runPinKit()
     try show(claims.aboutPinKit(taken, images) + [judge.claimAboutMemory("PinKit")], "PinKit", stage, &story)
 
-    stage.title("fork()")
     var forked: [Checkpoint] = []
-    do {
-      forked = try session.runFork()
-      try show(claims.aboutFork(forked), "fork()", stage, &story)
-    } catch let refusal as LedgerFailure where refusal.isRefusedFork {
-      stage.say("Skipped, as this machine cannot do it: \(refusal)")
-      story.skipped.append(.init(subject: "fork()", reason: refusal.description))
+    if plan.isBesideFork {
+      stage.title("fork()")
+      do {
+        forked = try session.runFork()
+        try show(claims.aboutFork(forked), "fork()", stage, &story)
+      } catch let refusal as LedgerFailure where refusal.isRefusedFork {
+        stage.say("Skipped, as this machine cannot do it: \(refusal)")
+        story.skipped.append(.init(subject: "fork()", reason: refusal.description))
+      }
+      try show([judge.claimAboutMemory("at the end")], "", stage, &story)
     }
-    try show([judge.claimAboutMemory("at the end")], "", stage, &story)
 
-    stage.title("side by side")
+    stage.title(plan.isBesideFork ? "side by side" : "what the writers noticed")
     let panels =
       [SnapshotTimeline.Panel(title: "PinKit: full image, increment", checkpoints: taken)]
       + (forked.isEmpty ? [] : [.init(title: "fork(): the whole table, twice", checkpoints: forked)])
@@ -55,7 +62,7 @@ package struct SnapshotDemo: Demo {
     stage.show()
     let measured = SnapshotMeasurements(session.load, taken + forked, quiet: session.quietTime)
     for line in measured.lines { stage.show(line) }
-    stage.say(Self.legend)
+    stage.say(legend)
     story.measurements = measured.all
   }
 
@@ -68,16 +75,20 @@ package struct SnapshotDemo: Demo {
     stage.say(
       "\(ledger.writers) threads book transfers between \(ledger.recordCount.grouped) accounts in \(ledger.size >> 20) MiB of memory "
         + "(4 KiB pages, \(ledger.busyPageCount.grouped) of \(ledger.pageCount.grouped) in use), as fast as they can. Meanwhile the table is saved "
-        + "to files: by PinKit, a full image and then what changed since; and after that, on the same memory, by a child of "
-        + "fork() that writes its copy, twice.")
+        + "to files: by PinKit, a full image and then what changed since"
+        + (plan.isBesideFork
+          ? "; and after that, on the same memory, by a child of fork() that writes its copy, twice." : "."))
     stage.say(
       "Which transfer has which number is known without looking at the table. So each copy can be judged: the newest transfers in it "
         + "say of which moment it must be, and replaying the transfers up to there in other memory must give every byte of it, also "
         + "of the transfer that was half done at that moment.")
   }
 
-  private static let legend =
-    "Times of a write are the writers' own, while the file was being made; undisturbed, before any. Slowed: their time in writes of 1 µs to 1 ms. The pause is what "
-    + "each method says that it stopped the writers for. Memory, at most: of PinKit, by how much the process grew, buffers "
-    + "included; of fork(), what the child has for itself, page tables included. These are figures of this run, and no claims."
+  private var legend: String {
+    let methods = plan.isBesideFork ? "each method" : "the snapshot"
+    let child = plan.isBesideFork ? "; of fork(), what the child has for itself, page tables included" : ""
+    return "Times of a write are the writers' own, while the file was being made; undisturbed, before any. Slowed: their "
+      + "time in writes of 1 µs to 1 ms. The pause is what \(methods) says that it stopped the writers for. Memory, at "
+      + "most: of PinKit, by how much the process grew, buffers included\(child). These are figures of this run, and no claims."
+  }
 }

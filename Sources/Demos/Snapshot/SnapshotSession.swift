@@ -10,6 +10,8 @@ package struct SnapshotPlan: Sendable {
   package var writers: Int
   /// How long the writers are watched alone, and how long they run between two checkpoints.
   package var seconds: Double
+  /// Whether `fork()` does the same afterwards.
+  var isBesideFork = true
 
   package init(size: Int = 256, writers: Int = 2, seconds: Double = 0.8) {
     self.size = size

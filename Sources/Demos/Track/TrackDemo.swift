@@ -17,10 +17,20 @@ package struct TrackDemo: Demo {
   package init() {}
 
   package func run(on stage: DemoStage) throws -> DemoResult {
-    let corpus = try TrackCorpus(paths: files)
-    let pageSize = sysconf(CInt(_SC_PAGESIZE))
-    let plan = try TrackBaseline.plan(corpus, writers: writers, pageSize: pageSize, roundSeconds: seconds / 6)
+    let plan = try self.plan()
     stage.title("pinctl demo \(name): \(summary)")
+    return try tell(plan, on: stage).conclude(name, on: stage)
+  }
+
+  /// Throws ``TrackCorpus/Problem`` if there is nothing to index.
+  func plan() throws -> TrackPlan {
+    let pageSize = sysconf(CInt(_SC_PAGESIZE))
+    return try TrackBaseline.plan(
+      TrackCorpus(paths: files), writers: writers, pageSize: pageSize, roundSeconds: seconds / 6)
+  }
+
+  /// All but its title and what it came to.
+  func tell(_ plan: TrackPlan, on stage: DemoStage) throws -> DemoFindings {
     introduce(plan, stage)
     let baseline = try TrackBaseline.measure(plan, seconds: seconds / 5)
     stage.say("Untracked, a round of indexing takes \(milliseconds(baseline)).")
@@ -33,7 +43,7 @@ package struct TrackDemo: Demo {
         $0 += show(try TrackSession(plan, mechanism), plan, baseline: baseline, stage)
       }
     }
-    return found.conclude(name, on: stage)
+    return found
   }
 
   private func show(

@@ -2,26 +2,26 @@ internal import ArgumentParser
 internal import Demos
 internal import Terminal
 
-/// `pinctl demo`: all demos, or one of them.
+/// `pinctl demo`: the first of all demos, one of them, or all.
 struct DemoCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "demo",
     abstract: "Shows what PinKit does on this machine, and checks it while it does.",
     discussion: """
-      Without a subcommand it runs all demos. The exit code is 0 if every claim holds, 1 if one does not, and 64 if the \
+      Without a subcommand it shows the main job, in less than a minute; `pinctl demo all` is the long tour. The exit code is 0 if every claim holds, 1 if one does not, and 64 if the \
       input makes no sense. What this machine lacks, as `pinctl doctor` shows it, is skipped with the reason, which is no \
       failure; a refusal of anything else is a claim that does not hold.
 
-      With --json it prints an array with one object per demo:
-      [{"demo", "claims": [{"contract", "claim", "holds", "evidence"}], "measurements", "ok", "skipped"}]. A subcommand \
-      prints its one object.
+      With --json it prints one object:
+      {"demo", "claims": [{"contract", "claim", "holds", "evidence"}], "measurements", "ok", "skipped"}.
+      `pinctl demo all` prints an array with one for each demo.
       """,
     subcommands: [
-      DemoAllCommand.self, TrackCommand.self, CowCommand.self, SnapshotCommand.self, NotifyCommand.self, GupCommand.self,
-      FileCommand.self, FileWriterCommand.self, VringCommand.self, KvmCommand.self,
+      CheckpointCommand.self, DemoAllCommand.self, TrackCommand.self, CowCommand.self, SnapshotCommand.self,
+      NotifyCommand.self, GupCommand.self, FileCommand.self, FileWriterCommand.self, VringCommand.self, KvmCommand.self,
       SealCommand.self, BesideCommand.self,
     ],
-    defaultSubcommand: DemoAllCommand.self)
+    defaultSubcommand: CheckpointCommand.self)
 
   /// Runs one demo, prints its result and exits with its code.
   static func perform(_ demo: any Demo, on stage: DemoStage? = nil, json: Bool) throws {
@@ -31,10 +31,10 @@ struct DemoCommand: ParsableCommand {
   }
 }
 
-/// `pinctl demo` without more. A command of its own: a parent's `--json` would take that of its subcommands.
+/// `pinctl demo all`. A command of its own: a parent's option would take that of its subcommands.
 struct DemoAllCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "all", abstract: "Runs all demos: what `pinctl demo` does without a subcommand.")
+    commandName: "all", abstract: "Runs all of the following, one after the other.")
 
   @Flag(help: "Print an array with one result object per demo as JSON, and nothing else.")
   var json = false
