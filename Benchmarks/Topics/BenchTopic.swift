@@ -25,7 +25,7 @@ public enum BenchTopics {
   public static var all: [any BenchTopic.Type] {
     [
       TrackTopic.self, CowTopic.self, SnapshotTopic.self, NotifyTopic.self, VringTopic.self, PinTopic.self, FileTopic.self,
-      SealTopic.self,
+      SealTopic.self, ScaleTopic.self,
     ]
   }
 }

@@ -33,18 +33,9 @@ extension FileTopic {
     _ file: FloorFile, _ order: [UInt32], _ fillAround: FillAround
   ) throws -> () throws -> Double {
     let mapped = try MappedFile(file, isReadOnly: true, fillAround)
-    let region = mapped.region
     var isFirst = true
     return {
-      // Who waited for the last pages runs before they are on record.
-      var dropped = 0
-      for _ in 0..<1000 {
-        dropped += try region.reclaim(0..<region.pageCount)
-        if isFirst || dropped == region.pageCount { break }
-      }
-      guard isFirst || dropped == region.pageCount else {
-        throw BenchFault(description: "only \(dropped) of \(region.pageCount) pages were dropped: the figure means nothing")
-      }
+      if !isFirst { try mapped.drop() }
       isFirst = false
       return readPages(at: UInt64(mapped.region.addresses.start), order)
     }
@@ -77,7 +68,7 @@ extension FileTopic {
 }
 
 /// A file of the floor as a region, which goes before the file does.
-private final class MappedFile {
+final class MappedFile: Sendable {
   let region: Region
   private let file: FloorFile
 
@@ -88,4 +79,14 @@ private final class MappedFile {
   }
 
   deinit { try? region.unmap() }
+
+  /// Drops all pages, each of which was read.
+  func drop() throws {
+    // Who waited for the last pages runs before they are on record.
+    var dropped = 0
+    for _ in 0..<1000 where dropped < region.pageCount { dropped += try region.reclaim(0..<region.pageCount) }
+    guard dropped == region.pageCount else {
+      throw BenchFault(description: "only \(dropped) of \(region.pageCount) pages were dropped: the figure means nothing")
+    }
+  }
 }

@@ -51,7 +51,7 @@ final class FloorFile: Sendable {
 }
 
 /// The floor's own file-backed memory.
-@safe final class FloorFill {
+@safe final class FloorFill: @unchecked Sendable {  // fixed once made, but for the pages, which one thread at a time forgets
   private let fill: OpaquePointer
   private let file: FloorFile
   private let core: CInt
@@ -69,9 +69,12 @@ final class FloorFile: Sendable {
 
   /// Loads a word of each page of `order`, all of which are missing; ns a page.
   func read(_ order: [UInt32]) -> Double {
-    unsafe cfloor_fill_forget(fill)
+    forget()
     return unsafe cfloor_fill_read(fill, order, order.count, core)
   }
+
+  /// All pages are missing again.
+  func forget() { unsafe cfloor_fill_forget(fill) }
 
   /// Where the memory is.
   var base: UInt64 { unsafe cfloor_fill_base(fill) }

@@ -14,6 +14,11 @@ enum PageOrder {
     let all = sequential(pages)
     return all.prefix(pages / 2).shuffled(using: &source) + all.suffix(pages - pages / 2).shuffled(using: &source)
   }
+
+  /// Every page once: runs of so many adjacent pages, the runs at random.
+  static func randomRuns(_ pages: Int, of length: Int) -> [UInt32] {
+    random(pages / length).flatMap { run in (0..<UInt32(length)).map { run * UInt32(length) + $0 } }
+  }
 }
 
 /// A small seeded generator (Steele, Lea and Flood 2014).

@@ -26,9 +26,17 @@ extension TrackTopic {
     _ plan: BenchPlan, _ mechanism: WriteTracking.Mechanism, _ floor: FloorWatch.Mechanism, pages: Int,
     dirty: (Int) -> Int
   ) throws -> BenchContest {
+    try collect(plan, mechanism, floor, pages: pages) { pages in Array(PageOrder.random(pages).prefix(dirty(pages))) }
+  }
+
+  /// The same once the pages of `order(pages)` were written.
+  static func collect(
+    _ plan: BenchPlan, _ mechanism: WriteTracking.Mechanism, _ floor: FloorWatch.Mechanism, pages: Int,
+    order: (Int) -> [UInt32]
+  ) throws -> BenchContest {
     let space = try AddressSpace()
     let memory = FloorMemory(pages: plan.pages(pages))
-    let order = Array(PageOrder.random(memory.pages).prefix(dirty(memory.pages)))
+    let order = order(memory.pages)
     return BenchContest {
       try track(space, memory, mechanism) { tracker, _ in
         // The first collection after arming walks page tables that arming left in no cache.

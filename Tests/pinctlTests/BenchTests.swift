@@ -42,7 +42,12 @@ struct BenchTests {
       "notify/none", "notify/one-of-100", "direct/read", "direct/two-readers", "mirror/translate-hit",
       "mirror/translate-miss", "mirror/translate-miss-in-place", "file/read-now", "file/writeback-store",
       "file/random-read", "file/random-read-mmap", "file/sequential-read-exact", "file/hops-cores", "file/writeback",
-      "seal/page", "open/page", "seal/single", "open/fault", "pending/none-pin",
+      "seal/page", "open/page", "seal/single", "open/fault", "pending/none-pin", "scale/load", "scale/load-1", "scale/store",
+      "scale/pin", "scale/pin-1", "scale/snapshot-read", "scale/snapshot-read-1", "scale/mirror", "scale/mirror-1",
+      "scale/first-write-thread", "scale/first-write-in-place", "scale/first-write-async",
+      "scale/first-write-thread-sharded",
+      "scale/first-write-thread-regions", "scale/missing-page", "scale/snapshot-writer", "scale/collect-busy",
+      "scale/collect-busy-runs",
     ])
   func measuring(name: String) throws {
     let row = try #require(BenchTopics.all.flatMap { $0.rows }.first { $0.name == name })

@@ -13,6 +13,7 @@
 #include "cfloor_leak.h"
 #include "cfloor_notify.h"
 #include "cfloor_pin.h"
+#include "cfloor_scale.h"
 #include "cfloor_seal.h"
 #include "cfloor_snapshot.h"
 #include "cfloor_vring.h"
