@@ -3,9 +3,9 @@ import PinKit
 
 extension SnapshotTopic {
   /// The time of a region's first snapshot, the whole call: it protects every page.
-  static func firstPause(_ plan: BenchPlan, huge: Bool) throws -> BenchContest {
+  static func firstPause(_ plan: BenchPlan, huge: Bool, pages: Int = 524_288) throws -> BenchContest {
     let space = try AddressSpace()
-    let pages = plan.pages(524_288)
+    let pages = plan.pages(pages)
     let region = try mapPopulated(space, pages: pages, huge: huge)
     let floor = try FloorFork(pages: pages, huge: huge)
     return BenchContest {

@@ -11,7 +11,16 @@ enum SnapshotTopic: BenchTopic {
     }
   }
 
-  static let rows: [BenchRow] = [
+  static let rows: [BenchRow] = contests + sizes
+
+  /// What the pause is drawn over.
+  private static let sizes: [BenchRow] = [64, 256, 1_024, 2_048].map { mebibytes in
+    BenchRow(
+      "snapshot/pause-size-\(mebibytes)MiB", unit: "µs", goal: .reported, floor: "fork() of as much on 4 KiB pages", tries: 2
+    ) { try firstPause($0, huge: false, pages: mebibytes << 8) }
+  }
+
+  private static let contests: [BenchRow] = [
     BenchRow("snapshot/pause-thp", unit: "µs", goal: .ratio(0.1), floor: "fork() of 2 GiB on huge pages", tries: 2) {
       try firstPause($0, huge: true)
     },

@@ -53,7 +53,7 @@ extension TrackTopic {
       _ = watch.collect()
       _ = watch.write(order)
       let (time, count) = watch.collect()
-      try expect(order.count, count)
+      try expect(order.count, count, "the floor found ")
       return time
     }
   }
@@ -121,9 +121,9 @@ extension TrackTopic {
     return figure
   }
 
-  private static func expect(_ expected: Int, _ found: Int) throws {
+  private static func expect(_ expected: Int, _ found: Int, _ who: String = "") throws {
     guard found == expected else {
-      throw BenchFault(description: "\(found) dirty pages where \(expected) were written: the figure means nothing")
+      throw BenchFault(description: "\(who)\(found) dirty pages where \(expected) were written: the figure means nothing")
     }
   }
 }

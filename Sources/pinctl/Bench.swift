@@ -29,9 +29,6 @@ struct Bench: ParsableCommand {
   @Flag(help: "Print JSON.")
   var json = false
 
-  @Option(help: "Write a bar chart to this SVG file.", completion: .file(extensions: ["svg"]))
-  var plot: String?
-
   func validate() throws {
     guard rounds > 0 else { throw ValidationError("--rounds needs at least 1.") }
     for topic in topics where !BenchTopics.all.contains(where: { $0.name == topic }) {
@@ -70,6 +67,5 @@ struct Bench: ParsableCommand {
       }
     }
     Output.line(json ? try report.json() : report.table())
-    if let plot { try report.plot().write(toFile: plot, atomically: true, encoding: .utf8) }
   }
 }

@@ -1,7 +1,6 @@
 import ArgumentParser
 import CFloor
 import Foundation
-import FoundationXML
 import PinKit
 import Testing
 import Topics
@@ -14,7 +13,7 @@ struct BenchTests {
   func parsing() throws {
     let bench = try #require(try Pinctl.parseAsRoot(["bench", "track", "--rounds", "3", "--json", "--quick"]) as? Bench)
     #expect(bench.topics == ["track"])
-    #expect(bench.rounds == 3 && bench.json && bench.quick && bench.plot == nil)
+    #expect(bench.rounds == 3 && bench.json && bench.quick)
     #expect(throws: (any Error).self) { try Pinctl.parseAsRoot(["bench", "--rounds", "0"]) }
     do {
       _ = try Pinctl.parseAsRoot(["bench", "gardening"])
@@ -81,7 +80,7 @@ struct BenchTests {
     report.entries = [
       (
         .ratio(1.1),
-        BenchResult(name: "kept", unit: "ns/page", pinkit: 105, floor: 100, floorName: "a < b & \"c\"", rounds: 7)
+        BenchResult(name: "kept", unit: "ns/page", pinkit: 105, floor: 100, floorName: "x", rounds: 7)
       ),
       (.ratio(1.1), BenchResult(name: "missed", unit: "ns/page", pinkit: 0.06, floor: 0.05, floorName: "x", rounds: 7)),
       (.value(500), BenchResult(name: "absolute", unit: "KiB", pinkit: 400, floor: 100, floorName: "x", rounds: 7)),
@@ -101,17 +100,15 @@ struct BenchTests {
     var report = BenchReport()
     report.entries = [(.added(29), result)]
     #expect(report.table().contains("≤ floor + 29.0 ns/op  !"))
-    #expect(report.plot().contains("<line"))
   }
 
-  @Test("A row without a goal cannot miss it, and none is drawn")
+  @Test("A row without a goal cannot miss it, and none is shown")
   func reportedOnly() {
     var report = BenchReport()
     let result = BenchResult(name: "sparse", unit: "ns/page", pinkit: 900, floor: 1, floorName: "x", rounds: 7)
     report.entries = [(.reported, result)]
     #expect(result.meets(.reported))
     #expect(!report.table().contains("≤") && !report.table().contains("!"))
-    #expect(!report.plot().contains("NaN") && !report.plot().contains("nan"))
   }
 
   @Test("JSON has the fields that scripts read")
@@ -133,25 +130,5 @@ struct BenchTests {
     #expect(lines.map { $0.contains("!") } == [false, false, true, false])
     let column = lines.map { line in line.range(of: "≤").map { line.distance(from: line.startIndex, to: $0.lowerBound) } }
     #expect(column[0] == nil && Set(column.dropFirst()).count == 1)
-  }
-
-  @Test("The plot is well-formed XML with two bars a row and a panel for each unit")
-  func plot() throws {
-    let svg = Self.sample.plot()
-    let elements = Elements()
-    let parser = XMLParser(data: Data(svg.utf8))
-    parser.delegate = elements
-    #expect(parser.parse())
-    // The background and the legend's two.
-    #expect(elements.names.filter { $0 == "rect" }.count == 3 + 2 * 3)
-    #expect(svg.contains(">KiB</text>") && svg.contains(">ns/page</text>"))
-  }
-
-  private final class Elements: NSObject, XMLParserDelegate {
-    var names: [String] = []
-    func parser(
-      _ parser: XMLParser, didStartElement name: String, namespaceURI: String?, qualifiedName: String?,
-      attributes: [String: String] = [:]
-    ) { names.append(name) }
   }
 }

@@ -21,20 +21,25 @@ import Testing
     }
   }
 
+  private final class Log: Sendable {
+    let prepared = Atomic<Int>(0)
+    let early = Atomic<Int>(0)
+    let seen = Mutex<[Int]>([])
+  }
+
   @Test("Threads start once all are prepared, each with its number, and the slowest counts")
   func together() throws {
-    let (prepared, seen) = (Atomic<Int>(0), Mutex<[Int]>([]))
-    let early = Atomic<Int>(0)
+    let log = Log()
     let time = try FloorTeam.time(4, calls: 10) { _ in
-      prepared.add(1, ordering: .sequentiallyConsistent)
+      log.prepared.add(1, ordering: .sequentiallyConsistent)
     } _: { number in
-      if prepared.load(ordering: .sequentiallyConsistent) < 4 { early.add(1, ordering: .relaxed) }
-      seen.withLock { $0.append(number) }
+      if log.prepared.load(ordering: .sequentiallyConsistent) < 4 { log.early.add(1, ordering: .relaxed) }
+      log.seen.withLock { $0.append(number) }
       let start = nanoseconds()
       while number == 3, nanoseconds() - start < 5_000_000 {}
     }
-    #expect(early.load(ordering: .relaxed) == 0)
-    #expect(seen.withLock { $0 }.sorted() == [0, 1, 2, 3])
+    #expect(log.early.load(ordering: .relaxed) == 0)
+    #expect(log.seen.withLock { $0 }.sorted() == [0, 1, 2, 3])
     #expect(time >= 500_000)
   }
 
