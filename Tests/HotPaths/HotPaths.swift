@@ -7,12 +7,13 @@ import PinKit
 /// A thread's pages lie 64 apart from the other's: an entry of the page table and the word of a frame are eight bytes, and neighbours share a
 /// line of the cache.
 @main struct HotPaths {
-  static let calls = ["load", "store", "pin", "pin-for-writing", "pool-pin", "snapshot-read", "mirror"]
+  static let calls = ["load", "store", "pin", "pin-for-writing", "pool-pin", "clone-pin", "snapshot-read", "mirror"]
 
   /// Everything that a call needs, in a box that C code hands on.
   @safe final class Scene: @unchecked Sendable {  // each thread has its own pages, and its own half of the buffer
     let plain: Region
     let pool: Region
+    let clone: Region
     let snapshot: Snapshot
     let mirror: SecondaryMMU
     let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 2 << 16, alignment: 4096)
@@ -26,6 +27,8 @@ import PinKit
       }
       // A thread that waits for another to serve its fault holds the one processor that valgrind has.
       snapshot = try plain.snapshot(SnapshotOptions(mechanism: .mprotect))
+      clone = try pool.clone(mechanism: .mprotect)
+      for page in 0..<256 { try clone.store(-page, toByteOffset: page * 4096) }
       mirror = try SecondaryMMU(pool)
     }
 
@@ -38,7 +41,8 @@ import PinKit
       case 2: try plain.pin(page..<page + 1).unpin()
       case 3: try plain.pin(page + 2..<page + 3, .write).unpin()
       case 4: try pool.pin(page..<page + 1, .write).unpin()
-      case 5:
+      case 5: try clone.pin(page..<page + 1, .write).unpin()
+      case 6:
         let target = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[thread << 16..<thread << 16 + 4096])
         unsafe try snapshot.copy(page..<page + 1, into: target)
       default: _ = try unsafe mirror.withBytes(of: page, for: .reading) { unsafe $0.load(as: UInt64.self) }

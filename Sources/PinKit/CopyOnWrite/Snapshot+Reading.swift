@@ -132,19 +132,8 @@ extension Snapshot {
     _ pages: Range<Int>, _ store: Unmanaged<CaptureStore>, into target: UnsafeMutableRawPointer
   ) throws(PinError) {
     if try enterRegion() {
-      defer { region.leave() }
-      TestHooks.reach(.readingLive, page: pages.lowerBound)
-      if let seals = region.copyDecision {
-        // Read in place a sealed page would be opened.
-        unsafe seals.copyAsTheyAre(pages, into: target)
-      } else if region.isStored {
-        unsafe try copyFrames(pages, into: target)
-      } else {
-        unsafe try copyFromRegion(pages, store, into: target)
-      }
-      atomicMemoryFence(ordering: .acquiring)
-      set.settle()
-      try set.protection.requireWatched("read a snapshot")
+      let failure = uncountedRegion.with { unsafe copyInside($0, pages, store, into: target) }
+      if let failure { throw failure }
     }
     for page in pages {
       guard let holder = unsafe holder(of: page, store) else { continue }
@@ -152,11 +141,39 @@ extension Snapshot {
     }
   }
 
+  /// Leaves the region, which was entered. What went wrong is returned: who counts no references cannot throw.
+  private func copyInside(
+    _ region: Region, _ pages: Range<Int>, _ store: Unmanaged<CaptureStore>, into target: UnsafeMutableRawPointer
+  ) -> PinError? {
+    defer { region.leave() }
+    TestHooks.reach(.readingLive, page: pages.lowerBound)
+    do throws(PinError) {
+      if let seals = region.copyDecision {
+        // Read in place a sealed page would be opened.
+        unsafe seals.copyAsTheyAre(pages, into: target)
+      } else if region.isStored {
+        unsafe try copyFrames(pages, into: target)
+      } else {
+        try region.withRights { () throws(PinError) in unsafe try copyAllowed(region, pages, store, into: target) }
+      }
+      atomicMemoryFence(ordering: .acquiring)
+      set.settle()
+      try set.requireWatched("read a snapshot")
+      return nil
+    } catch {
+      return error
+    }
+  }
+
   /// True if the memory is there, and stays until `region.leave()`. Otherwise everything that could be kept has been kept.
   func enterRegion(_ operation: StaticString = "read a snapshot") throws(PinError) -> Bool {
     while true {
       do throws(PinError) {
-        try region.enter(operation)
+        let failure = uncountedRegion.with { region -> PinError? in
+          do throws(PinError) { try region.enter(operation) } catch { return error }
+          return nil
+        }
+        if let failure { throw failure }
         return true
       } catch  where error.code == .unmapped {
         // Inside an access of its own the thread may not wait for the end of all accesses, and need not.
@@ -184,14 +201,8 @@ extension Snapshot {
     }
   }
 
-  private func copyFromRegion(
-    _ pages: Range<Int>, _ store: Unmanaged<CaptureStore>, into target: UnsafeMutableRawPointer
-  ) throws(PinError) {
-    try region.withRights { () throws(PinError) in unsafe try copyAllowed(pages, store, into: target) }
-  }
-
   private func copyAllowed(
-    _ pages: Range<Int>, _ store: Unmanaged<CaptureStore>, into target: UnsafeMutableRawPointer
+    _ region: Region, _ pages: Range<Int>, _ store: Unmanaged<CaptureStore>, into target: UnsafeMutableRawPointer
   ) throws(PinError) {
     let table = region.table
     let start = region.addresses.start
@@ -265,6 +276,17 @@ extension Snapshot {
 }
 
 extension SnapshotSet {
+  /// Throws if the region can no longer be watched. Counts no reference while it can.
+  func requireWatched(_ operation: String) throws(PinError) {
+    if unsafe Self.isWatched(protection.domain) { return }
+    try protection.requireWatched(operation)
+  }
+
+  private static func isWatched(_ domain: UnsafeMutablePointer<FaultDomain>) -> Bool {
+    if unsafe domain.pointee.descriptor.load(ordering: .acquiring) >= 0 { _ = unsafe domain.pointee.hasDescriptor() }
+    return unsafe domain.pointee.failure.load(ordering: .acquiring) == 0
+  }
+
   /// Returns after every removal that was read before the call has been noted.
   func settle() {
     for _ in 0..<200 {

@@ -8,6 +8,7 @@ internal import Synchronization
 /// Calls may come from any thread. Dropping the last reference closes it.
 public final class Snapshot: Sendable {
   public let region: Region
+  let uncountedRegion: Uncounted<Region>
   /// In nanoseconds: how long writers of the region could not go on. It is the time for which the wrprotect lock was held
   /// exclusively to protect the pages; had the kernel to be asked more than once, the last time.
   public let pause: UInt64
@@ -26,6 +27,7 @@ public final class Snapshot: Sendable {
 
   init(region: Region, set: SnapshotSet, start: SnapshotSet.Start) {
     self.region = region
+    uncountedRegion = Uncounted(region)
     self.set = set
     id = start.id
     store = Mutex(start.store)

@@ -52,9 +52,9 @@ struct AccessGate: ~Copyable, Sendable {
   var isMine: Bool { AccessNotes.isInside(id) }
   var isClosed: Bool { state.load(ordering: .acquiring) & Self.closed != 0 }
 
-  /// Whether no other thread is inside. What this thread wrote before, who comes in later sees; and who is inside sees it after it has left.
+  /// Whether nobody is inside. What this thread wrote before, who comes in later sees; and who is inside sees it after it has left.
   var isEmpty: Bool {
-    state.load(ordering: .acquiring) & ~(Self.closed | Self.changing) == 0
+    !isMine && state.load(ordering: .acquiring) & ~(Self.closed | Self.changing) == 0
       && AccessNotes.waitUntilEmpty(id, keepingRights: false, patience: 0)
   }
 

@@ -43,6 +43,7 @@ public final class Region: Sendable {
   let discarding = FutexLock()
   /// Which frames its pages have; of `.pool` regions only.
   let frames: RegionFrames?
+  let uncountedFrames: Uncounted<RegionFrames>?
   /// Held shared by a discard of a region that had no protection when it began. Whoever must know of every discard attaches a
   /// protection, which later ones find, and then takes it exclusively once.
   let unwatchedDiscards = FutexLock()
@@ -62,6 +63,7 @@ public final class Region: Sendable {
       space: space, id: id, addresses: addresses, pageSize: pageSize, owned: owned, base: base)
     table = memory.table
     frames = memory.frames
+    uncountedFrames = memory.frames.map { Uncounted($0) }
     self.space = space
     self.backing = backing
     self.addresses = addresses

@@ -55,8 +55,7 @@ final class RegionMemory: Sendable {
 
   /// Takes pins off the counts: of the frames first, so that whoever finds a page unpinned finds its frame so as well. With the last of them the
   /// object itself may go, if the region has.
-  @inline(__always) func dropPins(_ pages: Range<Int>, _ options: PinOptions, extent: UInt) {
-    let isForWriting = options.isForWriting
+  @inline(__always) func dropPins(_ pages: Range<Int>, forWriting isForWriting: Bool, extent: UInt) {
     if let pointer = unsafe Extent.Pointer(bitPattern: extent) {
       for page in pages {
         if unsafe pointer.pointee.unpin(page) { frames?.pool.noteDead() }

@@ -15,7 +15,7 @@
   private let pageShift: UInt8
   private let forkGeneration: UInt32
   /// Not counted: it is there as long as pages are pinned.
-  private let memory: Unmanaged<RegionMemory>
+  private let memory: Uncounted<RegionMemory>
   /// A region whose bytes are to be written back.
   private let stored: Region?
   let start: UInt
@@ -26,7 +26,7 @@
   @inline(__always) init(
     _ region: Region, _ pages: Range<Int>, _ options: PinOptions, start: UInt, extent: UInt, _ detail: PinDetail?
   ) {
-    unsafe memory = .passUnretained(region.memory)
+    memory = Uncounted(region.memory)
     stored = region.isStored ? region : nil
     forkGeneration = Kernel.forkGeneration
     pageShift = UInt8(truncatingIfNeeded: region.pageSize.trailingZeroBitCount)
@@ -40,12 +40,12 @@
   deinit {
     // A child of fork() has a copy of the value, and none of the counts.
     guard isOfThisProcess else { return }
-    let id = unsafe memory._withUnsafeGuaranteedRef { memory in
+    let id = memory.with { memory in
       let id = memory.id
       if let detail, !detail.pieces.isEmpty {
-        for piece in detail.pieces { memory.dropPins(piece.pages, options, extent: piece.extent) }
+        for piece in detail.pieces { memory.dropPins(piece.pages, forWriting: options.isForWriting, extent: piece.extent) }
       } else {
-        memory.dropPins(pages, options, extent: extent)
+        memory.dropPins(pages, forWriting: options.isForWriting, extent: extent)
       }
       return id
     }
@@ -64,7 +64,7 @@
   /// Has trackers report the pages, also where nothing was written through PinKit: a device wrote them. Does not block.
   public func markDirty() {
     guard isOfThisProcess else { return }
-    unsafe memory._withUnsafeGuaranteedRef { $0.table.markWritten(pages) }
+    memory.with { $0.table.markWritten(pages) }
     stored?.supply?.markDirty(pages)
   }
 
@@ -73,7 +73,7 @@
 
   /// The bytes where the region has, or had, them.
   var regionAddresses: AddressRange? {
-    isOfThisProcess ? unsafe memory._withUnsafeGuaranteedRef { $0.addressesUnchecked(of: pages) } : nil
+    isOfThisProcess ? memory.with { $0.addressesUnchecked(of: pages) } : nil
   }
 
   /// What the metadata of a page's frame says now, of the frame that is pinned; `nil` for memory that is not of a pool.

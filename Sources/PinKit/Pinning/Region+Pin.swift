@@ -72,7 +72,7 @@ extension Region {
         return try assemble(first.pages.lowerBound..<pieces[pieces.count - 1].pages.upperBound, options, pieces, failure)
       }
     } catch {
-      for piece in pieces { memory.dropPins(piece.pages, options, extent: piece.extent) }
+      for piece in pieces { memory.dropPins(piece.pages, forWriting: options.isForWriting, extent: piece.extent) }
       throw error
     }
     throw failure ?? PinError(.wouldBlock, operation: "pin", range: addressesUnchecked(of: pages))

@@ -27,13 +27,16 @@ extension Region {
     var extent: Extent.Pointer?
     var id: UInt64 = 0
     var start = addresses.start + UInt(pages.lowerBound * pageSize)
-    if let frames {
-      let first = unsafe frames.extent(of: pages.lowerBound)
+    if let frames = uncountedFrames {
+      let (first, isBase) = unsafe frames.with { frames in
+        let first = unsafe frames.extent(of: pages.lowerBound)
+        return unsafe (first, first == frames.base)
+      }
       let base = unsafe first.pointee.directAddress.load(ordering: .acquiring)
       if base == 0 { return nil }
       start = base + UInt(pages.lowerBound * pageSize)
       unsafe extent = first
-      id = unsafe first == frames.base ? 0 : UInt64(first.pointee.id)
+      id = unsafe isBase ? 0 : UInt64(first.pointee.id)
     }
     let isForWriting = options.isForWriting
     let (refused, required) = Self.conditions(isForWriting, domain.delivery.load(ordering: .sequentiallyConsistent))
@@ -55,7 +58,7 @@ extension Region {
       !domain.lock.hasWriter,
       domain.generation.load(ordering: .sequentiallyConsistent) == generation
     else {
-      memory.dropPins(taken, options, extent: UInt(bitPattern: extent))
+      memory.dropPins(taken, forWriting: options.isForWriting, extent: UInt(bitPattern: extent))
       return nil
     }
     return Pin(self, pages, options, start: start, extent: UInt(bitPattern: extent), nil)

@@ -79,7 +79,7 @@ struct PinAttempt {
       for (page, extent) in taken { try append(page, extent, &pieces) }
     } catch {
       for (page, extent) in taken where !pieces.contains(where: { $0.pages.contains(page) }) {
-        region.memory.dropPins(page..<page + 1, options, extent: extent)
+        region.memory.dropPins(page..<page + 1, forWriting: options.isForWriting, extent: extent)
       }
       throw error
     }
@@ -149,11 +149,11 @@ struct PinAttempt {
     }
     // Pending before it is opened (S1).
     if domain.hasSeals, let refusal = region.seals?.letIn(page, isFault: false, in: domain) {
-      region.memory.dropPins(page..<page + 1, options, extent: extent)
+      region.memory.dropPins(page..<page + 1, forWriting: options.isForWriting, extent: extent)
       return (0, refusal == .held ? .notNow : .sealed(refusal))
     }
     guard !region.pinGate.isDropping else {
-      region.memory.dropPins(page..<page + 1, options, extent: extent)
+      region.memory.dropPins(page..<page + 1, forWriting: options.isForWriting, extent: extent)
       return (0, .dropping)
     }
     return (extent, nil)

@@ -73,6 +73,24 @@ import Testing
     }
   }
 
+  @Test("W6: the copies of one that is closed stay for whoever reads of it, itself or another thread, and go then")
+  func copiesStayForReaders() throws {
+    for isOwn in [true, false] {
+      try with(.mprotect) { region, snapshot in
+        weak let store = try snapshot.openStore("look")
+        try region.write(version: 2, to: CollectionOfOne(Self.page - 1))
+        TestHooks.set(.readingLive) { page in
+          guard page == Self.page else { return }
+          if isOwn { snapshot.close() } else { _ = try? TestThread { snapshot.close() }.join() }
+          #expect(store != nil)
+        }
+        #expect(store != nil)
+        #expect(code { _ = try snapshot.read(Self.page) } == .closed)
+        #expect(store == nil)
+      }
+    }
+  }
+
   @Test("W6: a copy that is not complete is not taken for one", arguments: Mechanisms.synchronous)
   func readDuringCapture(_ mechanism: WriteTracking.Mechanism) throws {
     try with(mechanism) { region, snapshot in

@@ -1,0 +1,11 @@
+/// A reference that is not counted, for calls that many threads make at once: a count is one word that all of them would write. Whoever has it sees
+/// to it that the object is there.
+@safe struct Uncounted<Object: AnyObject & Sendable>: @unchecked Sendable {  // the object is
+  private let reference: Unmanaged<Object>
+
+  init(_ object: Object) { unsafe reference = .passUnretained(object) }
+
+  @inline(__always) func with<Result>(_ body: (Object) -> Result) -> Result {
+    unsafe reference._withUnsafeGuaranteedRef { body($0) }
+  }
+}
