@@ -7,7 +7,9 @@ import PinKit
 /// A thread's pages lie 64 apart from the other's: an entry of the page table and the word of a frame are eight bytes, and neighbours share a
 /// line of the cache.
 @main struct HotPaths {
-  static let calls = ["load", "store", "pin", "pin-for-writing", "pool-pin", "clone-pin", "snapshot-read", "mirror"]
+  static let calls = [
+    "load", "store", "pin", "pin-for-writing", "pool-pin", "clone-pin", "snapshot-read", "snapshot-read-kept", "mirror",
+  ]
 
   /// Everything that a call needs, in a box that C code hands on.
   @safe final class Scene: @unchecked Sendable {  // each thread has its own pages, and its own half of the buffer
@@ -42,9 +44,11 @@ import PinKit
       case 3: try plain.pin(page + 2..<page + 3, .write).unpin()
       case 4: try pool.pin(page..<page + 1, .write).unpin()
       case 5: try clone.pin(page..<page + 1, .write).unpin()
-      case 6:
+      case 6, 7:
         let target = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[thread << 16..<thread << 16 + 4096])
-        unsafe try snapshot.copy(page..<page + 1, into: target)
+        // Once from the region, and once from what was kept before the page was written.
+        let read = page + (call == 6 ? 0 : 1)
+        unsafe try snapshot.copy(read..<read + 1, into: target)
       default: _ = try unsafe mirror.withBytes(of: page, for: .reading) { unsafe $0.load(as: UInt64.self) }
       }
     }

@@ -97,7 +97,7 @@ public final class Snapshot: Sendable {
     try region.requireOutsideFaultPath(operation)
     _ = readers.enter()
     defer {
-      readers.leave()
+      readers.leaveVisibly()
       // Closed meanwhile: one of the two sees the other, as `readers` says.
       if isClosed.load(ordering: .acquiring) { _ = takeUnread() }
     }

@@ -27,6 +27,12 @@ struct AccessGate: ~Copyable, Sendable {
     if !AccessNotes.leave(id) { state.subtract(1, ordering: .releasing) }
   }
 
+  /// The same, and nothing that follows is moved before it: for who looks then whether it was waited for.
+  @inline(__always) func leaveVisibly() {
+    leave()
+    AccessNotes.passFence()
+  }
+
   /// For an access that checks rights, which stay as they are until ``leaveChecked()``. False if the gate is closed, rights are being
   /// changed, or there is no room: with nothing done.
   @inline(__always) func enterChecked() -> Bool {
@@ -54,8 +60,9 @@ struct AccessGate: ~Copyable, Sendable {
 
   /// Whether nobody is inside. What this thread wrote before, who comes in later sees; and who is inside sees it after it has left.
   var isEmpty: Bool {
-    !isMine && state.load(ordering: .acquiring) & ~(Self.closed | Self.changing) == 0
-      && AccessNotes.waitUntilEmpty(id, keepingRights: false, patience: 0)
+    // The notes first: that has every thread pass a fence, before which it has counted itself or has not looked yet.
+    !isMine && AccessNotes.waitUntilEmpty(id, keepingRights: false, patience: 0)
+      && state.load(ordering: .acquiring) & ~(Self.closed | Self.changing) == 0
   }
 
   /// Lets accesses in again after ``close()``.

@@ -111,6 +111,8 @@ public final class AddressSpace: Sendable {
       try region.beginDrop(0..<region.pageCount, "close", whilePinned: Self.policy(whilePinned, region))
       held.append(region)
     }
+    // The program may have let go of a region meanwhile.
+    try requireNoOrphans(whilePinned)
     guard !isClosed.exchange(true, ordering: .acquiringAndReleasing) else { return }
     for service in services.all(as: (any AddressSpaceService).self) { service.spaceWillClose() }
     for region in mappedRegions {
@@ -132,6 +134,7 @@ public final class AddressSpace: Sendable {
   /// What is left of regions that are gone, for pins.
   private func requireNoOrphans(_ whilePinned: PinnedPages) throws(PinError) {
     for memory in PinnedOrphans.memory(of: self) where whilePinned != .leaveFrames || memory.frames == nil {
+      if memory.isLeftToPins.load(ordering: .sequentiallyConsistent) { continue }
       while true {
         let pinned = memory.table.pinnedRuns(in: 0..<memory.table.pageCount)
         if pinned.isEmpty { break }

@@ -144,6 +144,29 @@ internal import Synchronization
   /// Calls `body` with runs of set bits, in order; they need not be maximal.
   func forEachRun(_ body: (Range<Int>) -> Void) { walk(level: levels - 1, index: 0, clears: false, body) }
 
+  /// The first page from `start` on whose bit is set, and that `isWanted`.
+  func first(from start: Int, where isWanted: (Int) -> Bool) -> Int? {
+    first(level: levels - 1, index: 0, from: start, where: isWanted)
+  }
+
+  private func first(level: Int, index: Int, from start: Int, where isWanted: (Int) -> Bool) -> Int? {
+    var bits = unsafe word(level, index).pointee.load(ordering: .acquiring)
+    // Of the bits here, each of which stands for 64 to the power of the level, those before `start` are passed over.
+    let passed = (start >> (6 * level)) - index << 6
+    if passed > 63 { return nil }
+    if passed > 0 { bits &= UInt64.max << UInt64(passed) }
+    while bits != 0 {
+      let at = index << 6 | bits.trailingZeroBitCount
+      if level == 0 {
+        if isWanted(at) { return at }
+      } else if let found = first(level: level - 1, index: at, from: start, where: isWanted) {
+        return found
+      }
+      bits &= bits - 1
+    }
+    return nil
+  }
+
   private func walk(level: Int, index: Int, clears: Bool, _ body: (Range<Int>) -> Void) {
     let word = unsafe word(level, index)
     var bits =

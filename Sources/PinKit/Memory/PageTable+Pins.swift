@@ -80,6 +80,9 @@ extension PageTable {
     }
   }
 
+  /// The first page from `start` on that is pinned.
+  func firstPinned(from start: Int) -> Int? { pinned.first(from: start) { current($0).isPinned } }
+
   /// The runs of `pages` that are pinned.
   func pinnedRuns(in pages: Range<Int>) -> [Range<Int>] {
     var runs: [Range<Int>] = []

@@ -128,6 +128,7 @@ public final class Region: Sendable {
       pinGate.endDrop()
       throw error
     }
+    memory.isLeftToPins.store(true, ordering: .sequentiallyConsistent)
     tearDown(keepsBytes: false)
   }
 

@@ -17,6 +17,10 @@ final class RegionMemory: Sendable {
   private let metadata: Mapping
   private let owned: Mutex<Mapping?>
   private let forkGeneration = Kernel.forkGeneration
+  /// The program unmapped the region, and left its frames to the pins.
+  let isLeftToPins = Atomic<Bool>(false)
+  /// No page before it is pinned, of a region that nobody can pin any more.
+  private let firstPinned = Atomic<Int>(0)
 
   init(
     space: AddressSpace, id: UInt64, addresses: AddressRange, pageSize: Int, owned: consuming Mapping?, base: PoolExtent?
@@ -39,7 +43,14 @@ final class RegionMemory: Sendable {
 
   @inline(__always) var isOfThisProcess: Bool { forkGeneration == Kernel.forkGeneration }
 
-  var isPinned: Bool { !table.pinned.isEmpty && !table.pinnedRuns(in: 0..<table.pageCount).isEmpty }
+  var isPinned: Bool { table.firstPinned(from: 0) != nil }
+
+  /// The same once nobody can pin any more: all calls together look at each page once. One thread at a time.
+  func isStillPinned() -> Bool {
+    let found = table.firstPinned(from: firstPinned.load(ordering: .relaxed))
+    if let found { firstPinned.store(found, ordering: .relaxed) }
+    return found != nil
+  }
 
   /// Gives the bytes up: owned memory is unmapped, and other regions may have the addresses. A second call does nothing.
   func unmap() {
@@ -110,7 +121,7 @@ enum PinnedOrphans {
   /// Ends the memory if it has no pins.
   @inline(never) private static func settle(_ id: UInt64) {
     let ended = change { list -> RegionMemory? in
-      guard let memory = list.memory[id], !memory.isPinned else { return nil }
+      guard let memory = list.memory[id], !memory.isStillPinned() else { return nil }
       return list.memory.removeValue(forKey: id)
     }
     guard let ended else { return }
@@ -125,12 +136,18 @@ enum PinnedOrphans {
 
   private static func change<Result>(_ body: (inout List) -> Result) -> Result {
     // A child that was forked in the middle could never let go of a pin.
-    Uffd.withoutForks {
+    let (result, inherited) = Uffd.withoutForks {
       list.withLock { list in
-        // A child of fork() has none of its parent's pins.
-        if list.generation != Kernel.forkGeneration { list = List() }
-        return body(&list)
+        // A child of fork() has none of its parent's pins. What it inherited goes without the locks: there may be stores of the program's.
+        var inherited: List?
+        if list.generation != Kernel.forkGeneration {
+          inherited = list
+          list = List()
+        }
+        return (body(&list), inherited)
       }
     }
+    _ = inherited
+    return result
   }
 }

@@ -43,7 +43,7 @@ private final class KeptRegistration {
     // A child of fork() has registered nothing.
     guard region.isOfThisProcess, let kept else { return }
     do { try end() } catch {
-      // Whoever may still write is not to be forgotten: the region cannot go, and says why.
+      // Whoever may still write is not to be forgotten: the memory stays, and while the region is there it cannot go, and says why.
       _ = unsafe Unmanaged.passRetained(kept.pin)
       region.space.configuration.logger.error(
         "\(region.addressesUnchecked(of: pages)) could not be unregistered from its device, and stays pinned: \(error)")

@@ -158,7 +158,7 @@ final class FixedRegistration {
 
   private func letGo() {
     if unsafe ring.inFlight > 0, region.isOfThisProcess {
-      // Whoever may still write is not to be forgotten: the region cannot go, and says why.
+      // Whoever may still write is not to be forgotten: the memory stays, and while the region is there it cannot go, and says why.
       for pin in pins { _ = unsafe Unmanaged.passRetained(pin) }
       region.space.configuration.logger.error(
         "operations on fixed buffers of \(region.addresses) have not ended, and cannot be waited for: their pages stay pinned"

@@ -6,7 +6,7 @@
 ///
 /// Noncopyable; dropping it unpins, once (P7). It keeps the memory of its pages, also when the program lets go of the ``Region`` itself: then
 /// nobody can reach it any more but through the pin, and the rest of the memory goes with the last of the region's pins. A region over a store
-/// stays as a whole, to be written back after that. Pinning and unpinning write no memory that threads with other pages write.
+/// stays as a whole, to be written back after that.
 @safe public struct Pin: ~Copyable, @unchecked Sendable {  // the counts are atomics, the rest does not change
   /// What is pinned: from the first page that was asked for up to the first that could not be.
   public let pages: Range<Int>

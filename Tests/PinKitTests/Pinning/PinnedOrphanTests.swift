@@ -72,6 +72,38 @@ import Testing
     pin.unpin()
   }
 
+  @Test("P7: what was left to its pins by name does not keep the space open, whether or not the region is held")
+  func leftByName() throws {
+    for isHeld in [true, false] {
+      let space = try AddressSpace.forTests()
+      var region: Region? = try space.map(.pool, pages: 4)
+      let pin = try region!.pin(1..<2, .write)
+      try region!.unmap(whilePinned: .leaveFrames)
+      if !isHeld { region = nil }
+      try space.close()
+      try unsafe pin.withUnsafeMutableBytes { unsafe $0[0] = 5 }
+      pin.unpin()
+      #expect(PinnedOrphans.memory(of: space).isEmpty)
+    }
+  }
+
+  @Test("P7: many pins of a region that is gone are let go of in any order, and each of them once")
+  func many() throws {
+    let space = try AddressSpace.forTests()
+    for isReversed in [true, false] {
+      var region: Region? = try space.map(.anonymous, pages: 20_000)
+      let addresses = region!.addresses
+      var boxes = try (0..<20_000).map { PinBox(try region!.pin($0..<$0 + 1)) }
+      region = nil
+      if isReversed { boxes.reverse() }
+      for box in boxes.dropLast() { box.drop() }
+      #expect(Self.isMapped(addresses))
+      boxes[boxes.count - 1].drop()
+      #expect(!Self.isMapped(addresses))
+    }
+    try space.close()
+  }
+
   @Test("P7: a region over a store is written back after the last of its pins, with what came through it")
   func stored() throws {
     let space = try AddressSpace.forTests()

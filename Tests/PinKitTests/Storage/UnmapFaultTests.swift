@@ -11,7 +11,8 @@ import Testing
       ct_deadline(600)
       _ = ct_handle(SIGSEGV, CInt(ct_plain))
       let (threads, share) = (4, 1000)
-      let space = try AddressSpace.forTests()
+      // A store's call lasts until another has begun, for which threads that spin wait for a processor.
+      let space = try AddressSpace.forTests(patience: 120)
       let store = UnrulyStore(pages: threads * share)
       let region = try space.map(.file(store, fillAround: .exact), pages: threads * share)
       let file = region.attachments.find(FilePages.self)!

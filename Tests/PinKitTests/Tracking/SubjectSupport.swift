@@ -196,9 +196,12 @@ enum HugePages {
 
 extension AddressSpace {
   /// A space whose failures stay inside a region, so that a test can look at them.
-  static func forTests() throws(PinError) -> AddressSpace {
+  static func forTests() throws(PinError) -> AddressSpace { try forTests(patience: Configuration().patience) }
+
+  static func forTests(patience: Double) throws(PinError) -> AddressSpace {
     Tally.begin()
     var configuration = Configuration()
+    configuration.patience = patience
     configuration.failurePolicy = .failRegion
     configuration.logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
     return try AddressSpace(configuration: configuration)

@@ -13,6 +13,9 @@ enum AccessNotes {
   /// Leaves what was entered last, which had room.
   @inline(__always) static func leave() { cuffd_access_leave() }
 
+  /// Keeps what follows from being moved before what was noted last, as entering does.
+  @inline(__always) static func passFence() { cuffd_section_fence() }
+
   /// For an access without room, which is counted where others find it: the thread knows of it all the same.
   static func enterCounted(_ region: UInt64) { cuffd_access_enter_counted(region) }
   /// Leaves the access that was entered last, which is to the region; false if that had no room.
