@@ -31,12 +31,13 @@ extern int cuffd_section_needs_fence;
 // Gives the calling thread a slot; NULL where a thousand threads have one.
 struct cuffd_section_slot *_Nullable cuffd_section_register(void);
 
-// Writes a note, which others see before they see anything that this thread reads from here on.
+// Keeps what follows from being moved before what was written: the other half is the fence of who waits, unless readers pass their own.
 static inline void cuffd_section_fence(void) {
   __atomic_signal_fence(__ATOMIC_SEQ_CST);
   if (__builtin_expect(__atomic_load_n(&cuffd_section_needs_fence, __ATOMIC_RELAXED), 0))
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
+// Writes a note, which others see before they see anything that this thread reads from here on.
 static inline void cuffd_section_note(uint64_t *_Nonnull place, uint64_t note) {
   __atomic_store_n(place, note, __ATOMIC_RELAXED);
   cuffd_section_fence();

@@ -73,13 +73,13 @@ internal import SystemPackage
   // MARK: The chain
 
   func setSuccessor(_ store: CaptureStore) {
-    let raw = unsafe UInt(bitPattern: Unmanaged.passUnretained(store).toOpaque())
+    let address = Uncounted(store).address
     let before = next.load(ordering: .relaxed)
     // The kernel had to be asked again.
-    if before == raw { return }
+    if before == address { return }
     precondition(before == 0, "a snapshot has one that follows it")
     _ = unsafe Unmanaged.passRetained(store)
-    next.store(raw, ordering: .releasing)
+    next.store(address, ordering: .releasing)
     progress.isNewest.store(false, ordering: .relaxed)
   }
 
@@ -88,28 +88,25 @@ internal import SystemPackage
     return unsafe UnsafeRawPointer(bitPattern: raw).map { unsafe Unmanaged<CaptureStore>.fromOpaque($0).takeRetainedValue() }
   }
 
-  /// This store and all newer ones. They stay as long as this one does, and whoever holds it need not count that it holds them.
-  @inline(__always) func firstInChain(where isWanted: (borrowing CaptureStore) -> Bool) -> Unmanaged<CaptureStore>? {
-    var store = unsafe Unmanaged.passUnretained(self)
+  /// The first that is wanted of this store and all newer ones. They stay as long as this one does, and whoever holds it need not count that it
+  /// holds them.
+  @inline(__always) func firstInChain(where isWanted: (borrowing CaptureStore) -> Bool) -> Uncounted<CaptureStore>? {
+    var store = Uncounted(self)
     while true {
-      let (isFound, raw) = unsafe store._withUnsafeGuaranteedRef { store in
-        isWanted(store) ? (true, 0) : (false, store.next.load(ordering: .acquiring))
-      }
-      if isFound { return unsafe store }
-      guard let following = unsafe UnsafeRawPointer(bitPattern: raw) else { return nil }
-      unsafe store = Unmanaged.fromOpaque(following)
+      let (isFound, following) = store.with { isWanted($0) ? (true, 0) : (false, $0.next.load(ordering: .acquiring)) }
+      if isFound { return store }
+      guard let newer = Uncounted<CaptureStore>(address: following) else { return nil }
+      store = newer
     }
   }
 
   /// The store that says what a page was at the moment of this one's snapshot; `nil` where none was asked yet.
-  @inline(__always) func holder(of page: Int) -> Unmanaged<CaptureStore>? {
-    unsafe firstInChain { $0.answers(for: page) }
-  }
+  @inline(__always) func holder(of page: Int) -> Uncounted<CaptureStore>? { firstInChain { $0.answers(for: page) } }
 
   /// This store and all newer ones.
   var chain: [CaptureStore] {
     var chain: [CaptureStore] = []
-    _ = unsafe firstInChain { store in
+    _ = firstInChain { store in
       chain.append(copy store)
       return false
     }
@@ -118,8 +115,7 @@ internal import SystemPackage
 
   /// Why the snapshots that need this store, or a newer one, were given up.
   func failureOfChain(_ range: AddressRange) -> PinError? {
-    guard let lost = unsafe firstInChain(where: { $0.isLost }) else { return nil }
-    return unsafe lost._withUnsafeGuaranteedRef { $0.failure(range) }
+    firstInChain { $0.isLost }?.with { $0.failure(range) }
   }
 
   // MARK: Limits

@@ -27,19 +27,19 @@ extension Snapshot {
 
   /// The same for an image: the pages of `vacant` come as zeros.
   func copy(_ pages: Range<Int>, into target: UnsafeMutableRawBufferPointer, vacant: DirtySet?) throws(PinError) {
-    unsafe try reading("read a snapshot") { store throws(PinError) in
+    try reading("read a snapshot") { store throws(PinError) in
       guard let start = target.baseAddress, !pages.isEmpty else { return }
       unsafe try copy(pages, of: store, into: start, vacant: vacant)
     }
   }
 
   private func copy(
-    _ pages: Range<Int>, of store: Unmanaged<CaptureStore>, into start: UnsafeMutableRawPointer, vacant: DirtySet?
+    _ pages: Range<Int>, of store: Uncounted<CaptureStore>, into start: UnsafeMutableRawPointer, vacant: DirtySet?
   ) throws(PinError) {
     var page = pages.lowerBound
     while page < pages.upperBound {
       let offset = (page - pages.lowerBound) * pageSize
-      if let holder = unsafe holder(of: page, store) {
+      if let holder = holder(of: page, store) {
         if let vacant, vacant.contains(page) {
           unsafe (start + offset).initializeMemory(as: UInt8.self, repeating: 0, count: pageSize)
         } else {
@@ -48,22 +48,22 @@ extension Snapshot {
         page += 1
       } else {
         var end = page + 1
-        while end < pages.upperBound, unsafe holder(of: end, store) == nil { end += 1 }
+        while end < pages.upperBound, holder(of: end, store) == nil { end += 1 }
         unsafe try copyLive(page..<end, store, into: start + offset)
         page = end
       }
     }
-    unsafe try validate(pages, store)
+    try validate(pages, store)
   }
 
-  @inline(__always) private func holder(of page: Int, _ store: Unmanaged<CaptureStore>) -> Unmanaged<CaptureStore>? {
-    unsafe store._withUnsafeGuaranteedRef { unsafe $0.holder(of: page) }
+  @inline(__always) private func holder(of page: Int, _ store: Uncounted<CaptureStore>) -> Uncounted<CaptureStore>? {
+    store.with { $0.holder(of: page) }
   }
 
   private func copyOut(
-    _ page: Int, of holder: Unmanaged<CaptureStore>, into target: UnsafeMutableRawPointer
+    _ page: Int, of holder: Uncounted<CaptureStore>, into target: UnsafeMutableRawPointer
   ) throws(PinError) {
-    let hasBytes = unsafe holder._withUnsafeGuaranteedRef { holder in
+    let hasBytes = holder.with { holder in
       if holder.isUnreadable(page) { return false }
       unsafe holder.copyOut(page..<page + 1, into: target)
       return true
@@ -104,12 +104,12 @@ extension Snapshot {
   }
 
   /// Whatever was kept was kept right, unless the snapshot has been given up, closed or released by now.
-  private func validate(_ pages: Range<Int>, _ store: Unmanaged<CaptureStore>) throws(PinError) {
+  private func validate(_ pages: Range<Int>, _ store: Uncounted<CaptureStore>) throws(PinError) {
     // What a page was kept as after other code had dropped it is not to be taken for the old bytes.
     set.settle()
     atomicMemoryFence(ordering: .acquiring)
     if isClosed.load(ordering: .acquiring) { throw closed("read a snapshot") }
-    if let failure = unsafe store._withUnsafeGuaranteedRef({ $0.failureOfChain(region.addresses) }) { throw failure }
+    if let failure = store.with({ $0.failureOfChain(region.addresses) }) { throw failure }
     guard hasReleased.load(ordering: .acquiring) else { return }
     let released = released.withLock { $0 }
     if let page = pages.first(where: { released.contains($0) }) {
@@ -129,21 +129,21 @@ extension Snapshot {
   /// so before its page is opened, a region that failed before its protection is lifted, and a removal behind PinKit's back
   /// is read from the userfaultfd before the pages go, by a thread that `settle()` waits for.
   private func copyLive(
-    _ pages: Range<Int>, _ store: Unmanaged<CaptureStore>, into target: UnsafeMutableRawPointer
+    _ pages: Range<Int>, _ store: Uncounted<CaptureStore>, into target: UnsafeMutableRawPointer
   ) throws(PinError) {
     if try enterRegion() {
       let failure = uncountedRegion.with { unsafe copyInside($0, pages, store, into: target) }
       if let failure { throw failure }
     }
     for page in pages {
-      guard let holder = unsafe holder(of: page, store) else { continue }
+      guard let holder = holder(of: page, store) else { continue }
       unsafe try copyOut(page, of: holder, into: target + (page - pages.lowerBound) * pageSize)
     }
   }
 
   /// Leaves the region, which was entered. What went wrong is returned: who counts no references cannot throw.
   private func copyInside(
-    _ region: Region, _ pages: Range<Int>, _ store: Unmanaged<CaptureStore>, into target: UnsafeMutableRawPointer
+    _ region: Region, _ pages: Range<Int>, _ store: Uncounted<CaptureStore>, into target: UnsafeMutableRawPointer
   ) -> PinError? {
     defer { region.leave() }
     TestHooks.reach(.readingLive, page: pages.lowerBound)
@@ -168,25 +168,22 @@ extension Snapshot {
   /// True if the memory is there, and stays until `region.leave()`. Otherwise everything that could be kept has been kept.
   func enterRegion(_ operation: StaticString = "read a snapshot") throws(PinError) -> Bool {
     while true {
-      do throws(PinError) {
-        let failure = uncountedRegion.with { region -> PinError? in
-          do throws(PinError) { try region.enter(operation) } catch { return error }
-          return nil
-        }
-        if let failure { throw failure }
-        return true
-      } catch  where error.code == .unmapped {
-        // Inside an access of its own the thread may not wait for the end of all accesses, and need not.
-        if region.gate.isMine {
-          throw PinError(
-            .unmapped, operation: "\(operation)", range: region.addresses,
-            advice: "Another thread waits to unmap the region; leave withUnsafeMutableBytes, then read.")
-        }
-        // It stays where its store refuses what has changed.
-        while region.gate.isClosed {
-          if set.isEnded.load(ordering: .acquiring) { return false }
-          Kernel.pause(nanoseconds: 20_000)
-        }
+      let failure = uncountedRegion.with { region -> PinError? in
+        do throws(PinError) { try region.enter(operation) } catch { return error }
+        return nil
+      }
+      guard let failure else { return true }
+      guard failure.code == .unmapped else { throw failure }
+      // Inside an access of its own the thread may not wait for the end of all accesses, and need not.
+      if region.gate.isMine {
+        throw PinError(
+          .unmapped, operation: "\(operation)", range: region.addresses,
+          advice: "Another thread waits to unmap the region; leave withUnsafeMutableBytes, then read.")
+      }
+      // It stays where its store refuses what has changed.
+      while region.gate.isClosed {
+        if set.isEnded.load(ordering: .acquiring) { return false }
+        Kernel.pause(nanoseconds: 20_000)
       }
     }
   }
@@ -202,7 +199,7 @@ extension Snapshot {
   }
 
   private func copyAllowed(
-    _ region: Region, _ pages: Range<Int>, _ store: Unmanaged<CaptureStore>, into target: UnsafeMutableRawPointer
+    _ region: Region, _ pages: Range<Int>, _ store: Uncounted<CaptureStore>, into target: UnsafeMutableRawPointer
   ) throws(PinError) {
     let table = region.table
     let start = region.addresses.start
@@ -220,7 +217,7 @@ extension Snapshot {
         let result = unsafe memory!.read(address, into: place, count: pageSize)
         if result == -Errno.badAddress.rawValue { throw badTarget(page) }
         if result < 0, region.isAdopted, memory!.meansNoBytes(result) {
-          unsafe noteWithoutBytes(page, store)
+          noteWithoutBytes(page, store)
           continue
         }
         try PinError.check(result, "read a page without the right to", region.addressesUnchecked(of: page..<page + 1))
@@ -234,7 +231,7 @@ extension Snapshot {
 
   /// Of memory that other code may guard or truncate: pages without bytes are noted, and the others copied (K6).
   private func copyChecked(
-    _ pages: Range<Int>, _ store: Unmanaged<CaptureStore>, into target: UnsafeMutableRawPointer
+    _ pages: Range<Int>, _ store: Uncounted<CaptureStore>, into target: UnsafeMutableRawPointer
   ) throws(PinError) {
     let source = region.addressesUnchecked(of: pages)
     var done = 0
@@ -255,7 +252,7 @@ extension Snapshot {
         if try unsafe Region.openTarget(UInt(bitPattern: target + done), &deadline, "read a snapshot") { continue }
         throw badTarget(page)
       }
-      unsafe noteWithoutBytes(page, store)
+      noteWithoutBytes(page, store)
       done = (page + 1 - pages.lowerBound) * pageSize
     }
   }
@@ -267,24 +264,18 @@ extension Snapshot {
   }
 
   /// A page that nobody has kept has no bytes: should it get some, they are not those of the snapshot.
-  private func noteWithoutBytes(_ page: Int, _ store: Unmanaged<CaptureStore>) {
+  private func noteWithoutBytes(_ page: Int, _ store: Uncounted<CaptureStore>) {
     atomicMemoryFence(ordering: .acquiring)
-    if unsafe holder(of: page, store) == nil {
-      unsafe store._withUnsafeGuaranteedRef { $0.noteUnreadable(page..<page + 1) }
+    if holder(of: page, store) == nil {
+      store.with { $0.noteUnreadable(page..<page + 1) }
     }
   }
 }
 
 extension SnapshotSet {
-  /// Throws if the region can no longer be watched. Counts no reference while it can.
+  /// As ``RegionProtection/requireWatched(_:)``, and counts no reference while it can be watched.
   func requireWatched(_ operation: String) throws(PinError) {
-    if unsafe Self.isWatched(protection.domain) { return }
-    try protection.requireWatched(operation)
-  }
-
-  private static func isWatched(_ domain: UnsafeMutablePointer<FaultDomain>) -> Bool {
-    if unsafe domain.pointee.descriptor.load(ordering: .acquiring) >= 0 { _ = unsafe domain.pointee.hasDescriptor() }
-    return unsafe domain.pointee.failure.load(ordering: .acquiring) == 0
+    if unsafe !protection.domain.pointee.isWatched() { try protection.throwIfFailed(operation) }
   }
 
   /// Returns after every removal that was read before the call has been noted.

@@ -31,7 +31,7 @@ public final class Snapshot: Sendable {
     self.set = set
     id = start.id
     store = Mutex(start.store)
-    open = unsafe Atomic(UInt(bitPattern: Unmanaged.passUnretained(start.store).toOpaque()))
+    open = Atomic(Uncounted(start.store).address)
     generation = start.generation
     pause = start.pause
   }
@@ -91,7 +91,7 @@ public final class Snapshot: Sendable {
 
   /// Runs `body` with the store, and with all newer ones, held; without counting that.
   @inline(__always) func reading(
-    _ operation: StaticString, _ body: (Unmanaged<CaptureStore>) throws(PinError) -> Void
+    _ operation: StaticString, _ body: (Uncounted<CaptureStore>) throws(PinError) -> Void
   ) throws(PinError) {
     if !region.isOfThisProcess { throw .notInherited("\(operation)") }
     try region.requireOutsideFaultPath(operation)
@@ -101,9 +101,10 @@ public final class Snapshot: Sendable {
       // Closed meanwhile: one of the two sees the other, as `readers` says.
       if isClosed.load(ordering: .acquiring) { _ = takeUnread() }
     }
-    let raw = open.load(ordering: .acquiring)
-    guard let store = unsafe UnsafeRawPointer(bitPattern: raw) else { throw closed("\(operation)") }
-    try unsafe body(Unmanaged<CaptureStore>.fromOpaque(store))
+    guard let store = Uncounted<CaptureStore>(address: open.load(ordering: .acquiring)) else {
+      throw closed("\(operation)")
+    }
+    try body(store)
   }
 
   /// The store of a snapshot that is closed, unless somebody reads of it: then whoever leaves last takes it.

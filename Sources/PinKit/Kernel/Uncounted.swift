@@ -5,6 +5,14 @@
 
   init(_ object: Object) { unsafe reference = .passUnretained(object) }
 
+  /// `nil` for 0.
+  @inline(__always) init?(address: UInt) {
+    guard let pointer = unsafe UnsafeRawPointer(bitPattern: address) else { return nil }
+    unsafe reference = .fromOpaque(pointer)
+  }
+
+  @inline(__always) var address: UInt { unsafe UInt(bitPattern: reference.toOpaque()) }
+
   @inline(__always) func with<Result>(_ body: (Object) -> Result) -> Result {
     unsafe reference._withUnsafeGuaranteedRef { body($0) }
   }

@@ -196,6 +196,11 @@ public final class Region: Sendable {
     space.withdraw(id)
   }
 
+  private func releasePinProtection() {
+    let raw = pinProtection.load(ordering: .acquiring)
+    if raw != 0 { unsafe Unmanaged<AnyObject>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!).release() }
+  }
+
   // MARK: Pages and addresses
 
   /// The bytes of `pages`.
@@ -217,11 +222,7 @@ public final class Region: Sendable {
     }
   }
 
-  @inline(__always) func addressesUnchecked(of pages: Range<Int>) -> AddressRange {
-    AddressRange(
-      start: addresses.start + UInt(pages.lowerBound * pageSize),
-      end: addresses.start + UInt(pages.upperBound * pageSize))
-  }
+  @inline(__always) func addressesUnchecked(of pages: Range<Int>) -> AddressRange { memory.addressesUnchecked(of: pages) }
 
   /// The page that holds `address`, or `nil` outside the region.
   public func page(at address: UInt) -> Int? {
@@ -234,13 +235,6 @@ public final class Region: Sendable {
     guard !inside.isEmpty else { return 0..<0 }
     let first = Int(inside.start - addresses.start) / pageSize
     return first..<(Int(inside.end - addresses.start) + pageSize - 1) / pageSize
-  }
-}
-
-extension Region {
-  fileprivate func releasePinProtection() {
-    let raw = pinProtection.load(ordering: .acquiring)
-    if raw != 0 { unsafe Unmanaged<AnyObject>.fromOpaque(UnsafeRawPointer(bitPattern: raw)!).release() }
   }
 }
 

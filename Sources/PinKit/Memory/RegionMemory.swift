@@ -16,7 +16,6 @@ final class RegionMemory: Sendable {
   let frames: RegionFrames?
   private let metadata: Mapping
   private let owned: Mutex<Mapping?>
-  private let forkGeneration = Kernel.forkGeneration
   /// The program unmapped the region, and left its frames to the pins.
   let isLeftToPins = Atomic<Bool>(false)
   /// No page before it is pinned, of a region that nobody can pin any more.
@@ -40,8 +39,6 @@ final class RegionMemory: Sendable {
     self.pageSize = pageSize
     self.owned = Mutex(owned)
   }
-
-  @inline(__always) var isOfThisProcess: Bool { forkGeneration == Kernel.forkGeneration }
 
   var isPinned: Bool { table.firstPinned(from: 0) != nil }
 

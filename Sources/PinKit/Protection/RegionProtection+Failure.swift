@@ -19,8 +19,7 @@ extension RegionProtection {
   /// Throws unless the pages are registered with the userfaultfd at this moment: without it they were written unseen, and the watchdog has not
   /// said so yet.
   func requireWatched(_ operation: String) throws(PinError) {
-    if unsafe domain.pointee.descriptor.load(ordering: .acquiring) >= 0 { _ = unsafe domain.pointee.hasDescriptor() }
-    try throwIfFailed(operation)
+    if unsafe !domain.pointee.isWatched() { try throwIfFailed(operation) }
   }
 
   func fail(_ failure: FaultDomain.Failure) { unsafe domain.pointee.fail(failure, errno: 0) }

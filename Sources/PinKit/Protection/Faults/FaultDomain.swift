@@ -275,6 +275,12 @@ struct FaultDomain: ~Copyable, Sendable {
     return false
   }
 
+  /// Whether the pages are registered with the userfaultfd at this moment, if they ever were, and the region has not failed.
+  func isWatched() -> Bool {
+    if descriptor.load(ordering: .acquiring) >= 0 { _ = hasDescriptor() }
+    return failure.load(ordering: .acquiring) == 0
+  }
+
   /// True if a protection change is done, false if the kernel asked to try again.
   ///
   /// - Throws: For everything else; where the region can no longer be vouched for, it is marked as failed.
