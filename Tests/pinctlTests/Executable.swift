@@ -30,6 +30,13 @@ func pinctl(_ arguments: [String]) throws -> (code: Int32, output: Data, error: 
   return (process.terminationStatus, printed, String(decoding: complained, as: UTF8.self))
 }
 
+/// Where a program is, if it is in PATH.
+func programPath(_ name: String) -> URL? {
+  let folders = (ProcessInfo.processInfo.environment["PATH"] ?? "").split(separator: ":")
+  return folders.map { URL(fileURLWithPath: "\($0)/\(name)") }
+    .first { FileManager.default.isExecutableFile(atPath: $0.path) }
+}
+
 /// Where it was built.
 func pinctlExecutable() throws -> URL {
   let own = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()

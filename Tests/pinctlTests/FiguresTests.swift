@@ -8,12 +8,6 @@ import Topics
   private static let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appending(path: "../..").standardized
   private static let script = "scripts/figures"
 
-  private static func isThere(_ program: String) -> Bool {
-    (ProcessInfo.processInfo.environment["PATH"] ?? "").split(separator: ":").contains {
-      FileManager.default.isExecutableFile(atPath: "\($0)/\(program)")
-    }
-  }
-
   @Test("Every row that the figures and the table ask for is one of the bench's")
   func names() throws {
     let text = try String(contentsOf: Self.root.appending(path: Self.script), encoding: .utf8)
@@ -34,7 +28,7 @@ import Topics
 
   @Test(
     "Figures are well-formed, and the table comes between its marks, once, whatever was there",
-    .enabled(if: isThere("gnuplot") && isThere("python3"), "there is no gnuplot, or no python3"))
+    .enabled(if: programPath("gnuplot") != nil && programPath("python3") != nil, "there is no gnuplot, or no python3"))
   func drawing() throws {
     let copy = FileManager.default.temporaryDirectory.appending(path: "pinctl-figures-\(UInt64.random(in: .min ... .max))")
     defer { try? FileManager.default.removeItem(at: copy) }

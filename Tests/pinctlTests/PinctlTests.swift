@@ -55,12 +55,6 @@ import Testing
     #expect(demos.contains("beside") && !demos.contains("file-writer"))
   }
 
-  /// Where a shell is, if it is anywhere.
-  private static func path(of shell: String) -> URL? {
-    let candidates = ["/bin/", "/usr/bin/"].map { $0 + shell }
-    return candidates.first(where: FileManager.default.isExecutableFile).map(URL.init(fileURLWithPath:))
-  }
-
   @Test("What is made for zsh and fish offers topics, mechanisms and processes", arguments: ["zsh", "fish"])
   func writesForOthers(_ shell: String) throws {
     let (code, output, _) = try pinctl(["--generate-completion-script", shell])
@@ -68,7 +62,17 @@ import Testing
     #expect(code == 0)
     for word in ["vring", "inPlace", "ls /proc"] { #expect(script.contains(word), "\(word)") }
     #expect(!script.contains("file-writer"))
-    guard let program = Self.path(of: shell) else { try Test.cancel("there is no \(shell) to read it") }
+  }
+
+  @Test("zsh reads what is made for it", .enabled(if: programPath("zsh") != nil, "there is no zsh"))
+  func isReadByZsh() throws { try expectRead(by: "zsh") }
+
+  @Test("fish reads what is made for it", .enabled(if: programPath("fish") != nil, "there is no fish"))
+  func isReadByFish() throws { try expectRead(by: "fish") }
+
+  private func expectRead(by shell: String) throws {
+    let program = try #require(programPath(shell))
+    let (_, output, _) = try pinctl(["--generate-completion-script", shell])
     let file = FileManager.default.temporaryDirectory.appending(path: "pinctl-\(UUID().uuidString)")
     try output.write(to: file)
     defer { try? FileManager.default.removeItem(at: file) }
