@@ -154,25 +154,20 @@ final class SmallFileSystem: Sendable {
     switch kind {
     case .tmpfs:
       device = nil
-      try #require(try Self.run("/bin/mount", "-t", "tmpfs", "-o", "size=\(size)", "none", name) == 0)
+      try SystemProgram.run("mount", "-t", "tmpfs", "-o", "size=\(size)", "none", name)
     case .ext4:
       let file = name + ".ext4"
       device = file
       try #require(FileManager.default.createFile(atPath: file, contents: nil))
       try RawFile.edit(file) { try $0.truncate(atOffset: UInt64(size)) }
-      try #require(try Self.run("/sbin/mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", file) == 0)
-      try #require(try Self.run("/bin/mount", "-o", "loop", file, name) == 0)
+      try SystemProgram.makeFileSystem("ext4", ["-O", "^has_journal"], on: file)
+      try SystemProgram.run("mount", "-o", "loop", file, name)
     }
   }
 
   deinit {
-    _ = try? Self.run("/bin/umount", "-l", directory)
+    _ = try? SystemProgram.run("umount", "-l", directory)
     try? FileManager.default.removeItem(atPath: directory)
     if let device { try? FileManager.default.removeItem(atPath: device) }
-  }
-
-  private static func run(_ program: String, _ arguments: String...) throws -> CInt {
-    var output = [CChar](repeating: 0, count: 4096)
-    return unsafe ct_spawn(program, arguments.joined(separator: "\n"), 10, &output, 4096)
   }
 }

@@ -28,7 +28,7 @@ enum Ground: String, Sendable, CaseIterable, CustomTestStringConvertible {
       guard isRoot else { return "a mount needs root" }
       guard FileManager.default.fileExists(atPath: "/dev/loop-control") else { return "the kernel has no loop devices" }
       guard LoopFileSystem.isKnown(rawValue) else { return "the kernel has no \(rawValue)" }
-      return MountedGround.tool(rawValue) == nil ? "there is no mkfs.\(rawValue)" : nil
+      return SystemProgram.path("mkfs.\(rawValue)") == nil ? "there is no mkfs.\(rawValue)" : nil
     }
   }
 
@@ -59,12 +59,6 @@ final class MountedGround {
   let directory: String
   private var mounts: [String] = []
 
-  static func tool(_ type: String) -> String? {
-    ["/sbin", "/usr/sbin", "/bin", "/usr/bin"].map { "\($0)/mkfs.\(type)" }.first {
-      FileManager.default.isExecutableFile(atPath: $0)
-    }
-  }
-
   init(_ ground: Ground) throws {
     directory = "\(Capabilities.temporaryDirectory)/pinkit-ground-\(UInt64.random(in: .min ... .max))"
     try FileManager.default.createDirectory(atPath: directory, withIntermediateDirectories: false)
@@ -89,19 +83,17 @@ final class MountedGround {
     try #require(FileManager.default.createFile(atPath: image, contents: nil))
     // Sparse: xfs takes no less than 300 MiB.
     try #require(unsafe truncate(image, 512 << 20) == 0)
-    let force = ground == .ext4 ? "-F" : "-f"
-    let tool = try #require(Self.tool(ground.rawValue))
-    try #require(try Self.run(tool, "-q", force, image) == 0)
+    try SystemProgram.makeFileSystem(ground.rawValue, on: image)
     try mount(name, "-o", "loop", image)
   }
 
   private func mount(_ name: String, _ arguments: String...) throws {
-    try #require(try Self.run("/bin/mount", arguments + ["\(directory)/\(name)"]) == 0)
+    try SystemProgram.run("mount", (arguments + ["\(directory)/\(name)"]).joined(separator: "\n"))
     mounts.append("\(directory)/\(name)")
   }
 
   deinit {
-    for mount in mounts.reversed() { _ = try? Self.run("/bin/umount", "-l", mount) }
+    for mount in mounts.reversed() { _ = try? SystemProgram.run("umount", "-l", mount) }
     try? FileManager.default.removeItem(atPath: directory)
   }
 
@@ -112,19 +104,6 @@ final class MountedGround {
     try #require(descriptor >= 0)
     if !named { unsafe unlink(path) }
     return descriptor
-  }
-
-  private static func run(_ path: String, _ arguments: String...) throws -> Int32 { try run(path, arguments) }
-
-  private static func run(_ path: String, _ arguments: [String]) throws -> Int32 {
-    let process = Process()
-    process.executableURL = URL(fileURLWithPath: path)
-    process.arguments = arguments
-    process.standardError = FileHandle.nullDevice
-    process.standardOutput = FileHandle.nullDevice
-    try process.run()
-    process.waitUntilExit()
-    return process.terminationStatus
   }
 }
 

@@ -76,8 +76,8 @@ final class ForgetfulDisk: Sendable {
     try #require(server > 0, "the disk does not start: \(server)")
     try attach()
     guard contents == .ext4 else { return }
-    try SystemProgram.run(
-      "mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", device)
+    try SystemProgram.makeFileSystem(
+      "ext4", ["-b", "4096", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"], on: device)
     try mount()
   }
 
@@ -119,6 +119,22 @@ final class ForgetfulDisk: Sendable {
     try power.ask("power")
     try attach()
     if contents == .ext4 { try mount() }
+  }
+
+  /// Lets go of what a run left that was killed whole, with the processes that clear up behind one: what is mounted of disks that nobody
+  /// serves any more.
+  static func releaseLeftovers() {
+    for line in (try? ProcessMaps.readFile("/proc/mounts"))?.split(separator: "\n") ?? [] {
+      let fields = line.split(separator: " ").map(String.init)
+      guard fields.count > 1, fields[0].hasPrefix("/dev/loop") else { continue }
+      guard fields[1].contains("/pinkit-disk-"), fields[1].hasSuffix("/files") else { continue }
+      let disk = fields[1].dropLast("files".count) + "disk"
+      guard unsafe access(String(disk), F_OK) != 0, errno == ENOTCONN else { continue }
+      _ = try? SystemProgram.run("umount", "-l", fields[1])
+      _ = try? SystemProgram.run("losetup", "--detach", fields[0])
+      _ = try? SystemProgram.run("umount", "-l", String(disk))
+      try? FileManager.default.removeItem(atPath: String(disk.dropLast("/disk".count)))
+    }
   }
 
   private func attach() throws {

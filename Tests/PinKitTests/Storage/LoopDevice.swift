@@ -22,6 +22,14 @@ enum SystemProgram {
     try #require(status == 0, "\(name) \(arguments) failed with \(status): \(text)")
     return text.trimmingCharacters(in: .whitespacesAndNewlines)
   }
+
+  /// Runs mkfs.
+  static func makeFileSystem(_ type: String, _ options: [String] = [], on file: String) throws {
+    // It asks of every mounted loop device what it is attached to, and gives up at one whose file cannot be reached any more.
+    if type == "btrfs" { ForgetfulDisk.releaseLeftovers() }
+    let force = type == "ext4" ? ["-F", "-m", "0"] : ["-f"]
+    try run("mkfs.\(type)", (["-q"] + force + options + [file]).joined(separator: "\n"))
+  }
 }
 
 /// A block device of its own: a file behind a loop device, both gone when the object is.
@@ -97,8 +105,7 @@ final class LoopFileSystem: Sendable {
     } else {
       let device = try LoopDevice(size: size)
       self.device = device
-      let options = kind == .ext4 ? ["-F", "-m", "0"] : ["-f"]
-      try SystemProgram.run("mkfs.\(kind.rawValue)", (["-q"] + options + make + [device.path]).joined(separator: "\n"))
+      try SystemProgram.makeFileSystem(kind.rawValue, make, on: device.path)
     }
     try FileManager.default.createDirectory(atPath: directory, withIntermediateDirectories: false)
     do {
