@@ -76,6 +76,22 @@ FLOOR_IN_CHILD int64_t cfloor_cow_pause(struct cfloor_cow *cow) {
   return error < 0 ? error : (int64_t)time;
 }
 
+FLOOR_IN_CHILD int64_t cfloor_cow_stall(struct cfloor_cow *cow) {
+  struct cfloor_writer *writer;
+  int error = restore(cow), status;
+  if (error < 0) return error;
+  error = cfloor_writer_open(cow->base, cow->pages, &writer);
+  if (error < 0) return error;
+  cfloor_writer_begin(writer);
+  pid_t child = floor_fork();
+  if (child == 0) floor_exit(0);
+  int64_t longest = cfloor_writer_longest(writer);
+  cfloor_writer_close(writer);
+  if (child < 0) return child;
+  error = floor_reap(child, &status);
+  return error < 0 ? error : longest;
+}
+
 // A child that sleeps and shares all memory.
 struct sharer {
   pid_t child;

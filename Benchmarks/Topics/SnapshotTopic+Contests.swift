@@ -2,8 +2,15 @@ import Foundation
 import PinKit
 
 extension SnapshotTopic {
-  /// The time of a region's first snapshot, the whole call: it protects every page.
-  static func firstPause(_ plan: BenchPlan, huge: Bool, pages: Int = 524_288) throws -> BenchContest {
+  enum Figure {
+    /// For how long nobody can write.
+    case pause
+    /// For how long the caller waits.
+    case call
+  }
+
+  /// A region's first snapshot, which protects every page.
+  static func first(_ plan: BenchPlan, _ figure: Figure, huge: Bool, pages: Int = 524_288) throws -> BenchContest {
     let space = try AddressSpace()
     let pages = plan.pages(pages)
     let region = try mapPopulated(space, pages: pages, huge: huge)
@@ -17,7 +24,7 @@ extension SnapshotTopic {
       }
       // The floor has just walked its page tables, to undo the sharing of its last round.
       populate(at: UInt64(region.addresses.start), pages: pages)
-      let time = try timeOfSnapshot(region)
+      let time = try timeOfSnapshot(region, figure)
       try region.endSnapshots()
       return time
     } floor: {
@@ -25,8 +32,8 @@ extension SnapshotTopic {
     }
   }
 
-  /// The time of a second snapshot, when one page in a hundred was written since the first.
-  static func secondPause(_ plan: BenchPlan) throws -> BenchContest {
+  /// A second snapshot, when one page in a hundred was written since the first.
+  static func second(_ plan: BenchPlan, _ figure: Figure) throws -> BenchContest {
     let space = try AddressSpace()
     let pages = plan.pages(524_288)
     let region = try mapPopulated(space, pages: pages)
@@ -36,11 +43,31 @@ extension SnapshotTopic {
       let first = try region.snapshot()
       _ = region.write(written)
       first.close()
-      let time = try timeOfSnapshot(region)
+      let time = try timeOfSnapshot(region, figure)
       try region.endSnapshots()
       return time
     } floor: {
       try floor.pause() / 1000
+    }
+  }
+
+  /// For how long a thread that writes all the time is stopped at most by a snapshot.
+  static func stall(_ plan: BenchPlan) throws -> BenchContest {
+    let space = try AddressSpace()
+    let pages = plan.pages(524_288)
+    let region = try mapPopulated(space, pages: pages)
+    let floor = try FloorFork(pages: pages)
+    return BenchContest {
+      populate(at: UInt64(region.addresses.start), pages: pages)
+      let writer = try BusyWriter(at: UInt64(region.addresses.start), pages: pages)
+      var snapshot: Snapshot?
+      let time = try writer.longestStall { snapshot = try region.snapshot() }
+      withExtendedLifetime(writer) {}
+      snapshot?.close()
+      try region.endSnapshots()
+      return time / 1000
+    } floor: {
+      try floor.stall() / 1000
     }
   }
 
@@ -101,12 +128,12 @@ extension SnapshotTopic {
     return region
   }
 
-  private static func timeOfSnapshot(_ region: Region) throws -> Double {
+  private static func timeOfSnapshot(_ region: Region, _ figure: Figure) throws -> Double {
     let start = nanoseconds()
     let snapshot = try region.snapshot()
     let time = nanoseconds() - start
-    snapshot.close()
-    return Double(time) / 1000
+    defer { snapshot.close() }
+    return Double(figure == .call ? time : snapshot.pause) / 1000
   }
 }
 

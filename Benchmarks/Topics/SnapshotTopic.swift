@@ -17,19 +17,33 @@ enum SnapshotTopic: BenchTopic {
   private static let sizes: [BenchRow] = [64, 256, 1_024, 2_048].map { mebibytes in
     BenchRow(
       "snapshot/pause-size-\(mebibytes)MiB", unit: "µs", goal: .reported, floor: "fork() of as much on 4 KiB pages", tries: 2
-    ) { try firstPause($0, huge: false, pages: mebibytes << 8) }
+    ) { try first($0, .pause, huge: false, pages: mebibytes << 8) }
   }
 
   private static let contests: [BenchRow] = [
     BenchRow("snapshot/pause-thp", unit: "µs", goal: .ratio(0.1), floor: "fork() of 2 GiB on huge pages", tries: 2) {
-      try firstPause($0, huge: true)
+      try first($0, .pause, huge: true)
     },
-    BenchRow("snapshot/pause-4k", unit: "µs", goal: .ratio(1.1), floor: "fork() of 2 GiB on 4 KiB pages", tries: 2) {
-      try firstPause($0, huge: false)
+    BenchRow("snapshot/pause-4k", unit: "µs", goal: .ratio(0.1), floor: "fork() of 2 GiB on 4 KiB pages", tries: 2) {
+      try first($0, .pause, huge: false)
     },
-    BenchRow("snapshot/pause-second", unit: "µs", goal: .ratio(0.25), floor: "fork() of 2 GiB on 4 KiB pages", tries: 2) {
-      try secondPause($0)
+    BenchRow("snapshot/pause-second", unit: "µs", goal: .ratio(0.1), floor: "fork() of 2 GiB on 4 KiB pages", tries: 2) {
+      try second($0, .pause)
     },
+    // Who calls it waits for all of it, and others for the pause.
+    BenchRow("snapshot/call-thp", unit: "µs", goal: .ratio(0.2), floor: "fork() of 2 GiB on huge pages", tries: 2) {
+      try first($0, .call, huge: true)
+    },
+    BenchRow("snapshot/call-4k", unit: "µs", goal: .ratio(1.5), floor: "fork() of 2 GiB on 4 KiB pages", tries: 2) {
+      try first($0, .call, huge: false)
+    },
+    BenchRow("snapshot/call-second", unit: "µs", goal: .ratio(0.5), floor: "fork() of 2 GiB on 4 KiB pages", tries: 2) {
+      try second($0, .call)
+    },
+    BenchRow(
+      "snapshot/stall-4k", unit: "µs", goal: .ratio(0.2),
+      floor: "the longest time between two writes of a thread beside fork() of 2 GiB", tries: 2
+    ) { try stall($0) },
 
     // Beyond what the same writes cost where nothing is protected.
     BenchRow("snapshot/writer", goal: .ratio(0.4), floor: "the kernel's copy after fork()") {

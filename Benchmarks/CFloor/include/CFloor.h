@@ -16,6 +16,7 @@
 #include "cfloor_scale.h"
 #include "cfloor_seal.h"
 #include "cfloor_snapshot.h"
+#include "cfloor_stall.h"
 #include "cfloor_vring.h"
 
 // Private anonymous memory on a 2 MiB boundary. huge: 1 = MADV_HUGEPAGE, 0 = MADV_NOHUGEPAGE. populate: write every page once.

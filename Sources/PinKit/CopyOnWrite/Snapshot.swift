@@ -10,7 +10,9 @@ public final class Snapshot: Sendable {
   public let region: Region
   let uncountedRegion: Uncounted<Region>
   /// In nanoseconds: how long writers of the region could not go on. It is the time for which the wrprotect lock was held
-  /// exclusively to protect the pages; had the kernel to be asked more than once, the last time.
+  /// exclusively until every page was protected; had the kernel to be asked more than once, the last time.
+  ///
+  /// Most pages of a region of more than 16 MiB are protected before, in slices beside the writers; who takes a fault meanwhile waits for a slice.
   public let pause: UInt64
   let set: SnapshotSet
   let generation: SnapshotGeneration
@@ -118,7 +120,7 @@ public final class Snapshot: Sendable {
 extension Region {
   /// Takes a snapshot: a handle on the bytes of this moment.
   ///
-  /// Writers pause while the pages are protected (``Snapshot/pause``), and from then on pay once for each page, or run of pages, that
+  /// Writers pause while the last pages are protected (``Snapshot/pause``), and from then on pay once for each page, or run of pages, that
   /// they are the first to write. The region stays protected when the snapshot is closed, so that the next one has to
   /// protect only what was written since; ``endSnapshots()`` ends that.
   ///
@@ -127,7 +129,7 @@ extension Region {
   ///
   /// Pages that are pinned for writing are copied at once, as no fault says when they change (P6).
   ///
-  /// Blocks while the pages are protected, and while other threads discard or collect.
+  /// Blocks while all pages are protected, which is in proportion to their number, and while other threads discard or collect.
   ///
   /// - Throws: ``PinError``: `.unsupported` where the backing or the kernel cannot, or for `.asynchronous`; `.inUse` where another
   ///   mechanism is active; `.permissionDenied`, `.outOfMemory`, `.limitReached`, also where the capture limit has no room for

@@ -136,12 +136,12 @@ internal import Synchronization
     }
     if let participant = state.participant {
       try requireMechanism(options.mechanism)
-      changes = try session.arm(participant, armed: armed)
+      changes = try session.arm(participant, .inSlices, armed: armed)
       if let unclaimed = state.unclaimed { changes.formUnion(unclaimed) }
       state.unclaimed = refusal == nil && !isLate ? nil : changes
     } else {
       state.unclaimed = nil
-      let joined = try session.join(region, options.mechanism, keepsPages: true, armed: armed)
+      let joined = try session.join(region, options.mechanism, keepsPages: true, .inSlices, armed: armed)
       if refusal == nil && !isLate { state.participant = joined } else { session.remove(joined) }
     }
     if isLate { return try arm(region, options, store, &state) }

@@ -97,6 +97,8 @@ enum TestHooks {
     case mappingsCounted
     /// All pages are about to be protected for a snapshot.
     case arming
+    /// A slice was protected before the moment of a snapshot, and the lock is free; gets the page behind it.
+    case armedSlice
     /// Who wants a reference of a frame has found its references frozen, and is about to look again.
     case spinning
   }

@@ -65,9 +65,7 @@ internal import Synchronization
     var page = pages.lowerBound
     while page < pages.upperBound {
       let end = min(pages.upperBound, (page | 63) + 1)
-      let count = end - page
-      let mask = (count == 64 ? UInt64.max : (1 << UInt64(count)) - 1) << UInt64(page & 63)
-      insert(mask, at: page >> 6)
+      insert(Self.mask(page..<end), at: page >> 6)
       page = end
     }
   }
@@ -103,7 +101,7 @@ internal import Synchronization
     var page = pages.lowerBound
     while page < pages.upperBound {
       let end = min(pages.upperBound, (page | 63) + 1)
-      let mask = (end - page == 64 ? UInt64.max : (1 << UInt64(end - page)) - 1) << UInt64(page & 63)
+      let mask = Self.mask(page..<end)
       let found = unsafe word(0, page >> 6)
       if unsafe found.pointee.load(ordering: .acquiring) & mask != mask {
         unsafe _ = found.pointee.bitwiseOr(mask, ordering: .sequentiallyConsistent)
@@ -129,16 +127,61 @@ internal import Synchronization
   func drain(_ body: (Range<Int>) -> Void) {
     // Reading an untouched word costs no memory, exchanging it does.
     if unsafe word(levels - 1, 0).pointee.load(ordering: .relaxed) == 0 { return }
-    var run = 0..<0
-    walk(level: levels - 1, index: 0, clears: true) { found in
-      if run.upperBound == found.lowerBound, !run.isEmpty {
-        run = run.lowerBound..<found.upperBound
+    var joined = JoinedRuns()
+    walk(level: levels - 1, index: 0, clears: true) { joined.add($0, body) }
+    joined.end(body)
+  }
+
+  /// The same for `pages`. What is above says then that there may be some, which costs a look.
+  func drain(_ pages: Range<Int>, _ body: (Range<Int>) -> Void) {
+    var joined = JoinedRuns()
+    var page = pages.lowerBound
+    while page < pages.upperBound {
+      let end = min(pages.upperBound, (page | 63) + 1)
+      let found = unsafe word(0, page >> 6)
+      if unsafe found.pointee.load(ordering: .relaxed) != 0 {
+        let mask = Self.mask(page..<end)
+        let bits = unsafe found.pointee.bitwiseAnd(~mask, ordering: .acquiringAndReleasing).oldValue & mask
+        Self.forEachRun(of: bits, at: page >> 6) { joined.add($0, body) }
+      }
+      page = end
+    }
+    joined.end(body)
+  }
+
+  /// Makes maximal runs of runs in order.
+  private struct JoinedRuns {
+    private var run = 0..<0
+
+    @inline(__always) mutating func add(_ next: Range<Int>, _ body: (Range<Int>) -> Void) {
+      if run.upperBound == next.lowerBound, !run.isEmpty {
+        run = run.lowerBound..<next.upperBound
       } else {
         if !run.isEmpty { body(run) }
-        run = found
+        run = next
       }
     }
-    if !run.isEmpty { body(run) }
+
+    @inline(__always) func end(_ body: (Range<Int>) -> Void) { if !run.isEmpty { body(run) } }
+  }
+
+  /// From the first bit that is set at or behind `start`, so far that about `pages` bits in about `runs` runs are set; and whether nothing is
+  /// set behind them. `nil` if nothing is set from `start` on.
+  func window(from start: Int, pages: Int, runs: Int) -> (pages: Range<Int>, isLast: Bool)? {
+    guard let first = first(from: start, where: { _ in true }) else { return nil }
+    var (next, end) = (first, first)
+    var (foundPages, foundRuns) = (0, 0)
+    while true {
+      if foundPages >= pages || foundRuns >= runs { return (first..<end, false) }
+      let base = next & ~63
+      let bits = unsafe word(0, base >> 6).pointee.load(ordering: .relaxed) & UInt64.max << UInt64(next & 63)
+      // A run may go on from the word before.
+      foundRuns += (bits & ~(bits << 1)).nonzeroBitCount - (end == next && next > first ? 1 : 0)
+      foundPages += bits.nonzeroBitCount
+      end = max(next + 1, base + 64 - bits.leadingZeroBitCount)
+      guard let following = self.first(from: base + 64, where: { _ in true }) else { return (first..<end, true) }
+      next = following
+    }
   }
 
   /// Calls `body` with runs of set bits, in order; they need not be maximal.
@@ -171,18 +214,28 @@ internal import Synchronization
     let word = unsafe word(level, index)
     var bits =
       unsafe clears ? word.pointee.exchange(0, ordering: .acquiringAndReleasing) : word.pointee.load(ordering: .acquiring)
+    if level == 0 { return Self.forEachRun(of: bits, at: index, body) }
+    while bits != 0 {
+      walk(level: level - 1, index: index << 6 | bits.trailingZeroBitCount, clears: clears, body)
+      bits &= bits - 1
+    }
+  }
+
+  /// The runs of a word of the lowest level.
+  @inline(__always) private static func forEachRun(of word: UInt64, at index: Int, _ body: (Range<Int>) -> Void) {
+    var bits = word
     while bits != 0 {
       let low = bits.trailingZeroBitCount
-      if level > 0 {
-        walk(level: level - 1, index: index << 6 | low, clears: clears, body)
-        bits &= bits - 1
-        continue
-      }
       let length = (~(bits >> UInt64(low))).trailingZeroBitCount
       let start = index << 6 | low
       body(start..<start + length)
-      if low + length >= 64 { break }
+      if low + length >= 64 { return }
       bits &= ~(((1 << UInt64(length)) - 1) << UInt64(low))
     }
+  }
+
+  /// The bits of pages in one word.
+  @inline(__always) private static func mask(_ pages: Range<Int>) -> UInt64 {
+    (pages.count == 64 ? UInt64.max : (1 << UInt64(pages.count)) - 1) << UInt64(pages.lowerBound & 63)
   }
 }

@@ -40,14 +40,30 @@ extension RegionProtection {
     case open
   }
 
+  /// What subscribers were told of a change that has started.
+  struct Told {
+    fileprivate let version: UInt64
+    /// `nil` where nobody subscribes to any.
+    fileprivate let pages: Range<Int>?
+
+    func covers(_ changed: Range<Int>) -> Bool {
+      guard let pages else { return true }
+      return pages.lowerBound <= changed.lowerBound && changed.upperBound <= pages.upperBound
+    }
+
+    /// Whether nobody has subscribed since; under the exclusive lock.
+    func isCurrent(_ domain: borrowing FaultDomain) -> Bool { domain.subscriptionVersion == version }
+  }
+
   /// Runs `body` under the exclusive lock until it returns true, between a start and an end.
   ///
   /// The start comes before the lock, so that a subscriber may wait for a thread that is inside a fault (N8). By the time the lock is held
   /// more pages may be open than were told, and somebody may have subscribed: then it ends with nothing changed, and begins again.
   ///
-  /// - Throws: What `body` throws; `.timedOut`, `.subscriberFailed`.
+  /// - Parameter ahead: Does what can be done before `body`, of what was told and as long as that is current, under exclusive locks of its own.
+  /// - Throws: What `body` and `ahead` throw; `.timedOut`, `.subscriberFailed`.
   func untilDone(
-    _ event: InvalidationRange.Event, _ reach: Reach,
+    _ event: InvalidationRange.Event, _ reach: Reach, ahead: (Told) throws(PinError) -> Void = { _ in },
     _ body: (borrowing FaultDomain, inout Invalidation?) throws(PinError) -> Bool
   ) throws(PinError) {
     var reach = reach
@@ -57,6 +73,7 @@ extension RegionProtection {
       var invalidation = try start(event, pages)
       var isDone = false
       do throws(PinError) {
+        try ahead(Told(version: version, pages: invalidation == nil ? nil : pages))
         try untilDone { domain throws(PinError) in
           guard domain.subscriptionVersion == version, Self.covers(pages, reach, domain) else { return true }
           isDone = try body(domain, &invalidation)

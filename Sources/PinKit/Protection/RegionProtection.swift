@@ -16,6 +16,7 @@ internal import SystemPackage
   /// Shared pages on huge frames are protected by not being mapped.
   let hasHugeFrames: Bool
   let frames: RegionFrames?
+  let armingSlice: ArmingSlice
   let isPool: Bool
   /// What snapshots decide before pages are dropped: an unretained ``DropDecision``, or 0. It lives as long as somebody may be inside the region.
   let dropDecision = Atomic<UInt>(0)
@@ -37,6 +38,7 @@ internal import SystemPackage
     if let frames { handler.pool = frames.pool }
     hasHugeFrames = region.backing.mayHaveHugeFrames
     isPool = region.backing.isPool
+    armingSlice = region.space.configuration.armingSlice
     self.handler = handler
     inheritsAcrossFork = region.space.configuration.inheritsAcrossFork || region.isAdopted
     unsafe domain = .allocate(capacity: 1)

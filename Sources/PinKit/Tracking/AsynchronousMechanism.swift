@@ -53,7 +53,7 @@ internal import Synchronization
     required: [.present, .swapped], inverted: [.present, .swapped], writeProtects: true)
 
   /// Nobody can act at a fault that the kernel resolves, so nobody asks for the moment when all is armed.
-  func start(armed: (borrowing FaultDomain) -> Void) throws(PinError) {
+  func start(_ moment: ArmingMoment, armed: (borrowing FaultDomain) -> Void) throws(PinError) {
     try protection.begin(.asynchronous)
     do throws(PinError) {
       try keepPagesSmall()
@@ -120,7 +120,7 @@ internal import Synchronization
   }
 
   func harvest(
-    into dirty: inout DirtySet, _ event: InvalidationRange.Event, isMoment: Bool, armed: (borrowing FaultDomain) -> Void
+    into dirty: inout DirtySet, _ event: InvalidationRange.Event, _ moment: ArmingMoment, armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) {
     try protection.throwIfFailed("collect")
     // However this ends: what a scan has reported it has marked, and no other scan reports it again (W5).
@@ -188,7 +188,7 @@ internal import Synchronization
 
   func suspend() throws(PinError) { isSuspended = true }
 
-  func resume(armed: (borrowing FaultDomain) -> Void) throws(PinError) {
+  func resume(_ moment: ArmingMoment, armed: (borrowing FaultDomain) -> Void) throws(PinError) {
     isSuspended = false
     try arm()
   }

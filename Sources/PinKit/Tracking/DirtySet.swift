@@ -72,6 +72,12 @@ public struct DirtySet: Sendable, Hashable {
     if isFaultAround { Self.append(run, to: &faultAroundRuns) }
   }
 
+  /// The same for all runs of another set.
+  mutating func append(_ other: DirtySet) {
+    for run in other.runs { append(run) }
+    for run in other.faultAroundRuns { Self.append(run, to: &faultAroundRuns) }
+  }
+
   @inline(__always) private static func append(_ run: Range<Int>, to runs: inout [Range<Int>]) {
     guard !run.isEmpty else { return }
     if let last = runs.last, run.lowerBound <= last.upperBound {

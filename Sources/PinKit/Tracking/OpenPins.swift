@@ -54,7 +54,7 @@ enum OpenPins {
 
   /// The pages that are pinned for writing and whose protection is the tracker's alone. Pages of a store and sealed ones are opened by
   /// others, too, and huge frames are protected by not being mapped: what is pinned there is reached through the pool's own mapping.
-  private static func pages(in domain: borrowing FaultDomain) -> DirtySet {
+  static func pages(in domain: borrowing FaultDomain) -> DirtySet {
     let table = domain.table
     var found = DirtySet(pageCount: table.pageCount)
     guard !table.pinned.isEmpty, !domain.hasSource, !domain.hasSeals, !domain.hasMinorFaults.load(ordering: .relaxed)

@@ -6,8 +6,8 @@ internal import Synchronization
 /// Unchecked: the session serializes all calls.
 final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   let kind: WriteTracking.Mechanism
-  private let protection: RegionProtection
-  private let pageCount: Int
+  let protection: RegionProtection
+  let pageCount: Int
   /// The frames of a region that nobody has touched yet.
   private var unmapped: RegionFrames?
   private var isFirst = true
@@ -21,9 +21,9 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     self.pageCount = pageCount
   }
 
-  func start(armed: (borrowing FaultDomain) -> Void) throws(PinError) {
+  func start(_ moment: ArmingMoment, armed: (borrowing FaultDomain) -> Void) throws(PinError) {
     try protection.begin(kind.delivery)
-    do throws(PinError) { try protectAll(armed) } catch {
+    do throws(PinError) { try protectAll(moment, armed) } catch {
       protection.end()
       throw error
     }
@@ -31,19 +31,33 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
 
   func stop() { protection.end() }
 
-  func resume(armed: (borrowing FaultDomain) -> Void) throws(PinError) { try protectAll(armed) }
+  func resume(_ moment: ArmingMoment, armed: (borrowing FaultDomain) -> Void) throws(PinError) {
+    try protectAll(moment, armed)
+  }
 
-  private func protectAll(_ armed: (borrowing FaultDomain) -> Void) throws(PinError) {
-    try protection.untilDone(.writeTracking, .pages(0..<pageCount)) { domain, _ throws(PinError) in
-      domain.table.discarded.drain { _ in }
-      domain.table.forgetTold()
-      domain.table.open.drain { Self.forget($0, domain.table) }
+  private func protectAll(_ moment: ArmingMoment, _ armed: (borrowing FaultDomain) -> Void) throws(PinError) {
+    let all = 0..<pageCount
+    var nobodys = DirtySet(pageCount: pageCount)
+    var isAhead = false
+    try protection.untilDone(.writeTracking, .pages(all)) { told throws(PinError) in
+      if moment == .inSlices { isAhead = try self.protectAhead(told) }
+    } _: { domain, _ throws(PinError) in
+      // What was opened since is on record.
+      if isAhead { return try self.harvest(in: all, &nobodys, domain, isMoment: true, armed) }
+      self.forgetAll(domain)
       OpenPins.willClose(in: domain)
       defer { OpenPins.reopen(in: domain) }
       let done = try self.protectAll(domain)
       if done { armed(domain) }
       return done
     }
+  }
+
+  /// Nobody is owed what was open.
+  func forgetAll(_ domain: borrowing FaultDomain) {
+    domain.table.discarded.drain { _ in }
+    domain.table.forgetTold()
+    domain.table.open.drain { Self.forget($0, domain.table) }
   }
 
   private func protectAll(_ domain: borrowing FaultDomain) throws(PinError) -> Bool {
@@ -76,59 +90,75 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   }
 
   func harvest(
-    into dirty: inout DirtySet, _ event: InvalidationRange.Event, isMoment: Bool, armed: (borrowing FaultDomain) -> Void
+    into dirty: inout DirtySet, _ event: InvalidationRange.Event, _ moment: ArmingMoment,
+    armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) {
     var taken = dirty
     defer { dirty = taken }
-    try protection.untilDone(event, .open) { domain, _ throws(PinError) in
-      let table = domain.table
-      table.forgetTold()
-      var dropped: [Range<Int>] = []
-      table.discarded.drain { dropped.append($0) }
-      var opened = DirtySet(pageCount: self.pageCount)
-      table.open.drain { Self.take($0, table, &opened) }
-      let discarded =
-        dropped.isEmpty ? DirtySet(pageCount: self.pageCount) : DirtySet(pageCount: self.pageCount, runs: dropped)
-      if isMoment {
-        OpenPins.willClose(in: domain)
-      } else {
-        let staying = OpenPins.staying(of: dropped.isEmpty ? opened : opened.subtracting(discarded), in: domain)
-        if !staying.isEmpty {
-          taken.formUnion(staying)
-          Self.putBack(staying, table)
-          opened = opened.subtracting(staying)
-        }
-      }
-      defer { if isMoment { OpenPins.reopen(in: domain) } }
-      let all = dropped.isEmpty ? opened : opened.union(discarded)
-      var rest = all
-      // What could not be protected again stays as it was, and on record.
-      func keepRest() {
-        if rest.isEmpty {
-          if taken.isEmpty { taken = all } else { taken.formUnion(all) }
-          return
-        }
-        taken.formUnion(all.subtracting(rest))
-        // A page that was only dropped may still be protected: were it put back as open, its next fault would find nothing to do.
-        let onlyDropped = discarded.subtracting(opened)
-        Self.putBack(rest.subtracting(onlyDropped), table)
-        for run in onlyDropped.subtracting(all.subtracting(rest)).runs { table.discarded.insert(run) }
-      }
-      do throws(PinError) {
-        let done = try Self.protect(&rest, domain, self.kind)
-        keepRest()
-        if done { armed(domain) }
-        return done
-      } catch {
-        keepRest()
-        throw error
-      }
+    try protection.untilDone(event, .open) { told throws(PinError) in
+      if moment == .inSlices { try self.harvestAhead(told, &taken) }
+    } _: { domain, _ throws(PinError) in
+      try self.harvest(in: 0..<self.pageCount, &taken, domain, isMoment: moment != .notNeeded, armed)
     }
     // Nothing that was written would be on record, and nothing to be protected again.
     try protection.requireWatched("collect")
   }
 
   // MARK: Under the exclusive lock
+
+  /// Takes the pages of the record that lie in `pages`, and protects them again. Of the whole region, also those that were dropped.
+  ///
+  /// - Returns: False if the kernel asked to try again; then what is still open is on record.
+  func harvest(
+    in pages: Range<Int>, _ taken: inout DirtySet, _ domain: borrowing FaultDomain, isMoment: Bool,
+    _ armed: (borrowing FaultDomain) -> Void
+  ) throws(PinError) -> Bool {
+    let table = domain.table
+    var dropped: [Range<Int>] = []
+    var opened = DirtySet(pageCount: pageCount)
+    if pages.count == pageCount {
+      table.forgetTold()
+      table.discarded.drain { dropped.append($0) }
+      table.open.drain { Self.take($0, table, &opened) }
+    } else {
+      table.open.drain(pages) { Self.take($0, table, &opened) }
+    }
+    let discarded = dropped.isEmpty ? DirtySet(pageCount: pageCount) : DirtySet(pageCount: pageCount, runs: dropped)
+    if isMoment {
+      OpenPins.willClose(in: domain)
+    } else {
+      let staying = OpenPins.staying(of: dropped.isEmpty ? opened : opened.subtracting(discarded), in: domain)
+      if !staying.isEmpty {
+        taken.formUnion(staying)
+        Self.putBack(staying, table)
+        opened = opened.subtracting(staying)
+      }
+    }
+    defer { if isMoment { OpenPins.reopen(in: domain) } }
+    let all = dropped.isEmpty ? opened : opened.union(discarded)
+    var rest = all
+    // What could not be protected again stays as it was, and on record.
+    func keepRest() {
+      if rest.isEmpty {
+        if taken.isEmpty { taken = all } else { taken.formUnion(all) }
+        return
+      }
+      taken.formUnion(all.subtracting(rest))
+      // A page that was only dropped may still be protected: were it put back as open, its next fault would find nothing to do.
+      let onlyDropped = discarded.subtracting(opened)
+      Self.putBack(rest.subtracting(onlyDropped), table)
+      for run in onlyDropped.subtracting(all.subtracting(rest)).runs { table.discarded.insert(run) }
+    }
+    do throws(PinError) {
+      let done = try Self.protect(&rest, domain, kind)
+      keepRest()
+      if done { armed(domain) }
+      return done
+    } catch {
+      keepRest()
+      throw error
+    }
+  }
 
   /// Moves a run from the page table's record into `dirty`.
   private static func take(_ run: Range<Int>, _ table: PageTable, _ dirty: inout DirtySet) {
@@ -144,11 +174,11 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     dirty.append(start..<run.upperBound, isFaultAround: isAround)
   }
 
-  private static func forget(_ run: Range<Int>, _ table: PageTable) {
+  static func forget(_ run: Range<Int>, _ table: PageTable) {
     for page in run { _ = table.removeExclusively(.openAround, at: page) }
   }
 
-  private static func putBack(_ rest: DirtySet, _ table: PageTable) {
+  static func putBack(_ rest: DirtySet, _ table: PageTable) {
     for run in rest.runs {
       for page in run { table.insert(.open, at: page) }
       table.open.insert(run)
@@ -157,7 +187,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   }
 
   /// Protects the runs of `rest` in order, removing what is done. False if the kernel asked to try again.
-  private static func protect(
+  static func protect(
     _ rest: inout DirtySet, _ domain: borrowing FaultDomain, _ kind: WriteTracking.Mechanism
   ) throws(PinError) -> Bool {
     if kind != .mprotect, try !RegionProtection.registerAgain(domain) { return false }
@@ -171,7 +201,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     var index = 0
     var price = CallPrice()
     while index < runs.count {
-      let (last, end) = merged(runs, from: index, gap: mayMerge ? price.pages : -1)
+      let (last, end) = merged(runs, from: index, gap: mayMerge ? price.pages : -1, domain.table)
       let done: Bool
       do throws(PinError) { done = try protect(last, domain, kind) } catch {
         rest.removeRuns(before: index)
@@ -190,11 +220,15 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     return true
   }
 
-  /// The run at `index` with those that follow at a distance of at most `gap` pages, and the index of the next.
-  private static func merged(_ runs: [Range<Int>], from index: Int, gap: Int) -> (run: Range<Int>, end: Int) {
+  /// The run at `index` with those that follow at a distance of at most `gap` pages, and the index of the next. Not over pages that stay open
+  /// (P8).
+  private static func merged(
+    _ runs: [Range<Int>], from index: Int, gap: Int, _ table: PageTable
+  ) -> (run: Range<Int>, end: Int) {
     var end = index + 1
     var run = runs[index]
     while end < runs.count, runs[end].lowerBound - run.upperBound <= gap {
+      if (run.upperBound..<runs[end].lowerBound).contains(where: { table[$0].contains(.open) }) { break }
       run = run.lowerBound..<runs[end].upperBound
       end += 1
     }

@@ -45,7 +45,7 @@ extension TrackingSession {
 
   func resume(_ state: inout State) throws(PinError) {
     _ = writtenThroughPins()
-    try state.mechanism?.resume { _ in }
+    try state.mechanism?.resume(.notNeeded) { _ in }
     state.isSuspended = false
   }
 
@@ -57,18 +57,12 @@ extension TrackingSession {
   /// Takes what was written since the last harvest and gives it to every tracker that is not paused. Nothing is lost if the
   /// mechanism fails half-way.
   func harvest(_ state: inout State) throws(PinError) {
-    try harvest(&state, .writeTracking, isMoment: false) { _ in }
+    try harvest(&state, .writeTracking, .notNeeded) { _ in }
   }
 
   /// The same, with `armed` at the moment when every page is protected.
   func harvest(
-    _ state: inout State, _ event: InvalidationRange.Event = .writeTracking, armed: (borrowing FaultDomain) -> Void
-  ) throws(PinError) {
-    try harvest(&state, event, isMoment: true, armed: armed)
-  }
-
-  private func harvest(
-    _ state: inout State, _ event: InvalidationRange.Event, isMoment: Bool, armed: (borrowing FaultDomain) -> Void
+    _ state: inout State, _ event: InvalidationRange.Event, _ moment: ArmingMoment, armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) {
     if let loss = state.loss { throw loss }
     guard let mechanism = state.mechanism, !state.isSuspended else { return }
@@ -77,9 +71,9 @@ extension TrackingSession {
     var failure: PinError?
     do throws(PinError) {
       try protection.withoutDiscards { () throws(PinError) in
-        try mechanism.harvest(into: &found, event, isMoment: isMoment) { domain in
+        try mechanism.harvest(into: &found, event, moment) { domain in
           // Before pinned pages are copied: who unpins from then on may have written after the moment, and is in the next set.
-          if isMoment { throughPins = takeWrittenThroughPins() }
+          if moment != .notNeeded { throughPins = takeWrittenThroughPins() }
           armed(domain)
         }
       }

@@ -15,11 +15,12 @@ extension TrackingSession {
   ///
   /// - Parameters:
   ///   - keepsPages: Whether it will ask which pages were written.
-  ///   - armed: See ``TrackingMechanism/start(armed:)``.
+  ///   - moment: How to come to the moment when all is protected.
+  ///   - armed: See ``TrackingMechanism/start(_:armed:)``.
   ///   - first: Of a participant for which it is an error if the region is protected already.
   func join(
     _ region: Region, _ wanted: WriteTracking.Mechanism, keepsPages: Bool, first: FirstParticipant? = nil,
-    armed: (borrowing FaultDomain) -> Void
+    _ moment: ArmingMoment = .atOnce, armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) -> UInt64 {
     try state.withLock { state throws(PinError) in
       if first != nil, state.mechanism != nil || protection.slotIndex != nil {
@@ -35,17 +36,17 @@ extension TrackingSession {
       do throws(PinError) {
         try first?.willProtect()
         if state.mechanism?.kind == .asynchronous {
-          try changeOver(&state, wanted, region, armed: armed)
+          try changeOver(&state, wanted, region, moment, armed: armed)
         } else if state.mechanism != nil, !state.isSuspended {
-          try harvest(&state, armed: armed)
+          try harvest(&state, .writeTracking, moment, armed: armed)
           state.trackers[id]?.pending = DirtySet(pageCount: pageCount)
         } else if let mechanism = state.mechanism {
-          try protection.withoutDiscards { () throws(PinError) in try mechanism.resume(armed: armed) }
+          try protection.withoutDiscards { () throws(PinError) in try mechanism.resume(moment, armed: armed) }
           state.isSuspended = false
         } else {
           // A page that is being dropped has bytes at one moment and none at the next, with nothing in between that could keep them.
           try protection.withoutDiscards { () throws(PinError) in
-            _ = try running(&state, wanted, .init(), needsFaults: true, of: region, armed: armed)
+            _ = try running(&state, wanted, .init(), needsFaults: true, of: region, moment, armed: armed)
           }
         }
         updateChunks(state)
@@ -61,17 +62,19 @@ extension TrackingSession {
   /// Protects what was written since the last time, with `armed` at the moment when all is; returns what was written since the participant
   /// joined or last asked.
   func arm(
-    _ id: UInt64, event: InvalidationRange.Event = .writeTracking, armed: (borrowing FaultDomain) -> Void
+    _ id: UInt64, event: InvalidationRange.Event = .writeTracking, _ moment: ArmingMoment = .atOnce,
+    armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) -> DirtySet {
     try state.withLock { state throws(PinError) in
       try require(id, state, "protect a region")
-      try harvest(&state, event, armed: armed)
+      try harvest(&state, event, moment, armed: armed)
       return takePending(id, &state)
     }
   }
 
   private func changeOver(
-    _ state: inout State, _ wanted: WriteTracking.Mechanism, _ region: Region, armed: (borrowing FaultDomain) -> Void
+    _ state: inout State, _ wanted: WriteTracking.Mechanism, _ region: Region, _ moment: ArmingMoment,
+    armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) {
     try harvest(&state)
     let before = state.mechanism.take()
@@ -80,10 +83,10 @@ extension TrackingSession {
     defer { share(populatedPages(), &state) }
     do throws(PinError) {
       state.mechanism = try protection.withoutDiscards { () throws(PinError) in
-        try start(wanted, needsFaults: true, of: region, armed: armed)
+        try start(wanted, needsFaults: true, of: region, moment, armed: armed)
       }
     } catch {
-      do throws(PinError) { state.mechanism = try start(.asynchronous, of: region) { _ in } } catch { state.loss = error }
+      do throws(PinError) { state.mechanism = try start(.asynchronous, of: region, .notNeeded) { _ in } } catch { state.loss = error }
       throw error
     }
     logger.info("\(addresses) was tracked by .asynchronous, and changed over to a mechanism that can act at the fault")

@@ -5,7 +5,7 @@ extension TrackingSession {
   /// The session's mechanism, started or resumed if need be.
   func running(
     _ state: inout State, _ wanted: WriteTracking.Mechanism, _ options: WriteTracking.Options, needsFaults: Bool,
-    of region: Region, armed: (borrowing FaultDomain) -> Void
+    of region: Region, _ moment: ArmingMoment = .notNeeded, armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) -> any TrackingMechanism {
     if let mechanism = state.mechanism {
       if state.isSuspended { try resume(&state) }
@@ -13,7 +13,7 @@ extension TrackingSession {
     }
     if let loss = state.loss { throw loss }
     protection.setFaultAround(options.faultAround)
-    let mechanism = try start(wanted, needsFaults: needsFaults, of: region, armed: armed)
+    let mechanism = try start(wanted, needsFaults: needsFaults, of: region, moment, armed: armed)
     state.mechanism = mechanism
     return mechanism
   }
@@ -58,18 +58,19 @@ extension TrackingSession {
 
   /// Starts what was asked for, or for `.automatic` the first candidate that works here.
   func start(
-    _ wanted: WriteTracking.Mechanism, needsFaults: Bool, of region: Region, armed: (borrowing FaultDomain) -> Void
+    _ wanted: WriteTracking.Mechanism, needsFaults: Bool, of region: Region, _ moment: ArmingMoment,
+    armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) -> any TrackingMechanism {
     guard wanted == .automatic else {
       try requireSupport(wanted, needsFaults: needsFaults)
-      return try start(wanted, of: region, armed: armed)
+      return try start(wanted, of: region, moment, armed: armed)
     }
     var refusals: [PinError] = []
     for (candidate, reason) in WriteTracking.Mechanism.candidates(
       needsFaults: needsFaults, support: backing.support)
     {
       do throws(PinError) {
-        let mechanism = try start(candidate, of: region, armed: armed)
+        let mechanism = try start(candidate, of: region, moment, armed: armed)
         if candidate == .mprotect, let refusal = refusals.first(where: { $0.code == .permissionDenied }) {
           Degradation.warnOnce(logger, refusal)
         } else if candidate == .mprotect, let refusal = refusals.first(where: { $0.code == .limitReached }) {
@@ -105,7 +106,7 @@ extension TrackingSession {
   }
 
   func start(
-    _ kind: WriteTracking.Mechanism, of region: Region, armed: (borrowing FaultDomain) -> Void
+    _ kind: WriteTracking.Mechanism, of region: Region, _ moment: ArmingMoment, armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) -> any TrackingMechanism {
     let mechanism: any TrackingMechanism =
       kind == .asynchronous
@@ -114,7 +115,7 @@ extension TrackingSession {
         kind: kind, protection: protection, pageCount: pageCount, unmapped: isUntouched ? region.frames : nil)
     // What was written through pins before is nobody's.
     _ = writtenThroughPins()
-    try layout.withLock { () throws(PinError) in try mechanism.start(armed: armed) }
+    try layout.withLock { () throws(PinError) in try mechanism.start(moment, armed: armed) }
     return mechanism
   }
 }

@@ -31,6 +31,42 @@ import Testing
     }
   }
 
+  @Test("a part is drained exactly, and windows cover all that is set", arguments: [1, 64, 65, 4097, 300_000])
+  func parts(_ pageCount: Int) throws {
+    var random = SeededRandom(seed: UInt64(pageCount))
+    try with(pageCount) { bitmap in
+      for _ in 0..<20 {
+        var model = Set<Int>()
+        for _ in 0..<Int.random(in: 0...40, using: &random) {
+          let start = Int.random(in: 0..<pageCount, using: &random)
+          let run = start..<min(pageCount, start + Int.random(in: 1...200, using: &random))
+          bitmap.insert(run)
+          model.formUnion(run)
+        }
+        let bounds = [Int.random(in: 0...pageCount, using: &random), Int.random(in: 0...pageCount, using: &random)].sorted()
+        var taken: [Range<Int>] = []
+        bitmap.drain(bounds[0]..<bounds[1]) { taken.append($0) }
+        #expect(DirtySet(pageCount: pageCount, runs: taken).runs == taken)
+        #expect(Set(taken.joined()) == model.filter { bounds[0]..<bounds[1] ~= $0 })
+        model.subtract(taken.joined())
+        var start = 0
+        var isLast = model.isEmpty
+        while let window = bitmap.window(from: start, pages: 100, runs: 3) {
+          #expect(!isLast && window.pages.lowerBound >= start)
+          let found = model.filter { start..<window.pages.upperBound ~= $0 }
+          #expect(found.min() == window.pages.lowerBound && found.max() == window.pages.upperBound - 1)
+          // A word has 32 runs at most.
+          #expect(found.count < 164 && DirtySet(pageCount: pageCount, runs: found.map { $0..<$0 + 1 }).runs.count < 35)
+          start = window.pages.upperBound
+          isLast = window.isLast
+          if !isLast { #expect(found.count >= 100 || DirtySet(pageCount: pageCount, runs: found.map { $0..<$0 + 1 }).runs.count >= 3) }
+        }
+        #expect(isLast && model.allSatisfy { $0 < start })
+        #expect(Set(drain(bitmap).joined()) == model)
+      }
+    }
+  }
+
   @Test("inserts nothing for an empty range, and the same page twice only once") func degenerate() throws {
     try with(1) { bitmap in
       bitmap.insert(0..<0)

@@ -1,3 +1,4 @@
+import Glibc
 import Synchronization
 import Testing
 
@@ -33,6 +34,28 @@ import Testing
       #expect(try late.collect().isEmpty)
       try late.stop()
     }
+    try space.close()
+  }
+
+  @Test(
+    "P8, P9: a collection leaves a pinned page open, however close to it others are protected again",
+    arguments: [WriteTracking.Mechanism.inPlace, .mprotect])
+  func neighbours(_ mechanism: WriteTracking.Mechanism) throws {
+    let space = try AddressSpace.forTests()
+    let region = try space.map(.anonymous(hugePages: .never), pages: 16)
+    let tracker = try region.trackWrites(mechanism)
+    let pin = try region.pin(5..<6, .write)
+    for page in [3, 4, 6, 9] { region.poke(7, page) }
+    #expect(try tracker.collect().runs == [3..<7, 9..<10])
+    // The kernel's own write could not resolve a fault.
+    let zeros = unsafe open("/dev/zero", O_RDONLY | O_CLOEXEC)
+    defer { close(zeros) }
+    #expect(unsafe read(zeros, UnsafeMutableRawPointer(bitPattern: region.addresses.start + 5 * 4096), 4096) == 4096)
+    for page in [3, 4, 6, 9] {
+      #expect(unsafe read(zeros, UnsafeMutableRawPointer(bitPattern: region.addresses.start + UInt(page) * 4096), 1) == -1)
+    }
+    pin.unpin()
+    try tracker.stop()
     try space.close()
   }
 

@@ -10,20 +10,21 @@ import Testing
     await #expect(processExitsWith: .success) {
       ct_deadline(600)
       _ = ct_handle(SIGSEGV, CInt(ct_plain))
-      let (threads, share) = (4, 1000)
+      // While the region is there, a page takes as long as the processor goes round: there are few of them.
+      let (threads, share, first) = (4, 500, 20)
       // A store's call lasts until another has begun, for which threads that spin wait for a processor.
       let space = try AddressSpace.forTests(patience: 120)
       let store = UnrulyStore(pages: threads * share)
       let region = try space.map(.file(store, fillAround: .exact), pages: threads * share)
       let file = region.attachments.find(FilePages.self)!
       let (asked, finished) = (Shared(), Shared())
-      // There is always one at the store: each ends when another has begun, unless none can begin any more. Nobody gets beyond half of its
-      // pages before the region goes, however long that takes to begin.
+      // There is always one at the store: each ends when another has begun, unless none can begin any more. Nobody gets beyond the first
+      // of its pages before the region goes, however long that takes to begin.
       store.set {
         $0.isQuick = false
         $0.reading = { pages throws(PinError) in
           let mine = asked.add()
-          while pages.lowerBound % share >= share / 2, !file.isGoing.load(ordering: .acquiring) { sched_yield() }
+          while pages.lowerBound % share >= first, !file.isGoing.load(ordering: .acquiring) { sched_yield() }
           while finished.value < threads - 1, asked.value == mine, !file.isGoing.load(ordering: .acquiring) { sched_yield() }
         }
       }

@@ -199,10 +199,16 @@ extension AddressSpace {
   static func forTests() throws(PinError) -> AddressSpace { try forTests(patience: Configuration().patience) }
 
   static func forTests(patience: Double) throws(PinError) -> AddressSpace {
+    // Slices much smaller than regions of tests, which are much smaller than those of programs.
+    try forTests(patience: patience, armingSlice: ArmingSlice(pages: 64, runs: 3))
+  }
+
+  static func forTests(patience: Double, armingSlice: ArmingSlice) throws(PinError) -> AddressSpace {
     Tally.begin()
     var configuration = Configuration()
     configuration.patience = patience
     configuration.failurePolicy = .failRegion
+    configuration.armingSlice = armingSlice
     configuration.logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
     return try AddressSpace(configuration: configuration)
   }

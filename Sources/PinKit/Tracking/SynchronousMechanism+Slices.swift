@@ -1,0 +1,96 @@
+/// How much is protected under one hold of the wrprotect lock before a moment.
+struct ArmingSlice: Sendable {
+  /// A system call protects a few thousand neighbours in a tenth of a millisecond.
+  var pages: Int
+  /// Each takes a system call, as dear as a hundred pages.
+  var runs: Int
+}
+
+/// Most of the work before a moment, a slice at a time.
+///
+/// Each slice is a small collection: whoever writes a page of it afterwards finds it protected, opens it and puts it on record. So what is left
+/// for the moment itself is what was opened since, however large the region is. Between slices the lock is free, which is fair: a fault
+/// waits for a slice at most. Pages that are pinned for writing stay open until the moment (P8).
+///
+/// Not by mprotect, where every page that is opened again cuts the mapping once more; and not where pages are protected by not being
+/// mapped, or come in protected, which is soon done.
+extension SynchronousMechanism {
+  private func hasSlices(_ domain: borrowing FaultDomain) -> Bool {
+    kind != .mprotect && !domain.mayHaveHugeFrames && !domain.hasSource
+  }
+
+  // MARK: What is not protected yet
+
+  /// Protects a region of which nothing is. False where that is not worth while, or was not come to its end: then nothing is to be relied on.
+  func protectAhead(_ told: RegionProtection.Told) throws(PinError) -> Bool {
+    guard pageCount > protection.armingSlice.pages, unsafe hasSlices(protection.domain.pointee) else { return false }
+    var isCurrent = told.covers(0..<pageCount)
+    if isCurrent { protection.exclusive { forgetAll($0) } }
+    var page = 0
+    while isCurrent, page < pageCount {
+      let slice = page..<min(pageCount, page + protection.armingSlice.pages)
+      try protection.untilDone { domain throws(PinError) in
+        isCurrent = told.isCurrent(domain)
+        if !isCurrent { return true }
+        return try self.protectAhead(slice, domain)
+      }
+      page = slice.upperBound
+      TestHooks.reach(.armedSlice, page: page)
+    }
+    return isCurrent
+  }
+
+  private func protectAhead(_ slice: Range<Int>, _ domain: borrowing FaultDomain) throws(PinError) -> Bool {
+    var rest = DirtySet(pageCount: pageCount, runs: CollectionOfOne(slice))
+    let pinned = OpenPins.pages(in: domain)
+    if !pinned.isEmpty {
+      // They may be unpinned before the moment, and are open.
+      let staying = DirtySet(pageCount: pageCount, runs: pinned.runs.map { $0.clamped(to: slice) })
+      Self.putBack(staying, domain.table)
+      rest = rest.subtracting(staying)
+    }
+    return try Self.protect(&rest, domain, kind)
+  }
+
+  // MARK: What was opened since the last time
+
+  /// Goes through the record until little is left, or writers are as fast.
+  func harvestAhead(_ told: RegionProtection.Told, _ taken: inout DirtySet) throws(PinError) {
+    guard unsafe hasSlices(protection.domain.pointee) else { return }
+    var before = Int.max
+    while true {
+      var found = DirtySet(pageCount: pageCount)
+      // What was taken is somebody's, whatever comes.
+      defer { taken.formUnion(found) }
+      guard try harvestOnce(told, &found) else { return }
+      let count = found.count
+      if count > before / 2 || count == 0 { return }
+      before = count
+    }
+  }
+
+  /// One time through; false if nothing is to be gained any more.
+  private func harvestOnce(_ told: RegionProtection.Told, _ found: inout DirtySet) throws(PinError) -> Bool {
+    let slice = protection.armingSlice
+    var start = 0
+    while let (window, isLast) = unsafe protection.domain.pointee.table.open.window(
+      from: start, pages: slice.pages, runs: slice.runs)
+    {
+      // The moment takes as much at once.
+      if start == 0, isLast { return false }
+      guard told.covers(window) else { return false }
+      var isCurrent = true
+      try protection.untilDone { domain throws(PinError) in
+        isCurrent = told.isCurrent(domain)
+        if !isCurrent { return true }
+        var taken = DirtySet(pageCount: self.pageCount)
+        defer { found.append(taken) }
+        return try self.harvest(in: window, &taken, domain, isMoment: false) { _ in }
+      }
+      if !isCurrent { return false }
+      start = window.upperBound
+      TestHooks.reach(.armedSlice, page: start)
+    }
+    return true
+  }
+}

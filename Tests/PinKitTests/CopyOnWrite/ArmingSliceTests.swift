@@ -1,0 +1,184 @@
+import CTestSupport
+import Foundation
+import Synchronization
+import Testing
+
+@testable import PinKit
+
+/// What goes on while a region is protected for a snapshot, a slice after the other. Hooks are the process's: these tests run one after the
+/// other, and look only at slices that end where no other suite's do.
+@Suite("Snapshots armed in slices", .serialized) struct ArmingSliceTests {
+  private static let pageCount = 9217
+  private static let slice = 977
+  /// Behind the fifth slice of a region that is protected for the first time.
+  private static let middle = 5 * slice
+  private static let mechanisms: [WriteTracking.Mechanism] = [.handlerThread, .inPlace]
+
+  private func with(_ body: (Region) throws -> Void) throws {
+    let space = try AddressSpace.forTests(
+      patience: AddressSpace.Configuration().patience, armingSlice: ArmingSlice(pages: Self.slice, runs: 100))
+    let region = try space.map(.anonymous(hugePages: .never), pages: Self.pageCount)
+    try region.write(version: 1, to: 0..<Self.pageCount)
+    defer { TestHooks.set(.armedSlice, nil) }
+    try body(region)
+    try space.close()
+  }
+
+  /// Runs `body` on another thread behind the slice that ends at `page`, and waits for it.
+  private func behind(_ page: Int, _ body: @escaping @Sendable () throws -> Void) -> Shared {
+    let count = Shared()
+    TestHooks.set(.armedSlice) { end in
+      guard end == page, count.add() == 1 else { return }
+      do { try TestThread(body).join() } catch { Issue.record("\(error)") }
+    }
+    return count
+  }
+
+  @Test(
+    "W1, W6: writers go on between slices, and a snapshot has what they wrote until its moment", arguments: mechanisms)
+  func writersGoOn(_ mechanism: WriteTracking.Mechanism) throws {
+    try with { region in
+      // Some protected, the others not yet.
+      let written = [0, 1, 500, Self.middle - 1, Self.middle, Self.middle + 700, Self.pageCount - 1]
+      let count = behind(Self.middle) { try region.write(version: 2, to: written) }
+      let snapshot = try region.snapshot(.init(mechanism: mechanism))
+      #expect(count.value == 1)
+      try region.write(version: 3, to: written + [7, Self.middle + 7])
+      #expect(try snapshot.pages { written.contains($0) ? 2 : 1 } == [])
+      #expect(snapshot.pause > 0)
+      snapshot.close()
+    }
+  }
+
+  @Test("W5, W6: the same where the region is watched already, and its tracker has every page once", arguments: mechanisms)
+  func writersGoOnBesideTrackers(_ mechanism: WriteTracking.Mechanism) throws {
+    try with { region in
+      let tracker = try region.trackWrites(mechanism)
+      let before = try region.snapshot()
+      let early = Array(stride(from: 0, to: Self.pageCount, by: 3))
+      try region.write(version: 2, to: early)
+      let late = [0, 1, 3, 500, 4001, Self.pageCount - 2, Self.pageCount - 1]
+      // Behind the last slice; after that the moment comes.
+      let count = behind(Self.pageCount) { try region.write(version: 3, to: late) }
+      let snapshot = try region.snapshot()
+      #expect(count.value >= 1)
+      let all = DirtySet(pageCount: Self.pageCount, runs: (early + late).map { $0..<$0 + 1 })
+      #expect(try tracker.collect() == all)
+      #expect(try snapshot.changes(since: before) == all)
+      try region.write(version: 4, to: [3, 4])
+      #expect(try tracker.collect().runs == [3..<5])
+      #expect(
+        try snapshot.pages { page in late.contains(page) ? 3 : page % 3 == 0 ? 2 : 1 } == [])
+      #expect(try before.pages { _ in 1 } == [])
+      snapshot.close()
+      before.close()
+      try tracker.stop()
+    }
+  }
+
+  @Test("W5: what slices took is not lost when the moment fails", arguments: mechanisms)
+  func nothingIsLost(_ mechanism: WriteTracking.Mechanism) throws {
+    try with { region in
+      let tracker = try region.trackWrites(mechanism)
+      let before = try region.snapshot()
+      let written = Array(stride(from: 0, to: Self.pageCount, by: 3))
+      try region.write(version: 2, to: written)
+      let pin = try region.pin(8..<9, .write)
+      #expect(code { _ = try region.snapshot(.init(captureLimit: 0)) } == .limitReached)
+      pin.unpin()
+      let snapshot = try region.snapshot()
+      var all = DirtySet(pageCount: Self.pageCount, runs: written.map { $0..<$0 + 1 })
+      all.formUnion(DirtySet(pageCount: Self.pageCount, runs: [8..<9]))
+      #expect(try tracker.collect() == all)
+      #expect(try snapshot.changes(since: before) == all)
+      snapshot.close()
+      before.close()
+      try tracker.stop()
+    }
+  }
+
+  @Test(
+    "P8, P9, P6: pages that are pinned for writing stay open between slices, and one that is unpinned there is protected at the moment",
+    arguments: mechanisms, [false, true])
+  func pinsStayOpen(_ mechanism: WriteTracking.Mechanism, isWatched: Bool) throws {
+    try with { region in
+      let path = "\(Capabilities.temporaryDirectory)/pinkit-slice-\(UInt64.random(in: .min ... .max))"
+      try RawFile.write([UInt8](repeating: 9, count: 4096), path)
+      defer { try? FileManager.default.removeItem(atPath: path) }
+      let tracker = isWatched ? try region.trackWrites(mechanism) : nil
+      if isWatched { try region.write(version: 1, to: stride(from: 0, to: Self.pageCount, by: 3)) }
+      let staying = try region.pin(5..<6, .write)
+      let leaving = KeptPin(try region.pin(6..<7, .write))
+      let address = region.addresses.start
+      let count = behind(isWatched ? Self.pageCount : Self.middle) {
+        let descriptor = unsafe open(path, O_RDONLY | O_CLOEXEC)
+        defer { close(descriptor) }
+        // The kernel's own writes: in place it could not resolve a fault of them.
+        let read = unsafe pread(descriptor, UnsafeMutableRawPointer(bitPattern: address + 5 * 4096), 4096, 0)
+        check(read, is: 4096)
+        try region.write(version: 2, to: [6])
+        leaving.drop()
+      }
+      let snapshot = try region.snapshot(.init(mechanism: mechanism))
+      #expect(count.value >= 1)
+      try region.write(version: 3, to: [5, 6])
+      #expect(try snapshot.read(5) == [UInt8](repeating: 9, count: 4096))
+      #expect(try snapshot.pages { $0 == 6 ? 2 : 1 } == [5])
+      staying.unpin()
+      snapshot.close()
+      try tracker?.stop()
+    }
+  }
+
+  @Test("N5, N9, N10: slices and moment are one pair, and who subscribes in between hears of all of it", arguments: mechanisms)
+  func onePair(_ mechanism: WriteTracking.Mechanism) throws {
+    try with { region in
+      let all = 0..<Self.pageCount
+      let early = RecordingNotifier()
+      let subscription = try region.subscribe(early)
+      let first = try region.snapshot(.init(mechanism: mechanism))
+      #expect(early.take(.start, .end) == [.start(.writeTracking, all), .end(.writeTracking, all)])
+      try region.write(version: 2, to: stride(from: 1, to: 9000, by: 3))
+      let second = try region.snapshot()
+      // Faults opened neighbours along.
+      let pair = early.take(.start, .end)
+      #expect(pair.map(\.kind) == [.start, .end])
+      #expect(pair.allSatisfy { $0.pages.lowerBound <= 1 && $0.pages.upperBound >= 8999 })
+      second.close()
+      first.close()
+      try region.endSnapshots()
+      _ = early.take()
+
+      // It is there when the snapshot is, or hears of it.
+      let late = RecordingNotifier()
+      let subscriptions = Mutex<[Subscription]>([])
+      let subscriber = Mutex<TestThread?>(nil)
+      TestHooks.set(.armedSlice) { end in
+        guard end == Self.middle, subscriber.withLock({ $0 == nil }) else { return }
+        let thread = TestThread {
+          let made = try region.subscribe(late)
+          subscriptions.withLock { $0.append(made) }
+        }
+        subscriber.withLock { $0 = thread }
+        _ = spin { thread.hasEnded || thread.isAsleep }
+      }
+      let third = try region.snapshot(.init(mechanism: mechanism))
+      try #require(subscriber.withLock { $0 }).join()
+      let pairs = late.take(.start, .end)
+      #expect(pairs.isEmpty || pairs == [.start(.writeTracking, all), .end(.writeTracking, all)])
+      let others = early.take(.start, .end)
+      #expect(others.prefix(2) == [.start(.writeTracking, all), .end(.writeTracking, all)])
+      #expect(others.dropFirst(2) == pairs.prefix(others.count - 2))
+      third.close()
+      for each in subscriptions.withLock({ $0 }) { each.remove() }
+      subscription.remove()
+    }
+  }
+}
+
+/// A pin that another thread drops.
+private final class KeptPin: Sendable {
+  private let pin: Mutex<Pin?>
+  init(_ pin: consuming Pin) { self.pin = Mutex(pin) }
+  func drop() { pin.withLock { $0 = nil } }
+}
