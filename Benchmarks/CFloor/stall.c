@@ -11,7 +11,7 @@ struct cfloor_writer {
   size_t pages;
   _Atomic uint64_t asked;    // grows with each measurement that is to begin
   _Atomic uint64_t begun;    // the one that is running
-  _Atomic uint64_t longest;  // ns
+  _Atomic uint64_t longest;  // of the one before, ns
   _Atomic uint64_t ends;
 };
 
@@ -23,14 +23,13 @@ static void *write_on(void *context) {
     size_t page = (size_t)(step++ * 40503) & (writer->pages - 1);
     floor_store((_Atomic uint64_t *)floor_at(writer->base + page * FLOOR_PAGE), step);
     uint64_t now = cfloor_now(), asked = floor_load(&writer->asked);
+    if (now - last > longest) longest = now - last;
     if (asked != current) {
       current = asked;
-      longest = 0;
-      floor_store(&writer->longest, 0);
-      atomic_store_explicit(&writer->begun, current, memory_order_release);
-    } else if (now - last > longest) {
-      longest = now - last;
       floor_store(&writer->longest, longest);
+      longest = 0;
+      atomic_store_explicit(&writer->begun, current, memory_order_release);
+      now = cfloor_now();
     }
     last = now;
   }
@@ -59,16 +58,9 @@ void cfloor_writer_begin(struct cfloor_writer *writer) {
 }
 
 int64_t cfloor_writer_longest(struct cfloor_writer *writer) {
-  // A write that was stopped at the end is over once there is another one.
-  uint64_t longest = floor_load(&writer->longest), number = floor_load(&writer->asked) + 1;
-  floor_store(&writer->asked, number);
-  // Between the two the longest may grow; it is set to 0 only by what was asked now.
-  while (atomic_load_explicit(&writer->begun, memory_order_acquire) != number) {
-    uint64_t seen = floor_load(&writer->longest);
-    if (seen > longest) longest = seen;
-    sched_yield();
-  }
-  return (int64_t)longest;
+  // The write that is stopped now belongs to what ends here.
+  cfloor_writer_begin(writer);
+  return (int64_t)floor_load(&writer->longest);
 }
 
 void cfloor_writer_close(struct cfloor_writer *writer) {

@@ -37,7 +37,8 @@ struct BenchTests {
       "needs a userfaultfd with WP_ASYNC (Linux 6.7)"),
     arguments: [
       "first-write/async", "collect/sync-one-percent", "arm/4k", "cow/reuse", "cow/break-in-place", "cow/break-sparse",
-      "vring/checked", "clone/create-4k", "snapshot/pause-4k", "snapshot/pause-second", "snapshot/call-4k", "snapshot/call-second", "snapshot/stall-4k", "snapshot/writer", "snapshot/stream",
+      "vring/checked", "clone/create-4k", "snapshot/pause-4k", "snapshot/pause-second", "snapshot/call-4k",
+      "snapshot/call-second", "snapshot/stall-4k", "snapshot/writer", "snapshot/stream",
       "notify/none", "notify/one-of-100", "direct/read", "direct/two-readers", "mirror/translate-hit",
       "mirror/translate-miss", "mirror/translate-miss-in-place", "file/read-now", "file/writeback-store",
       "file/random-read", "file/random-read-mmap", "file/sequential-read-exact", "file/hops-cores", "file/writeback",

@@ -12,6 +12,8 @@ internal import Synchronization
   private let counters: FaultCounters
   /// A reader found the lock taken and left a batch unread: whoever unlocks has the descriptor reported again.
   private let deferred = Atomic<Bool>(false)
+  /// Whoever holds it exclusively lets go soon, and wants it again at once: a reader that were turned away would find it taken each time.
+  private let isTakenInTurns = Atomic<Bool>(false)
 
   init(counters: FaultCounters) { self.counters = counters }
   deinit { futex.deallocate() }
@@ -58,8 +60,9 @@ internal import Synchronization
   }
 
   /// For a reader thread, which must not sleep on one region while others need it: `nil` while an exclusive operation runs. The
-  /// operation's end reports the descriptor again, so that the messages are not forgotten.
+  /// operation's end reports the descriptor again, so that the messages are not forgotten. Between the slices of one it waits for its turn.
   @inline(__always) func trySharedOrDefer(file: StaticString = #fileID, line: UInt = #line) -> SharedHold? {
+    if isTakenInTurns.load(ordering: .relaxed) { return lockShared(file: file, line: line) }
     guard trySharedOrDefer() else { return nil }
     if LockOrder.isOn { noteShared(LockPlace(file: file, line: line)) }
     return SharedHold(futex)
@@ -90,6 +93,13 @@ internal import Synchronization
   @inline(__always) private static func unlockShared(_ futex: FutexLock) {
     futex.unlockShared()
     if LockOrder.isOn { LockOrder.released(key: futex.key) }
+  }
+
+  /// Runs `body`, which takes the exclusive side again and again, for a moment each time.
+  func takingTurns<Result>(_ body: () throws(PinError) -> Result) throws(PinError) -> Result {
+    isTakenInTurns.store(true, ordering: .relaxed)
+    defer { isTakenInTurns.store(false, ordering: .relaxed) }
+    return try body()
   }
 
   /// Runs `body` alone, with signals blocked: a signal handler that touches managed memory would otherwise wait for this thread.

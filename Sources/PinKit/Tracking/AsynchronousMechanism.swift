@@ -120,7 +120,8 @@ internal import Synchronization
   }
 
   func harvest(
-    into dirty: inout DirtySet, _ event: InvalidationRange.Event, _ moment: ArmingMoment, armed: (borrowing FaultDomain) -> Void
+    into dirty: inout DirtySet, _ event: InvalidationRange.Event, _ moment: ArmingMoment,
+    armed: (borrowing FaultDomain) -> Void
   ) throws(PinError) {
     try protection.throwIfFailed("collect")
     // However this ends: what a scan has reported it has marked, and no other scan reports it again (W5).

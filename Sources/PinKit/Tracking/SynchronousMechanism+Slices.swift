@@ -1,11 +1,3 @@
-/// How much is protected under one hold of the wrprotect lock before a moment.
-struct ArmingSlice: Sendable {
-  /// A system call protects a few thousand neighbours in a tenth of a millisecond.
-  var pages: Int
-  /// Each takes a system call, as dear as a hundred pages.
-  var runs: Int
-}
-
 /// Most of the work before a moment, a slice at a time.
 ///
 /// Each slice is a small collection: whoever writes a page of it afterwards finds it protected, opens it and puts it on record. So what is left
@@ -26,15 +18,17 @@ extension SynchronousMechanism {
     guard pageCount > protection.armingSlice.pages, unsafe hasSlices(protection.domain.pointee) else { return false }
     var isCurrent = told.covers(0..<pageCount)
     if isCurrent { protection.exclusive { forgetAll($0) } }
-    var page = 0
+    var (page, size) = (0, protection.armingSlice.pages)
     while isCurrent, page < pageCount {
-      let slice = page..<min(pageCount, page + protection.armingSlice.pages)
+      let slice = page..<min(pageCount, page + size)
+      let begun = Kernel.now()
       try protection.untilDone { domain throws(PinError) in
         isCurrent = told.isCurrent(domain)
         if !isCurrent { return true }
         return try self.protectAhead(slice, domain)
       }
       page = slice.upperBound
+      size = protection.armingSlice.next(after: size, took: Kernel.now() - begun)
       TestHooks.reach(.armedSlice, page: page)
     }
     return isCurrent

@@ -40,7 +40,11 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     var nobodys = DirtySet(pageCount: pageCount)
     var isAhead = false
     try protection.untilDone(.writeTracking, .pages(all)) { told throws(PinError) in
-      if moment == .inSlices { isAhead = try self.protectAhead(told) }
+      if moment == .inSlices {
+        isAhead = try unsafe self.protection.domain.pointee.lock.takingTurns { () throws(PinError) in
+          try self.protectAhead(told)
+        }
+      }
     } _: { domain, _ throws(PinError) in
       // What was opened since is on record.
       if isAhead { return try self.harvest(in: all, &nobodys, domain, isMoment: true, armed) }
@@ -96,7 +100,10 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     var taken = dirty
     defer { dirty = taken }
     try protection.untilDone(event, .open) { told throws(PinError) in
-      if moment == .inSlices { try self.harvestAhead(told, &taken) }
+      guard moment == .inSlices else { return }
+      try unsafe self.protection.domain.pointee.lock.takingTurns { () throws(PinError) in
+        try self.harvestAhead(told, &taken)
+      }
     } _: { domain, _ throws(PinError) in
       try self.harvest(in: 0..<self.pageCount, &taken, domain, isMoment: moment != .notNeeded, armed)
     }

@@ -20,7 +20,8 @@ protocol TrackingMechanism: AnyObject, Sendable {
   /// Adds the pages written since the last harvest and protects them again in one step: a write that races with it is in this
   /// harvest or in the next. On error, `dirty` holds what was taken and must be kept. `armed` as in ``start(_:armed:)``.
   func harvest(
-    into dirty: inout DirtySet, _ event: InvalidationRange.Event, _ moment: ArmingMoment, armed: (borrowing FaultDomain) -> Void
+    into dirty: inout DirtySet, _ event: InvalidationRange.Event, _ moment: ArmingMoment,
+    armed: (borrowing FaultDomain) -> Void
   ) throws(PinError)
   /// Lifts the protection for as long as nobody tracks; what was written before was harvested.
   func suspend() throws(PinError)

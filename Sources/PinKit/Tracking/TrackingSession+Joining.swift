@@ -86,7 +86,9 @@ extension TrackingSession {
         try start(wanted, needsFaults: true, of: region, moment, armed: armed)
       }
     } catch {
-      do throws(PinError) { state.mechanism = try start(.asynchronous, of: region, .notNeeded) { _ in } } catch { state.loss = error }
+      do throws(PinError) { state.mechanism = try start(.asynchronous, of: region, .notNeeded) { _ in } } catch {
+        state.loss = error
+      }
       throw error
     }
     logger.info("\(addresses) was tracked by .asynchronous, and changed over to a mechanism that can act at the fault")

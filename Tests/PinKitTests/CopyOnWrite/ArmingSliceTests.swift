@@ -16,7 +16,8 @@ import Testing
 
   private func with(_ body: (Region) throws -> Void) throws {
     let space = try AddressSpace.forTests(
-      patience: AddressSpace.Configuration().patience, armingSlice: ArmingSlice(pages: Self.slice, runs: 100))
+      patience: AddressSpace.Configuration().patience,
+      armingSlice: ArmingSlice(pages: Self.slice, mostPages: Self.slice, runs: 100))
     let region = try space.map(.anonymous(hugePages: .never), pages: Self.pageCount)
     try region.write(version: 1, to: 0..<Self.pageCount)
     defer { TestHooks.set(.armedSlice, nil) }
@@ -130,7 +131,8 @@ import Testing
     }
   }
 
-  @Test("N5, N9, N10: slices and moment are one pair, and who subscribes in between hears of all of it", arguments: mechanisms)
+  @Test(
+    "N5, N9, N10: slices and moment are one pair, and who subscribes in between hears of all of it", arguments: mechanisms)
   func onePair(_ mechanism: WriteTracking.Mechanism) throws {
     try with { region in
       let all = 0..<Self.pageCount

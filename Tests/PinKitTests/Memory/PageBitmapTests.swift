@@ -55,11 +55,12 @@ import Testing
           #expect(!isLast && window.pages.lowerBound >= start)
           let found = model.filter { start..<window.pages.upperBound ~= $0 }
           #expect(found.min() == window.pages.lowerBound && found.max() == window.pages.upperBound - 1)
+          let runs = DirtySet(pageCount: pageCount, runs: found.map { $0..<$0 + 1 }).runs.count
           // A word has 32 runs at most.
-          #expect(found.count < 164 && DirtySet(pageCount: pageCount, runs: found.map { $0..<$0 + 1 }).runs.count < 35)
+          #expect(found.count < 164 && runs < 35)
           start = window.pages.upperBound
           isLast = window.isLast
-          if !isLast { #expect(found.count >= 100 || DirtySet(pageCount: pageCount, runs: found.map { $0..<$0 + 1 }).runs.count >= 3) }
+          if !isLast { #expect(found.count >= 100 || runs >= 3) }
         }
         #expect(isLast && model.allSatisfy { $0 < start })
         #expect(Set(drain(bitmap).joined()) == model)

@@ -140,6 +140,25 @@ import Testing
     #expect(order.withLock { $0 } == ["first writer", "reader", "reader", "reader", "second writer"])
   }
 
+  @Test("W1: between slices a reader has its turn: it waits, and is not turned away each time") func turns() throws {
+    let guarded = Guarded()
+    let reader = Mutex<TestThread?>(nil)
+    let isIn = Shared()
+    try guarded.lock.takingTurns { () throws(PinError) in
+      guarded.lock.withExclusive(rearm: {}) {
+        let thread = TestThread {
+          let hold = guarded.lock.trySharedOrDefer()
+          isIn.value = hold == nil ? 0 : 1
+          _ = consume hold
+        }
+        reader.withLock { $0 = thread }
+        #expect(spin { thread.isAsleep || thread.hasEnded })
+      }
+    }
+    try #require(reader.withLock { $0 }).join()
+    #expect(isIn.value == 1)
+  }
+
   @Test("K2: a reader that was turned away is told when to come back, whatever the order")
   func deferral() {
     let guarded = Guarded()

@@ -10,22 +10,24 @@ import Testing
     await #expect(processExitsWith: .success) {
       ct_deadline(600)
       _ = ct_handle(SIGSEGV, CInt(ct_plain))
-      // While the region is there, a page takes as long as the processor goes round: there are few of them.
-      let (threads, share, first) = (4, 500, 20)
+      let (threads, share, first) = (4, 1000, 20)
       // A store's call lasts until another has begun, for which threads that spin wait for a processor.
       let space = try AddressSpace.forTests(patience: 120)
       let store = UnrulyStore(pages: threads * share)
       let region = try space.map(.file(store, fillAround: .exact), pages: threads * share)
       let file = region.attachments.find(FilePages.self)!
-      let (asked, finished) = (Shared(), Shared())
+      let (asked, waiting, finished, goes) = (Shared(), Shared(), Shared(), Shared())
       // There is always one at the store: each ends when another has begun, unless none can begin any more. Nobody gets beyond the first
-      // of its pages before the region goes, however long that takes to begin.
+      // of its pages before the region is to go, however long that takes to begin.
       store.set {
         $0.isQuick = false
         $0.reading = { pages throws(PinError) in
           let mine = asked.add()
-          while pages.lowerBound % share >= first, !file.isGoing.load(ordering: .acquiring) { sched_yield() }
-          while finished.value < threads - 1, asked.value == mine, !file.isGoing.load(ordering: .acquiring) { sched_yield() }
+          while asked.value == mine, !file.isGoing.load(ordering: .acquiring) {
+            let others = finished.value + (goes.value == 0 ? waiting.value : 0)
+            if others == threads - 1 { break }
+            sched_yield()
+          }
         }
       }
       let start = UInt64(region.addresses.start)
@@ -38,11 +40,16 @@ import Testing
               break
             }
             if page % share == 2 { begun.add() }
+            if page % share == first {
+              waiting.add()
+              while goes.value == 0 { sched_yield() }
+            }
           }
           finished.add()
         }
       }
       while begun.value < threads { sched_yield() }
+      goes.value = 1
       try region.unmap()
       for reader in readers { reader.join() }
       check(gone.value, is: threads, "the region went when all was read")

@@ -200,7 +200,7 @@ extension AddressSpace {
 
   static func forTests(patience: Double) throws(PinError) -> AddressSpace {
     // Slices much smaller than regions of tests, which are much smaller than those of programs.
-    try forTests(patience: patience, armingSlice: ArmingSlice(pages: 64, runs: 3))
+    try forTests(patience: patience, armingSlice: ArmingSlice(pages: 64, mostPages: 64, runs: 3))
   }
 
   static func forTests(patience: Double, armingSlice: ArmingSlice) throws(PinError) -> AddressSpace {
