@@ -12,7 +12,8 @@ public final class Snapshot: Sendable {
   /// In nanoseconds: how long writers of the region could not go on. It is the time for which the wrprotect lock was held
   /// exclusively until every page was protected; had the kernel to be asked more than once, the last time.
   ///
-  /// Most pages of a region of more than 8 MiB are protected before, in slices beside the writers; who takes a fault meanwhile waits for a slice.
+  /// Where there are more than 2,048 pages to protect, most of them are before, in slices beside the writers; who takes a fault meanwhile waits
+  /// for a slice.
   public let pause: UInt64
   let set: SnapshotSet
   let generation: SnapshotGeneration

@@ -31,7 +31,7 @@ public final class AddressSpace: Sendable {
     /// How often the statistics are handed to swift-metrics, in seconds; 0: never. Costs nothing in the fault path.
     public var metricsInterval = 1.0
     /// How much is protected under one hold of the wrprotect lock before the moment of a snapshot.
-    var armingSlice = ArmingSlice(pages: 2_048, mostPages: 131_072, runs: 64)
+    var armingSlice = ArmingSlice(pages: 2_048, mostPages: 32_768, runs: 64)
     public init() {}
   }
 

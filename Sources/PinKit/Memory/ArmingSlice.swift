@@ -9,6 +9,6 @@ struct ArmingSlice: Sendable {
 
   /// How large the next slice is to be after one that took so many nanoseconds.
   func next(after size: Int, took time: UInt64) -> Int {
-    time < 50_000 ? min(2 * size, mostPages) : time > 200_000 ? max(size / 2, pages) : size
+    time < 50_000 ? min(2 * size, mostPages) : time > 200_000 ? pages : size
   }
 }

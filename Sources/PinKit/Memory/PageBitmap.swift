@@ -187,6 +187,17 @@ internal import Synchronization
   /// Calls `body` with runs of set bits, in order; they need not be maximal.
   func forEachRun(_ body: (Range<Int>) -> Void) { walk(level: levels - 1, index: 0, clears: false, body) }
 
+  /// The same for `pages`, looking at each word.
+  func forEachRun(in pages: Range<Int>, _ body: (Range<Int>) -> Void) {
+    var page = pages.lowerBound
+    while page < pages.upperBound {
+      let end = min(pages.upperBound, (page | 63) + 1)
+      let bits = unsafe word(0, page >> 6).pointee.load(ordering: .acquiring)
+      if bits != 0 { Self.forEachRun(of: bits & Self.mask(page..<end), at: page >> 6, body) }
+      page = end
+    }
+  }
+
   /// The first page from `start` on whose bit is set, and that `isWanted`.
   func first(from start: Int, where isWanted: (Int) -> Bool) -> Int? {
     first(level: levels - 1, index: 0, from: start, where: isWanted)

@@ -72,8 +72,9 @@ extension PageTable {
         if entry.isPinned { body(page, entry) }
       }
     }
-    // A walk of the index costs as much as all that is in it.
     if pages.count <= 64 { return look(pages) }
+    if pages.count < pageCount { return pinned.forEachRun(in: pages, look) }
+    // A walk of the index costs as much as all that is in it.
     pinned.forEachRun { run in
       let part = run.clamped(to: pages)
       if !part.isEmpty { look(part) }

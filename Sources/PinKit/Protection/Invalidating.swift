@@ -43,7 +43,7 @@ extension RegionProtection {
   /// What subscribers were told of a change that has started.
   struct Told {
     fileprivate let version: UInt64
-    /// `nil` where nobody subscribes to any.
+    /// `nil` where nobody has ever subscribed.
     fileprivate let pages: Range<Int>?
 
     func covers(_ changed: Range<Int>) -> Bool {
@@ -58,7 +58,7 @@ extension RegionProtection {
   /// Runs `body` under the exclusive lock until it returns true, between a start and an end.
   ///
   /// The start comes before the lock, so that a subscriber may wait for a thread that is inside a fault (N8). By the time the lock is held
-  /// more pages may be open than were told, and somebody may have subscribed: then it ends with nothing changed, and begins again.
+  /// more pages may be open than were told, and somebody may have subscribed: then it ends without `body`, and begins again.
   ///
   /// - Parameter ahead: Does what can be done before `body`, of what was told and as long as that is current, under exclusive locks of its own.
   /// - Throws: What `body` and `ahead` throw; `.timedOut`, `.subscriberFailed`.
@@ -73,7 +73,7 @@ extension RegionProtection {
       var invalidation = try start(event, pages)
       var isDone = false
       do throws(PinError) {
-        try ahead(Told(version: version, pages: invalidation == nil ? nil : pages))
+        try ahead(Told(version: version, pages: version == 0 ? nil : pages))
         try untilDone { domain throws(PinError) in
           guard domain.subscriptionVersion == version, Self.covers(pages, reach, domain) else { return true }
           isDone = try body(domain, &invalidation)

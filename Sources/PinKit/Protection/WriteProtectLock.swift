@@ -12,8 +12,10 @@ internal import Synchronization
   private let counters: FaultCounters
   /// A reader found the lock taken and left a batch unread: whoever unlocks has the descriptor reported again.
   private let deferred = Atomic<Bool>(false)
-  /// Whoever holds it exclusively lets go soon, and wants it again at once: a reader that were turned away would find it taken each time.
-  private let isTakenInTurns = Atomic<Bool>(false)
+  /// A reader was turned away, and none has come in since.
+  private let isAwaited = Atomic<Bool>(false)
+  /// Whether somebody waits for it.
+  let isGivingWay = Atomic<Bool>(false)
 
   init(counters: FaultCounters) { self.counters = counters }
   deinit { futex.deallocate() }
@@ -60,11 +62,11 @@ internal import Synchronization
   }
 
   /// For a reader thread, which must not sleep on one region while others need it: `nil` while an exclusive operation runs. The
-  /// operation's end reports the descriptor again, so that the messages are not forgotten. Between the slices of one it waits for its turn.
+  /// operation's end reports the descriptor again, so that the messages are not forgotten.
   @inline(__always) func trySharedOrDefer(file: StaticString = #fileID, line: UInt = #line) -> SharedHold? {
-    if isTakenInTurns.load(ordering: .relaxed) { return lockShared(file: file, line: line) }
     guard trySharedOrDefer() else { return nil }
     if LockOrder.isOn { noteShared(LockPlace(file: file, line: line)) }
+    if isAwaited.load(ordering: .relaxed) { isAwaited.store(false, ordering: .relaxed) }
     return SharedHold(futex)
   }
 
@@ -77,6 +79,7 @@ internal import Synchronization
 
   private func trySharedOrDefer() -> Bool {
     if futex.tryLockShared() { return true }
+    isAwaited.store(true, ordering: .relaxed)
     deferred.store(true, ordering: .relaxed)
     // Two fences, one between store and load on each side: without them both may miss the other's store (it is seen on arm64), and
     // the messages would wait for ever.
@@ -95,11 +98,15 @@ internal import Synchronization
     if LockOrder.isOn { LockOrder.released(key: futex.key) }
   }
 
-  /// Runs `body`, which takes the exclusive side again and again, for a moment each time.
-  func takingTurns<Result>(_ body: () throws(PinError) -> Result) throws(PinError) -> Result {
-    isTakenInTurns.store(true, ordering: .relaxed)
-    defer { isTakenInTurns.store(false, ordering: .relaxed) }
-    return try body()
+  /// For who takes the exclusive side again and again: a reader that was turned away would find it taken each time. Waits until one has come
+  /// in, at most so long; nothing is held.
+  func giveWay(atMost nanoseconds: UInt64 = 1_000_000) {
+    guard isAwaited.load(ordering: .acquiring) else { return }
+    isGivingWay.store(true, ordering: .relaxed)
+    let end = Kernel.now() + nanoseconds
+    while isAwaited.load(ordering: .relaxed), Kernel.now() < end { Kernel.pause(nanoseconds: 10_000) }
+    isGivingWay.store(false, ordering: .relaxed)
+    isAwaited.store(false, ordering: .relaxed)
   }
 
   /// Runs `body` alone, with signals blocked: a signal handler that touches managed memory would otherwise wait for this thread.

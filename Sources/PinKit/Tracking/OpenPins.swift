@@ -12,7 +12,7 @@ enum OpenPins {
   /// Of `opened`, which were on record as open, the pages that stay so.
   static func staying(of opened: DirtySet, in domain: borrowing FaultDomain) -> DirtySet {
     if opened.isEmpty { return opened }
-    let pinned = pages(in: domain)
+    let pinned = pages(in: domain, of: opened.runs[0].lowerBound..<opened.runs[opened.runs.count - 1].upperBound)
     return pinned.isEmpty ? pinned : opened.subtracting(opened.subtracting(pinned))
   }
 
@@ -25,7 +25,7 @@ enum OpenPins {
 
   /// Opens every page that is pinned and protected, and puts it on record. What cannot be opened now faults, or is opened by its pin's owner.
   static func reopen(in domain: borrowing FaultDomain) {
-    for run in pages(in: domain).runs {
+    for run in pages(in: domain, of: 0..<domain.table.pageCount).runs {
       for page in run where !domain.table[page].contains(.open) { reopen(page, in: domain) }
     }
     let isClosed = domain.pinClosings.load(ordering: .relaxed) & 1 == 1
@@ -52,14 +52,14 @@ enum OpenPins {
     }
   }
 
-  /// The pages that are pinned for writing and whose protection is the tracker's alone. Pages of a store and sealed ones are opened by
+  /// The pages among `pages` that are pinned for writing and whose protection is the tracker's alone. Pages of a store and sealed ones are opened by
   /// others, too, and huge frames are protected by not being mapped: what is pinned there is reached through the pool's own mapping.
-  static func pages(in domain: borrowing FaultDomain) -> DirtySet {
+  static func pages(in domain: borrowing FaultDomain, of pages: Range<Int>) -> DirtySet {
     let table = domain.table
     var found = DirtySet(pageCount: table.pageCount)
     guard !table.pinned.isEmpty, !domain.hasSource, !domain.hasSeals, !domain.hasMinorFaults.load(ordering: .relaxed)
     else { return found }
-    table.forEachPinned(in: 0..<table.pageCount) { page, entry in
+    table.forEachPinned(in: pages) { page, entry in
       if entry.pinsForWriting > 0, entry.isDisjoint(with: .denied) { found.append(page..<page + 1) }
     }
     return found

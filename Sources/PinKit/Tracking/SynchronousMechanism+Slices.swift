@@ -30,18 +30,20 @@ extension SynchronousMechanism {
       page = slice.upperBound
       size = protection.armingSlice.next(after: size, took: Kernel.now() - begun)
       TestHooks.reach(.armedSlice, page: page)
+      unsafe protection.domain.pointee.lock.giveWay()
     }
     return isCurrent
   }
 
   private func protectAhead(_ slice: Range<Int>, _ domain: borrowing FaultDomain) throws(PinError) -> Bool {
     var rest = DirtySet(pageCount: pageCount, runs: CollectionOfOne(slice))
-    let pinned = OpenPins.pages(in: domain)
+    // Opened before they were protected: a pin would take them for open.
+    domain.table.open.drain(slice) { Self.forget($0, domain.table) }
+    let pinned = OpenPins.pages(in: domain, of: slice)
     if !pinned.isEmpty {
       // They may be unpinned before the moment, and are open.
-      let staying = DirtySet(pageCount: pageCount, runs: pinned.runs.map { $0.clamped(to: slice) })
-      Self.putBack(staying, domain.table)
-      rest = rest.subtracting(staying)
+      Self.putBack(pinned, domain.table)
+      rest = rest.subtracting(pinned)
     }
     return try Self.protect(&rest, domain, kind)
   }
@@ -74,16 +76,18 @@ extension SynchronousMechanism {
       if start == 0, isLast { return false }
       guard told.covers(window) else { return false }
       var isCurrent = true
+      // Windows follow one on the other; what a try takes after another in the same need not.
+      var taken = DirtySet(pageCount: pageCount)
+      defer { found.append(taken) }
       try protection.untilDone { domain throws(PinError) in
         isCurrent = told.isCurrent(domain)
         if !isCurrent { return true }
-        var taken = DirtySet(pageCount: self.pageCount)
-        defer { found.append(taken) }
         return try self.harvest(in: window, &taken, domain, isMoment: false) { _ in }
       }
       if !isCurrent { return false }
       start = window.upperBound
       TestHooks.reach(.armedSlice, page: start)
+      unsafe protection.domain.pointee.lock.giveWay()
     }
     return true
   }

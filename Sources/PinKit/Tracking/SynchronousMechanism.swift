@@ -11,6 +11,8 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   /// The frames of a region that nobody has touched yet.
   private var unmapped: RegionFrames?
   private var isFirst = true
+  /// What was opened or dropped between the slices of the last start.
+  private(set) var changedWhileStarting: DirtySet
 
   init(
     kind: WriteTracking.Mechanism, protection: RegionProtection, pageCount: Int, unmapped: RegionFrames? = nil
@@ -19,6 +21,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     self.kind = kind
     self.protection = protection
     self.pageCount = pageCount
+    changedWhileStarting = DirtySet(pageCount: pageCount)
   }
 
   func start(_ moment: ArmingMoment, armed: (borrowing FaultDomain) -> Void) throws(PinError) {
@@ -39,12 +42,11 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     let all = 0..<pageCount
     var nobodys = DirtySet(pageCount: pageCount)
     var isAhead = false
+    defer { changedWhileStarting = nobodys }
     try protection.untilDone(.writeTracking, .pages(all)) { told throws(PinError) in
-      if moment == .inSlices {
-        isAhead = try unsafe self.protection.domain.pointee.lock.takingTurns { () throws(PinError) in
-          try self.protectAhead(told)
-        }
-      }
+      guard moment == .inSlices else { return }
+      isAhead = try self.protectAhead(told)
+      if isAhead { try self.harvestAhead(told, &nobodys) }
     } _: { domain, _ throws(PinError) in
       // What was opened since is on record.
       if isAhead { return try self.harvest(in: all, &nobodys, domain, isMoment: true, armed) }
@@ -100,10 +102,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     var taken = dirty
     defer { dirty = taken }
     try protection.untilDone(event, .open) { told throws(PinError) in
-      guard moment == .inSlices else { return }
-      try unsafe self.protection.domain.pointee.lock.takingTurns { () throws(PinError) in
-        try self.harvestAhead(told, &taken)
-      }
+      if moment == .inSlices { try self.harvestAhead(told, &taken) }
     } _: { domain, _ throws(PinError) in
       try self.harvest(in: 0..<self.pageCount, &taken, domain, isMoment: moment != .notNeeded, armed)
     }

@@ -91,6 +91,8 @@ extension TrackingSession {
       }
       throw error
     }
+    // Of a page that other code dropped nothing is left to be found.
+    if let mechanism = state.mechanism as? SynchronousMechanism { share(mechanism.changedWhileStarting, &state) }
     logger.info("\(addresses) was tracked by .asynchronous, and changed over to a mechanism that can act at the fault")
   }
 

@@ -1,6 +1,7 @@
 import CTestSupport
 import Foundation
 import Synchronization
+import SystemPackage
 import Testing
 
 @testable import PinKit
@@ -128,6 +129,90 @@ import Testing
       staying.unpin()
       snapshot.close()
       try tracker?.stop()
+    }
+  }
+
+  @Test("P9: a page that was opened and let go of before its slice is not taken for open behind it")
+  func openedBeforeItsSlice() throws {
+    try with { region in
+      let page = Self.middle + 100
+      let zeros = unsafe open("/dev/zero", O_RDONLY | O_CLOEXEC)
+      defer { close(zeros) }
+      let address = region.addresses.start + UInt(page) * 4096
+      let (early, late) = (Shared(), Shared())
+      TestHooks.set(.armedSlice) { end in
+        do {
+          if end == Self.middle, early.add() == 1 { try TestThread { try region.pin(page..<page + 1, .write).unpin() }.join() }
+          guard end == Self.middle + Self.slice, late.add() == 1 else { return }
+          try TestThread {
+            let pin = try region.pin(page..<page + 1, .write)
+            // In place a fault of the kernel's own write cannot be resolved.
+            check(unsafe read(zeros, UnsafeMutableRawPointer(bitPattern: address), 4096), is: 4096)
+            pin.unpin()
+          }.join()
+        } catch { Issue.record("\(error)") }
+      }
+      let snapshot = try region.snapshot(.init(mechanism: .inPlace))
+      #expect(early.value == 1 && late.value == 1)
+      try region.write(version: 3, to: [page])
+      #expect(try snapshot.read(page) == [UInt8](repeating: 0, count: 4096))
+      snapshot.close()
+    }
+  }
+
+  @Test("W5: a slice that is tried again forgets nothing, whatever was opened meanwhile") func triedAgain() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(600)
+      let space = try AddressSpace.forTests(
+        patience: 600, armingSlice: ArmingSlice(pages: Self.slice, mostPages: Self.slice, runs: 100))
+      let region = try space.map(.anonymous(hugePages: .never), pages: Self.pageCount)
+      try region.write(version: 1, to: 0..<Self.pageCount)
+      let tracker = try region.trackWrites(.inPlace)
+      let written = Array(stride(from: 0, to: Self.pageCount, by: 100)) + Array(stride(from: 9001, to: 9200, by: 2))
+      try region.write(version: 2, to: written)
+      let writer = Mutex<TestThread?>(nil)
+      TestHooks.set(.protecting) { page in
+        guard page == 200, writer.withLock({ $0 == nil }) else { return }
+        // The kernel asks to try again, and meanwhile a page before is opened.
+        Injection.arm(.writeProtect, .resourceTemporarilyUnavailable)
+        let thread = TestThread { try region.write(version: 3, to: [50]) }
+        writer.withLock { $0 = thread }
+        check(spin { thread.isAsleep || thread.hasEnded }, "the writer does not wait")
+      }
+      let snapshot = try region.snapshot()
+      TestHooks.set(.protecting, nil)
+      check(Injection.count, is: 1)
+      Injection.disarm()
+      try writer.withLock { $0 }?.join()
+      let all = DirtySet(pageCount: Self.pageCount, runs: (written + [50]).map { $0..<$0 + 1 })
+      try check(tracker.collect(), is: all)
+      snapshot.close()
+      try tracker.stop()
+      try space.close()
+    }
+  }
+
+  @Test("N9, N6: a slice protects no page of which its subscribers were not told", arguments: mechanisms)
+  func toldFirst(_ mechanism: WriteTracking.Mechanism) throws {
+    try with { region in
+      let tracker = try region.trackWrites(mechanism)
+      let recorder = RecordingNotifier()
+      let subscription = try region.subscribe(recorder, to: 5000..<6000)
+      try region.write(version: 2, to: stride(from: 0, to: 3000, by: 3))
+      let thread = Int(Kernel.threadID)
+      let count = Shared()
+      TestHooks.set(.armedSlice) { _ in
+        guard Int(Kernel.threadID) == thread, count.add() == 1 else { return }
+        do { try TestThread { try region.write(version: 3, to: [5500]) }.join() } catch { Issue.record("\(error)") }
+      }
+      let snapshot = try region.snapshot()
+      #expect(count.value > 0)
+      #expect(recorder.take().map(\.kind) == [.start, .middle, .end])
+      #expect(try snapshot.pages { $0 == 5500 ? 3 : $0 < 3000 && $0 % 3 == 0 ? 2 : 1 } == [])
+      #expect(try tracker.collect().contains(5500))
+      snapshot.close()
+      subscription.remove()
+      try tracker.stop()
     }
   }
 

@@ -140,23 +140,28 @@ import Testing
     #expect(order.withLock { $0 } == ["first writer", "reader", "reader", "reader", "second writer"])
   }
 
-  @Test("W1: between slices a reader has its turn: it waits, and is not turned away each time") func turns() throws {
+  @Test("W1: whoever takes the lock again and again gives way to a reader that it turned away") func turns() throws {
     let guarded = Guarded()
-    let reader = Mutex<TestThread?>(nil)
-    let isIn = Shared()
-    try guarded.lock.takingTurns { () throws(PinError) in
-      guarded.lock.withExclusive(rearm: {}) {
-        let thread = TestThread {
-          let hold = guarded.lock.trySharedOrDefer()
-          isIn.value = hold == nil ? 0 : 1
-          _ = consume hold
-        }
-        reader.withLock { $0 = thread }
-        #expect(spin { thread.isAsleep || thread.hasEnded })
+    let (turnedAway, isOver, isIn) = (Shared(), Shared(), Shared())
+    let reader = TestThread {
+      while turnedAway.value == 0 {
+        if let hold = guarded.lock.trySharedOrDefer() { _ = consume hold } else { turnedAway.value = 1 }
       }
+      // Not before it is waited for.
+      guard spin(until: { guarded.lock.isGivingWay.load(ordering: .relaxed) || isOver.value == 1 }), isOver.value == 0 else {
+        return
+      }
+      let hold = guarded.lock.trySharedOrDefer()
+      if hold != nil { isIn.value = 1 }
+      _ = consume hold
     }
-    try #require(reader.withLock { $0 }).join()
+    guarded.lock.withExclusive(rearm: {}) { _ = spin { turnedAway.value == 1 } }
+    guarded.lock.giveWay(atMost: 600_000_000_000)
+    isOver.value = 1
+    try reader.join()
     #expect(isIn.value == 1)
+    // Nobody waits for one that is not awaited.
+    guarded.lock.giveWay(atMost: 600_000_000_000)
   }
 
   @Test("K2: a reader that was turned away is told when to come back, whatever the order")
