@@ -142,7 +142,9 @@ import Testing
       let (early, late) = (Shared(), Shared())
       TestHooks.set(.armedSlice) { end in
         do {
-          if end == Self.middle, early.add() == 1 { try TestThread { try region.pin(page..<page + 1, .write).unpin() }.join() }
+          if end == Self.middle, early.add() == 1 {
+            try TestThread { try region.pin(page..<page + 1, .write).unpin() }.join()
+          }
           guard end == Self.middle + Self.slice, late.add() == 1 else { return }
           try TestThread {
             let pin = try region.pin(page..<page + 1, .write)
