@@ -99,6 +99,8 @@ enum TestHooks {
     case arming
     /// A slice was protected before the moment of a snapshot, and the lock is free; gets the page behind it.
     case armedSlice
+    /// A reader was turned away, and is about to be waited for.
+    case givingWay
     /// Who wants a reference of a frame has found its references frozen, and is about to look again.
     case spinning
   }

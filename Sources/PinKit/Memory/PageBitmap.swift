@@ -62,12 +62,7 @@ internal import Synchronization
 
   /// Sets the bits of `pages`.
   @inline(__always) func insert(_ pages: Range<Int>) {
-    var page = pages.lowerBound
-    while page < pages.upperBound {
-      let end = min(pages.upperBound, (page | 63) + 1)
-      insert(Self.mask(page..<end), at: page >> 6)
-      page = end
-    }
+    Self.forEachWord(of: pages) { index, mask in insert(mask, at: index) }
   }
 
   @inline(__always) private func insert(_ mask: UInt64, at index: Int) {
@@ -98,16 +93,12 @@ internal import Synchronization
 
   /// The same for several.
   func insertVisibly(_ pages: Range<Int>) {
-    var page = pages.lowerBound
-    while page < pages.upperBound {
-      let end = min(pages.upperBound, (page | 63) + 1)
-      let mask = Self.mask(page..<end)
-      let found = unsafe word(0, page >> 6)
+    Self.forEachWord(of: pages) { index, mask in
+      let found = unsafe word(0, index)
       if unsafe found.pointee.load(ordering: .acquiring) & mask != mask {
         unsafe _ = found.pointee.bitwiseOr(mask, ordering: .sequentiallyConsistent)
       }
-      insertVisibly(page)
-      page = end
+      insertVisibly(index << 6 | mask.trailingZeroBitCount)
     }
   }
 
@@ -135,16 +126,11 @@ internal import Synchronization
   /// The same for `pages`. What is above says then that there may be some, which costs a look.
   func drain(_ pages: Range<Int>, _ body: (Range<Int>) -> Void) {
     var joined = JoinedRuns()
-    var page = pages.lowerBound
-    while page < pages.upperBound {
-      let end = min(pages.upperBound, (page | 63) + 1)
-      let found = unsafe word(0, page >> 6)
-      if unsafe found.pointee.load(ordering: .relaxed) != 0 {
-        let mask = Self.mask(page..<end)
-        let bits = unsafe found.pointee.bitwiseAnd(~mask, ordering: .acquiringAndReleasing).oldValue & mask
-        Self.forEachRun(of: bits, at: page >> 6) { joined.add($0, body) }
-      }
-      page = end
+    Self.forEachWord(of: pages) { index, mask in
+      let found = unsafe word(0, index)
+      if unsafe found.pointee.load(ordering: .relaxed) & mask == 0 { return }
+      let bits = unsafe found.pointee.bitwiseAnd(~mask, ordering: .acquiringAndReleasing).oldValue & mask
+      Self.forEachRun(of: bits, at: index) { joined.add($0, body) }
     }
     joined.end(body)
   }
@@ -187,14 +173,14 @@ internal import Synchronization
   /// Calls `body` with runs of set bits, in order; they need not be maximal.
   func forEachRun(_ body: (Range<Int>) -> Void) { walk(level: levels - 1, index: 0, clears: false, body) }
 
-  /// The same for `pages`, looking at each word.
+  /// The same for `pages`; costs in proportion to what is set there.
   func forEachRun(in pages: Range<Int>, _ body: (Range<Int>) -> Void) {
-    var page = pages.lowerBound
-    while page < pages.upperBound {
+    var start = pages.lowerBound
+    while start < pages.upperBound, let page = first(from: start, where: { _ in true }), page < pages.upperBound {
       let end = min(pages.upperBound, (page | 63) + 1)
       let bits = unsafe word(0, page >> 6).pointee.load(ordering: .acquiring)
-      if bits != 0 { Self.forEachRun(of: bits & Self.mask(page..<end), at: page >> 6, body) }
-      page = end
+      Self.forEachRun(of: bits & Self.mask(page..<end), at: page >> 6, body)
+      start = end
     }
   }
 
@@ -242,6 +228,16 @@ internal import Synchronization
       body(start..<start + length)
       if low + length >= 64 { return }
       bits &= ~(((1 << UInt64(length)) - 1) << UInt64(low))
+    }
+  }
+
+  /// Calls `body` with each word of the lowest level that has bits of `pages`, and with those bits.
+  @inline(__always) private static func forEachWord(of pages: Range<Int>, _ body: (_ index: Int, _ mask: UInt64) -> Void) {
+    var page = pages.lowerBound
+    while page < pages.upperBound {
+      let end = min(pages.upperBound, (page | 63) + 1)
+      body(page >> 6, mask(page..<end))
+      page = end
     }
   }
 

@@ -73,12 +73,7 @@ extension PageTable {
       }
     }
     if pages.count <= 64 { return look(pages) }
-    if pages.count < pageCount { return pinned.forEachRun(in: pages, look) }
-    // A walk of the index costs as much as all that is in it.
-    pinned.forEachRun { run in
-      let part = run.clamped(to: pages)
-      if !part.isEmpty { look(part) }
-    }
+    pinned.forEachRun(in: pages, look)
   }
 
   /// The first page from `start` on that is pinned.

@@ -14,8 +14,6 @@ internal import Synchronization
   private let deferred = Atomic<Bool>(false)
   /// A reader was turned away, and none has come in since.
   private let isAwaited = Atomic<Bool>(false)
-  /// Whether somebody waits for it.
-  let isGivingWay = Atomic<Bool>(false)
 
   init(counters: FaultCounters) { self.counters = counters }
   deinit { futex.deallocate() }
@@ -102,10 +100,9 @@ internal import Synchronization
   /// in, at most so long; nothing is held.
   func giveWay(atMost nanoseconds: UInt64 = 1_000_000) {
     guard isAwaited.load(ordering: .acquiring) else { return }
-    isGivingWay.store(true, ordering: .relaxed)
+    TestHooks.reach(.givingWay)
     let end = Kernel.now() + nanoseconds
     while isAwaited.load(ordering: .relaxed), Kernel.now() < end { Kernel.pause(nanoseconds: 10_000) }
-    isGivingWay.store(false, ordering: .relaxed)
     isAwaited.store(false, ordering: .relaxed)
   }
 

@@ -13,25 +13,37 @@ extension SynchronousMechanism {
 
   // MARK: What is not protected yet
 
-  /// Protects a region of which nothing is. False where that is not worth while, or was not come to its end: then nothing is to be relied on.
-  func protectAhead(_ told: RegionProtection.Told) throws(PinError) -> Bool {
+  /// Protects a region of which nothing is, all of which was told. False where that is not worth while, or was not come to its end: then
+  /// nothing is to be relied on.
+  ///
+  /// - Parameter dropped: Gets the pages that are on record as dropped; what was open is nobody's.
+  func protectAhead(_ told: RegionProtection.Told, _ dropped: inout DirtySet) throws(PinError) -> Bool {
     guard pageCount > protection.armingSlice.pages, unsafe hasSlices(protection.domain.pointee) else { return false }
-    var isCurrent = told.covers(0..<pageCount)
-    if isCurrent { protection.exclusive { forgetAll($0) } }
+    protection.exclusive { forgetAll($0, &dropped) }
     var (page, size) = (0, protection.armingSlice.pages)
-    while isCurrent, page < pageCount {
+    while page < pageCount {
       let slice = page..<min(pageCount, page + size)
       let begun = Kernel.now()
-      try protection.untilDone { domain throws(PinError) in
-        isCurrent = told.isCurrent(domain)
-        if !isCurrent { return true }
-        return try self.protectAhead(slice, domain)
-      }
+      let isDone = try hold(told, slice.upperBound) { domain throws(PinError) in try self.protectAhead(slice, domain) }
+      if !isDone { return false }
       page = slice.upperBound
       size = protection.armingSlice.next(after: size, took: Kernel.now() - begun)
-      TestHooks.reach(.armedSlice, page: page)
-      unsafe protection.domain.pointee.lock.giveWay()
     }
+    return true
+  }
+
+  /// Runs `body` under one hold of the lock until it returns true, and lets others have their turn. False if somebody has subscribed since it
+  /// was told: then nothing was done.
+  private func hold(
+    _ told: RegionProtection.Told, _ end: Int, _ body: (borrowing FaultDomain) throws(PinError) -> Bool
+  ) throws(PinError) -> Bool {
+    var isCurrent = true
+    try protection.untilDone { domain throws(PinError) in
+      isCurrent = told.isCurrent(domain)
+      return isCurrent ? try body(domain) : true
+    }
+    TestHooks.reach(.armedSlice, page: end)
+    unsafe protection.domain.pointee.lock.giveWay()
     return isCurrent
   }
 
@@ -75,19 +87,14 @@ extension SynchronousMechanism {
       // The moment takes as much at once.
       if start == 0, isLast { return false }
       guard told.covers(window) else { return false }
-      var isCurrent = true
       // Windows follow one on the other; what a try takes after another in the same need not.
       var taken = DirtySet(pageCount: pageCount)
       defer { found.append(taken) }
-      try protection.untilDone { domain throws(PinError) in
-        isCurrent = told.isCurrent(domain)
-        if !isCurrent { return true }
-        return try self.harvest(in: window, &taken, domain, isMoment: false) { _ in }
+      let isDone = try hold(told, window.upperBound) { domain throws(PinError) in
+        try self.harvest(in: window, &taken, domain, isMoment: false) { _ in }
       }
-      if !isCurrent { return false }
+      if !isDone { return false }
       start = window.upperBound
-      TestHooks.reach(.armedSlice, page: start)
-      unsafe protection.domain.pointee.lock.giveWay()
     }
     return true
   }

@@ -11,7 +11,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   /// The frames of a region that nobody has touched yet.
   private var unmapped: RegionFrames?
   private var isFirst = true
-  /// What was opened or dropped between the slices of the last start.
+  /// What was dropped, or opened, since the last start began and until its moment.
   private(set) var changedWhileStarting: DirtySet
 
   init(
@@ -45,12 +45,12 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     defer { changedWhileStarting = nobodys }
     try protection.untilDone(.writeTracking, .pages(all)) { told throws(PinError) in
       guard moment == .inSlices else { return }
-      isAhead = try self.protectAhead(told)
+      isAhead = try self.protectAhead(told, &nobodys)
       if isAhead { try self.harvestAhead(told, &nobodys) }
     } _: { domain, _ throws(PinError) in
       // What was opened since is on record.
       if isAhead { return try self.harvest(in: all, &nobodys, domain, isMoment: true, armed) }
-      self.forgetAll(domain)
+      self.forgetAll(domain, &nobodys)
       OpenPins.willClose(in: domain)
       defer { OpenPins.reopen(in: domain) }
       let done = try self.protectAll(domain)
@@ -59,9 +59,11 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     }
   }
 
-  /// Nobody is owed what was open.
-  func forgetAll(_ domain: borrowing FaultDomain) {
-    domain.table.discarded.drain { _ in }
+  /// Nobody is owed what was open. Of what was dropped somebody may have to be told who watched in another way before.
+  func forgetAll(_ domain: borrowing FaultDomain, _ dropped: inout DirtySet) {
+    var runs: [Range<Int>] = []
+    domain.table.discarded.drain { runs.append($0) }
+    if !runs.isEmpty { dropped.formUnion(DirtySet(pageCount: pageCount, runs: runs)) }
     domain.table.forgetTold()
     domain.table.open.drain { Self.forget($0, domain.table) }
   }

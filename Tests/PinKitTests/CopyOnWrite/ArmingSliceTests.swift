@@ -26,6 +26,24 @@ import Testing
     try space.close()
   }
 
+  /// The same with a tracker, and an open snapshot since which every third page was written.
+  private func withWatched(
+    _ mechanism: WriteTracking.Mechanism, _ body: (Region, WriteTracker, Snapshot, _ written: [Int]) throws -> Void
+  ) throws {
+    try with { region in
+      let tracker = try region.trackWrites(mechanism)
+      let before = try region.snapshot()
+      let written = Array(stride(from: 0, to: Self.pageCount, by: 3))
+      try region.write(version: 2, to: written)
+      try body(region, tracker, before, written)
+      #expect(try before.pages { _ in 1 } == [])
+      before.close()
+      try tracker.stop()
+    }
+  }
+
+  private static func set(_ pages: [Int]) -> DirtySet { DirtySet(pageCount: pageCount, runs: pages.map { $0..<$0 + 1 }) }
+
   /// Runs `body` on another thread behind the slice that ends at `page`, and waits for it.
   private func behind(_ page: Int, _ body: @escaping @Sendable () throws -> Void) -> Shared {
     let count = Shared()
@@ -54,47 +72,71 @@ import Testing
 
   @Test("W5, W6: the same where the region is watched already, and its tracker has every page once", arguments: mechanisms)
   func writersGoOnBesideTrackers(_ mechanism: WriteTracking.Mechanism) throws {
-    try with { region in
-      let tracker = try region.trackWrites(mechanism)
-      let before = try region.snapshot()
-      let early = Array(stride(from: 0, to: Self.pageCount, by: 3))
-      try region.write(version: 2, to: early)
+    try withWatched(mechanism) { region, tracker, before, early in
       let late = [0, 1, 3, 500, 4001, Self.pageCount - 2, Self.pageCount - 1]
       // Behind the last slice; after that the moment comes.
       let count = behind(Self.pageCount) { try region.write(version: 3, to: late) }
       let snapshot = try region.snapshot()
       #expect(count.value >= 1)
-      let all = DirtySet(pageCount: Self.pageCount, runs: (early + late).map { $0..<$0 + 1 })
+      let all = Self.set(early + late)
       #expect(try tracker.collect() == all)
       #expect(try snapshot.changes(since: before) == all)
       try region.write(version: 4, to: [3, 4])
       #expect(try tracker.collect().runs == [3..<5])
-      #expect(
-        try snapshot.pages { page in late.contains(page) ? 3 : page % 3 == 0 ? 2 : 1 } == [])
-      #expect(try before.pages { _ in 1 } == [])
+      #expect(try snapshot.pages { page in late.contains(page) ? 3 : page % 3 == 0 ? 2 : 1 } == [])
       snapshot.close()
-      before.close()
-      try tracker.stop()
     }
   }
 
   @Test("W5: what slices took is not lost when the moment fails", arguments: mechanisms)
   func nothingIsLost(_ mechanism: WriteTracking.Mechanism) throws {
-    try with { region in
-      let tracker = try region.trackWrites(mechanism)
-      let before = try region.snapshot()
-      let written = Array(stride(from: 0, to: Self.pageCount, by: 3))
-      try region.write(version: 2, to: written)
+    try withWatched(mechanism) { region, tracker, before, written in
       let pin = try region.pin(8..<9, .write)
       #expect(code { _ = try region.snapshot(.init(captureLimit: 0)) } == .limitReached)
       pin.unpin()
       let snapshot = try region.snapshot()
-      var all = DirtySet(pageCount: Self.pageCount, runs: written.map { $0..<$0 + 1 })
-      all.formUnion(DirtySet(pageCount: Self.pageCount, runs: [8..<9]))
+      let all = Self.set(written + [8])
       #expect(try tracker.collect() == all)
       #expect(try snapshot.changes(since: before) == all)
       snapshot.close()
-      before.close()
+    }
+  }
+
+  @Test("W6: what is opened while a region is protected for the first time is not all left for the moment")
+  func againBeforeTheFirst() throws {
+    try with { region in
+      let thread = Kernel.threadID
+      let (slices, written) = (Shared(), Array(stride(from: 0, to: Self.middle, by: 3)))
+      TestHooks.set(.armedSlice) { end in
+        guard Kernel.threadID == thread else { return }
+        slices.add()
+        guard end == Self.middle else { return }
+        do { try TestThread { try region.write(version: 2, to: written) }.join() } catch { Issue.record("\(error)") }
+      }
+      let snapshot = try region.snapshot(.init(mechanism: .inPlace))
+      #expect(slices.value > (Self.pageCount + Self.slice - 1) / Self.slice)
+      #expect(try snapshot.pages { $0 < Self.middle && $0 % 3 == 0 ? 2 : 1 } == [])
+      snapshot.close()
+    }
+  }
+
+  @Test(
+    "W5: what other code drops while a region changes over from tracking by the kernel is in its tracker's set",
+    .enabled(if: Mechanisms.all.contains(.asynchronous), "needs WP_ASYNC"))
+  func droppedWhileChangingOver() throws {
+    try with { region in
+      let tracker = try region.trackWrites(.asynchronous)
+      let address = region.addresses.start + 100 * 4096
+      let count = behind(Self.middle) {
+        check(unsafe madvise(UnsafeMutableRawPointer(bitPattern: address), 4096, MADV_DONTNEED), is: 0)
+        // The kernel says so to a handler thread, which notes it.
+        check(spin { region.table.discarded.contains(100) }, "the removal is not noted")
+      }
+      let snapshot = try region.snapshot(.init(mechanism: .handlerThread))
+      #expect(count.value == 1)
+      #expect(try tracker.collect().contains(100))
+      #expect(try snapshot.read(100) == [UInt8](repeating: 0, count: 4096))
+      snapshot.close()
       try tracker.stop()
     }
   }
@@ -186,7 +228,7 @@ import Testing
       check(Injection.count, is: 1)
       Injection.disarm()
       try writer.withLock { $0 }?.join()
-      let all = DirtySet(pageCount: Self.pageCount, runs: (written + [50]).map { $0..<$0 + 1 })
+      let all = Self.set(written + [50])
       try check(tracker.collect(), is: all)
       snapshot.close()
       try tracker.stop()

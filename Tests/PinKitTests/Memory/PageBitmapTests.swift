@@ -17,6 +17,18 @@ import Testing
     return runs
   }
 
+  /// Some runs, and what they are in all.
+  private func fill(_ bitmap: PageBitmap, _ random: inout SeededRandom) -> Set<Int> {
+    var model = Set<Int>()
+    for _ in 0..<Int.random(in: 0...40, using: &random) {
+      let start = Int.random(in: 0..<bitmap.pageCount, using: &random)
+      let run = start..<min(bitmap.pageCount, start + Int.random(in: 1...200, using: &random))
+      bitmap.insert(run)
+      model.formUnion(run)
+    }
+    return model
+  }
+
   @Test("drains in order, once, and merges runs across words") func order() throws {
     try with(100_000) { bitmap in
       for run in [99_999..<100_000, 60..<70, 0..<1, 64 * 64 - 3..<64 * 64 + 2, 128..<192, 192..<256, 300..<301] {
@@ -36,18 +48,15 @@ import Testing
     var random = SeededRandom(seed: UInt64(pageCount))
     try with(pageCount) { bitmap in
       for _ in 0..<20 {
-        var model = Set<Int>()
-        for _ in 0..<Int.random(in: 0...40, using: &random) {
-          let start = Int.random(in: 0..<pageCount, using: &random)
-          let run = start..<min(pageCount, start + Int.random(in: 1...200, using: &random))
-          bitmap.insert(run)
-          model.formUnion(run)
-        }
+        var model = fill(bitmap, &random)
         let bounds = [Int.random(in: 0...pageCount, using: &random), Int.random(in: 0...pageCount, using: &random)].sorted()
-        var taken: [Range<Int>] = []
-        bitmap.drain(bounds[0]..<bounds[1]) { taken.append($0) }
+        let part = bounds[0]..<bounds[1]
+        var (seen, taken): ([Range<Int>], [Range<Int>]) = ([], [])
+        bitmap.forEachRun(in: part) { seen.append($0) }
+        bitmap.drain(part) { taken.append($0) }
+        #expect(Set(seen.joined()) == Set(taken.joined()))
         #expect(DirtySet(pageCount: pageCount, runs: taken).runs == taken)
-        #expect(Set(taken.joined()) == model.filter { bounds[0]..<bounds[1] ~= $0 })
+        #expect(Set(taken.joined()) == model.filter { part ~= $0 })
         model.subtract(taken.joined())
         var start = 0
         var isLast = model.isEmpty
@@ -83,13 +92,7 @@ import Testing
     var random = SeededRandom(seed: UInt64(pageCount))
     try with(pageCount) { bitmap in
       for _ in 0..<20 {
-        var model = Set<Int>()
-        for _ in 0..<Int.random(in: 0...40, using: &random) {
-          let start = Int.random(in: 0..<pageCount, using: &random)
-          let run = start..<min(pageCount, start + Int.random(in: 1...200, using: &random))
-          bitmap.insert(run)
-          model.formUnion(run)
-        }
+        let model = fill(bitmap, &random)
         let runs = drain(bitmap)
         #expect(DirtySet(pageCount: pageCount, runs: runs).runs == runs)
         #expect(Set(runs.joined()) == model)

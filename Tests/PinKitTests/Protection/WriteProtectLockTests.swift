@@ -142,15 +142,16 @@ import Testing
 
   @Test("W1: whoever takes the lock again and again gives way to a reader that it turned away") func turns() throws {
     let guarded = Guarded()
-    let (turnedAway, isOver, isIn) = (Shared(), Shared(), Shared())
+    let (turnedAway, isAwaited, isOver, isIn) = (Shared(), Shared(), Shared(), Shared())
+    let thread = Kernel.threadID
+    TestHooks.set(.givingWay) { _ in if Kernel.threadID == thread { isAwaited.value = 1 } }
+    defer { TestHooks.set(.givingWay, nil) }
     let reader = TestThread {
       while turnedAway.value == 0 {
         if let hold = guarded.lock.trySharedOrDefer() { _ = consume hold } else { turnedAway.value = 1 }
       }
       // Not before it is waited for.
-      guard spin(until: { guarded.lock.isGivingWay.load(ordering: .relaxed) || isOver.value == 1 }), isOver.value == 0 else {
-        return
-      }
+      guard spin(until: { isAwaited.value == 1 || isOver.value == 1 }), isOver.value == 0 else { return }
       let hold = guarded.lock.trySharedOrDefer()
       if hold != nil { isIn.value = 1 }
       _ = consume hold
