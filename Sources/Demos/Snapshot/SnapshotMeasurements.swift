@@ -52,7 +52,7 @@ struct SnapshotMeasurements {
         func mebibytes(_ bytes: Int?) -> String { bytes.map { "\((Double($0) / 1_048_576).rounded(to: 0)) MiB" } ?? "" }
         return Self.line(
           row.subject,
-          [checkpoint.map { milliseconds(Double($0.pause)) } ?? ""]
+          [checkpoint.map { $0.pause < 1_000_000 ? microseconds(Double($0.pause)) : milliseconds(Double($0.pause)) } ?? ""]
             + Self.percentiles.map { microseconds(Self.time(row, $0.percentile)) } + [
               milliseconds(Self.time(row, 100)), milliseconds(slowed(row) * 1e6), "\((rate(row) / 1e3).rounded(to: 0))k/s",
               mebibytes(checkpoint?.extraMemory),
