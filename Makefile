@@ -56,7 +56,7 @@ sanitize: test-dependencies ## Run the tests under the thread and address saniti
 	$(SANITIZED) scripts/count-tests swift test --disable-xctest --sanitize=address --scratch-path .build-address
 
 # Suites of the fault path, where a wrong access breaks everybody's memory.
-FAULT_PATH := ParallelProtection|SignalPatience|BudgetTests|LimitTests|WriteProtectLock|LockOrderTests|AllocationTests|FirstWriteTests|ErrnoInjectionTests|ForeignRemovalTests|WriteTrackerTests|WrprotectOrderTests|TeardownRace|StressTests|ExactnessTests|FaultAround|SnapshotTests|SnapshotRace|CloneTests|PinRaceTests|FileRaceTests
+FAULT_PATH := ParallelProtection|ArmingSlice|SignalPatience|BudgetTests|LimitTests|WriteProtectLock|LockOrderTests|AllocationTests|FirstWriteTests|ErrnoInjectionTests|ForeignRemovalTests|WriteTrackerTests|WrprotectOrderTests|TeardownRace|StressTests|ExactnessTests|FaultAround|SnapshotTests|SnapshotRace|CloneTests|PinRaceTests|FileRaceTests
 
 sanitize-fault-path: test-dependencies ## The suites of the fault path under the address sanitizer
 	$(SANITIZED) scripts/count-tests swift test --disable-xctest --sanitize=address --scratch-path .build-address --filter '$(FAULT_PATH)'
