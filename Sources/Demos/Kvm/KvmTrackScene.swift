@@ -16,7 +16,7 @@ struct KvmTrackScene: DemoScene {
     var sets: [(collected: DirtySet, written: DirtySet)] = []
     /// Pages that hold something else than what was last written to them.
     var wrong = 0
-    /// Of pages written again right after a collection, and written again without one; `nil` where the kernel does not count.
+    /// Of pages written again right after a collection, and written again without one, in the pass that took the fewest; `nil` where the kernel does not count.
     var renewed: (collected: Int, kept: Int, pages: Int)?
     var refusals = 0
     /// In nanoseconds.
@@ -83,8 +83,14 @@ struct KvmTrackScene: DemoScene {
     guard let first = machine.translationsMade else { return }
     try machine.run(stores)
     let second = machine.translationsMade ?? 0
-    try machine.run(stores)
-    outcome.renewed = (second - first, (machine.translationsMade ?? 0) - second, pageCount - 4)
+    // The kernel may move pages at any time, and takes their translations for that: what a pass of stores costs on its own is the least of some.
+    var kept = Int.max
+    for _ in 0..<16 where kept > 0 {
+      let before = machine.translationsMade ?? 0
+      try machine.run(stores)
+      kept = min(kept, (machine.translationsMade ?? 0) - before)
+    }
+    outcome.renewed = (second - first, kept, pageCount - 4)
   }
 
   /// What the guest writes in a round: pages, and every how many of them.
