@@ -8,17 +8,25 @@
 #include "CTestSupport.h"
 
 static _Atomic(int (*)(void)) is_inside;
-static atomic_int count;
+static atomic_int allocations, errors;
 
-// What the runtime calls for each error that is thrown. The testing library has it take a backtrace, which allocates.
+// What the runtime calls for each error that is thrown, whoever catches it. A host may have it take a backtrace, which allocates, as the
+// testing library does.
 extern _Atomic(void *) _swift_willThrow, _swift_willThrowTypedImpl;
 
+static void note(atomic_int *of) {
+  int (*inside)(void) = atomic_load(&is_inside);
+  if (inside && inside()) atomic_fetch_add(of, 1);
+}
+static void note_error(void) { note(&errors); }
+
 void ct_watch_allocations(int (*inside)(void)) {
-  atomic_store(&_swift_willThrow, NULL);
-  atomic_store(&_swift_willThrowTypedImpl, NULL);
+  atomic_store(&_swift_willThrow, (void *)note_error);
+  atomic_store(&_swift_willThrowTypedImpl, (void *)note_error);
   atomic_store(&is_inside, inside);
 }
-int ct_watched_allocations(void) { return atomic_load(&count); }
+int ct_watched_allocations(void) { return atomic_load(&allocations); }
+int ct_watched_errors(void) { return atomic_load(&errors); }
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
@@ -27,38 +35,33 @@ int ct_watched_allocations(void) { return atomic_load(&count); }
 #endif
 
 #ifndef HAS_SANITIZER
-static void note(void) {
-  int (*inside)(void) = atomic_load(&is_inside);
-  if (inside && inside()) atomic_fetch_add(&count, 1);
-}
-
 extern void *__libc_malloc(size_t size);
 extern void *__libc_calloc(size_t count, size_t size);
 extern void *__libc_realloc(void *old, size_t size);
 extern void *__libc_memalign(size_t alignment, size_t size);
 
 void *malloc(size_t size) {
-  note();
+  note(&allocations);
   return __libc_malloc(size);
 }
 void *calloc(size_t items, size_t size) {
-  note();
+  note(&allocations);
   return __libc_calloc(items, size);
 }
 void *realloc(void *old, size_t size) {
-  note();
+  note(&allocations);
   return __libc_realloc(old, size);
 }
 void *memalign(size_t alignment, size_t size) {
-  note();
+  note(&allocations);
   return __libc_memalign(alignment, size);
 }
 void *aligned_alloc(size_t alignment, size_t size) {
-  note();
+  note(&allocations);
   return __libc_memalign(alignment, size);
 }
 int posix_memalign(void **out, size_t alignment, size_t size) {
-  note();
+  note(&allocations);
   if (alignment % sizeof(void *) || alignment == 0 || alignment & (alignment - 1)) return EINVAL;
   int before = errno;
   void *memory = __libc_memalign(alignment, size);

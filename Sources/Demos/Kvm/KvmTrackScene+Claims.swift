@@ -26,7 +26,7 @@ extension KvmTrackScene {
           holds: renewed.collected >= renewed.pages && renewed.kept < renewed.pages / 10,
           evidence:
             "Of \(renewed.pages.grouped) pages, KVM made \(renewed.collected.grouped) translations anew after a collection, "
-            + "and \(renewed.kept.grouped) when they were written without one."))
+            + "and \(renewed.kept.grouped) when they were written without one (the median of 15 passes)."))
     }
     let isRefused = [.inPlace, .mprotect].contains(outcome.mechanism)
     claims.append(

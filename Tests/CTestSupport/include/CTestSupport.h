@@ -17,6 +17,8 @@ void ct_store(uint64_t address, uint8_t value);
 // thread; not under a sanitizer. Errors that are thrown are shown to nobody any more.
 void ct_watch_allocations(int (*_Nonnull inside)(void));
 int ct_watched_allocations(void);
+// Errors thrown inside meanwhile, whoever caught them.
+int ct_watched_errors(void);
 // Allocates and frees in the way of that number, from 0 on in this order; whether there is such a way.
 int ct_allocate(int kind);
 // Sequentially consistent.

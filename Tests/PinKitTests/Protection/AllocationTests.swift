@@ -19,11 +19,12 @@ import Testing
       let count = ct_watched_allocations()
       ct_watch_allocations { 0 }
       check(count, is: 0)
+      check(ct_watched_errors(), is: 0)
     }
   }
 
   @Test(
-    "The counter of the test above sees every way to allocate, and nothing elsewhere",
+    "The counter of the test above sees every way to allocate, and errors, and nothing elsewhere",
     .enabled(if: ct_has_sanitizer() == 0, "a sanitizer has an allocator of its own"))
   func counter() async {
     await #expect(processExitsWith: .success) {
@@ -43,6 +44,14 @@ import Testing
         counted("alignment \(alignment)") {
           unsafe UnsafeMutableRawPointer.allocate(byteCount: 100, alignment: alignment).deallocate()
         }
+      }
+      // The runtime tells its host of an error, and that may allocate, whatever the error is.
+      for isInside in [false, true] {
+        let before = ct_watched_errors()
+        if isInside { Kernel.enterFaultPath() }
+        do throws(Small) { throw Small() } catch {}
+        if isInside { Kernel.leaveFaultPath() }
+        check(ct_watched_errors() - before, is: isInside ? 1 : 0)
       }
       ct_watch_allocations { 0 }
     }
@@ -64,8 +73,12 @@ import Testing
       let count = ct_watched_allocations()
       ct_watch_allocations { 0 }
       check(count, is: 0)
+      // Those of the sealer's library, which says by one that a page was changed.
+      check(ct_watched_errors(), is: isQuick ? 8 : 0)
     }
   }
+
+  private struct Small: Error {}
 
   private static func stored(_ store: any PageStore) throws {
     let space = try AddressSpace.forTests()

@@ -140,8 +140,9 @@ private final class Exchange: Sendable {
     retries.add(device.retries)
   }
 
-  /// Calls `body` for as long as the exchange goes on.
+  /// Calls `body` for as long as the exchange goes on. Not before there are rings: nobody tries again to make those.
   func disturb(_ body: (Int) throws -> Void) throws {
+    while isReady.value == 0, isOver.value == 0 { sched_yield() }
     var round = 0
     while isOver.value == 0, findings.isEmpty {
       do { try body(round) } catch { findings.note("\(error)") }

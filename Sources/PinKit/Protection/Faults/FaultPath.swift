@@ -58,23 +58,29 @@ enum FaultPath {
     page: Int, isWrite: Bool = true, isAdmitted: Bool = false, waits: Bool = true, in domain: borrowing FaultDomain,
     holding: borrowing WriteProtectLock.SharedHold, noteClaims: (Range<Int>) -> Void = { _ in }, noteOpen: () -> Void = {}
   ) -> FaultResolution {
-    do throws(FaultEnd) {
-      // Who has the frame locked may not wait for the claim: somebody may wait with the claim for the lock.
-      var fault = try ClaimedFault(claiming: page, waits: waits && !isAdmitted, in: domain)
-      try fault.checkRights(isWrite: isWrite)
-      try fault.openSeal(in: domain)
-      if !isWrite { try fault.mapForReading(in: domain) }
-      try fault.openAgain(in: domain)
-      try fault.askStore(isAdmitted: isAdmitted, in: domain)
-      try fault.decide(in: domain, noteClaims)
-      fault.tellCallbacks(in: domain)
-      fault.openFirst(in: domain, noteOpen)
-      try fault.keepOwedBytes(in: domain, noteClaims)
-      try fault.act(in: domain)
-      fault.record(in: domain)
-      return .opened
-    } catch {
-      return error.resolution
-    }
+    // Who has the frame locked may not wait for the claim: somebody may wait with the claim for the lock.
+    guard var fault = ClaimedFault(claiming: page, waits: waits && !isAdmitted, in: domain) else { return .retry }
+    let resolution = take(&fault, isWrite: isWrite, isAdmitted: isAdmitted, in: domain, noteClaims, noteOpen)
+    fault.letGo(in: domain)
+    return resolution
+  }
+
+  /// All steps, up to the one that ends it.
+  @inline(__always) private static func take(
+    _ fault: inout ClaimedFault, isWrite: Bool, isAdmitted: Bool, in domain: borrowing FaultDomain,
+    _ noteClaims: (Range<Int>) -> Void, _ noteOpen: () -> Void
+  ) -> FaultResolution {
+    if let end = fault.checkRights(isWrite: isWrite) { return end }
+    if let end = fault.openSeal(in: domain) { return end }
+    if let end = fault.mapForReading(isWrite: isWrite, in: domain) { return end }
+    if let end = fault.openAgain(in: domain) { return end }
+    if let end = fault.askStore(isAdmitted: isAdmitted, in: domain) { return end }
+    if let end = fault.decide(in: domain, noteClaims) { return end }
+    fault.tellCallbacks(in: domain)
+    fault.openFirst(in: domain, noteOpen)
+    if let end = fault.keepOwedBytes(in: domain, noteClaims) { return end }
+    if let end = fault.act(in: domain) { return end }
+    fault.record(in: domain)
+    return .opened
   }
 }
