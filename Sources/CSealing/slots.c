@@ -9,6 +9,8 @@ struct slot {
 
 static _Thread_local char own;
 
+// Looking first leaves the line to whoever has the slot. What is seen may be of a moment ago: the exchange decides, and who gets none looks
+// again.
 static int try_claim(struct slot *slot) {
   int free = 0;
   return atomic_load_explicit(&slot->taken, memory_order_relaxed) == 0 &&

@@ -13,6 +13,7 @@
 #include "cuffd_sys.h"
 
 static atomic_int prepared;
+// From the calls it changes once, to one of the others: who still goes by the calls may be refused, and then sees which.
 static atomic_int way;
 // /proc/self/mem, and what it was when it was opened: other code may have closed the number since, and have it now.
 static atomic_int memory = -1;

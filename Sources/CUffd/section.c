@@ -14,8 +14,10 @@
 enum { capacity = 1024 };
 
 static struct cuffd_section_slot slots[capacity];
+// Looked at before it is exchanged, which decides: a slot that is given back just now may be passed over.
 static atomic_int taken[capacity];
 static atomic_int used;  // slots above were never taken
+// Seen late, a thread goes without a slot for one try more, or looks through all of them.
 static atomic_int is_full;
 static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;

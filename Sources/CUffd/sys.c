@@ -23,6 +23,7 @@
 
 #define CUFFD_PAGEMAP_SCAN _IOWR('f', 16, struct cuffd_pm_scan)
 
+// Set by tests alone: seen late, a call is made that was to fail, or the other way round.
 static atomic_int inject_call, inject_error, inject_skip, inject_times, inject_count;
 
 void cuffd_inject(int call, int error, int skip, int times) {

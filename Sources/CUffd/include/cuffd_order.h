@@ -56,7 +56,7 @@ struct cuffd_violation {
 
 // Queues a violation unless one of the same two places was queued before, or there is no room. Async-signal-safe.
 int cuffd_violation_note(const struct cuffd_violation *_Nonnull violation);
-// How many are queued: one relaxed load.
+// How many are queued: one relaxed load. What is seen late is delivered by the next who looks, the watchdog among them.
 int cuffd_violation_pending(void);
 // Takes one out; 0 if there is none.
 int cuffd_violation_take(struct cuffd_violation *_Nonnull violation);

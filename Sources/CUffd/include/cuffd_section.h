@@ -31,7 +31,8 @@ extern int cuffd_section_needs_fence;
 // Gives the calling thread a slot; NULL where a thousand threads have one.
 struct cuffd_section_slot *_Nullable cuffd_section_register(void);
 
-// Keeps what follows from being moved before what was written: the other half is the fence of who waits, unless readers pass their own.
+// Keeps what follows from being moved before what was written: the other half is the fence of who waits, unless readers pass their own. Who
+// does not see yet that it should is made to pass one by who waits.
 static inline void cuffd_section_fence(void) {
   __atomic_signal_fence(__ATOMIC_SEQ_CST);
   if (__builtin_expect(__atomic_load_n(&cuffd_section_needs_fence, __ATOMIC_RELAXED), 0))

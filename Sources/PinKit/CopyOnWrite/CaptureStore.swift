@@ -37,6 +37,7 @@ internal import SystemPackage
   let progress: SnapshotProgress
   /// Alive as long as there are faults in it, which is when it is asked.
   private unowned(unsafe) let region: Region
+  /// Who goes by an older one keeps, or does not keep, what it would have before the change.
   private let limit = Atomic<Int>(0)
   private let givesUp = Atomic<Bool>(true)
   /// Zero, or why the snapshots that need this store are given up (`Loss.rawValue << 32 | errno`).
@@ -120,7 +121,7 @@ internal import SystemPackage
 
   // MARK: Limits
 
-  /// How much memory the copies take.
+  /// How much memory the copies take. What is reckoned from it, limits and shares, is off by what faults keep or give back at that moment.
   var bytes: Int { progress.bytes.load(ordering: .relaxed) }
 
   func setLimit(_ bytes: Int, givesUp: Bool) {
@@ -141,10 +142,11 @@ internal import SystemPackage
     return false
   }
 
-  /// Whether ``reserve(_:)`` would find room now.
+  /// Whether ``reserve(_:)`` would find room now. A moment later it may be otherwise: who is held tries again, and who gives up had none before.
   func hasRoom(_ bytes: Int) -> Bool { progress.bytes.load(ordering: .relaxed) + bytes <= limit.load(ordering: .relaxed) }
 
-  /// Holds the writer, or gives up: what the snapshot asked for, but nobody is held who is waited for with unmapping the region.
+  /// Holds the writer, or gives up: what the snapshot asked for, but nobody is held who is waited for with unmapping the region. Who is held
+  /// tries again, and finds what has changed since.
   func withoutRoom(for bytes: Int) -> Verdict {
     let isClosing = unsafe region.gate.isClosed
     // The limit goes with the policy: it may be another one since there was no room.

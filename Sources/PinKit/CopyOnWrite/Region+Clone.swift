@@ -216,7 +216,8 @@ extension RegionFrames {
       }
       child.broken.insert(run)
     }
-    child.notePieces()
+    recountPieces()
+    child.recountPieces()
     unsafe base.pointee.tracked.forEachRun { run in
       for page in run where table.extent(page) == 0 { unsafe share(page, in: base, wasOwn: wasOwn, &pinned) }
     }

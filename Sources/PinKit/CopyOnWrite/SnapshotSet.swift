@@ -60,6 +60,7 @@ internal import Synchronization
     super.init()
     let decision = unsafe UInt(bitPattern: Unmanaged.passUnretained(self as DropDecision).toOpaque())
     protection.dropDecision.store(decision, ordering: .releasing)
+    // Whoever sets a sealer later has this set first, and tells it.
     if region.hasSeals.load(ordering: .relaxed) { keepNoCopies() }
   }
 

@@ -38,6 +38,7 @@ internal import Synchronization
     table = region.table
   }
 
+  /// A change that finds it so while somebody subscribes is waited for: see ``RegionProtection/connect(_:of:)``.
   @inline(__always) var isIdle: Bool { current.load(ordering: .acquiring) == 0 }
 
   // MARK: Subscribing

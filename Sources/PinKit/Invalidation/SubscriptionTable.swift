@@ -105,6 +105,7 @@ final class SubscriptionTable: Sendable {
     self.pages = pages
   }
 
+  /// One that is removed right after is not called any more, wherever it is kept.
   var isActive: Bool { !isRemoved.load(ordering: .acquiring) }
 
   /// Runs a callback; `nil` if the subscription was removed.

@@ -13,6 +13,7 @@ internal import SystemPackage
   private let tookSpare = Atomic<Bool>(false)
   /// A number or mark looked wrong since the last look at both.
   private let isSuspicious = Atomic<Bool>(false)
+  /// Stored before the numbers and read after them, so never older than the number that is looked at.
   private let owner = Atomic<CInt>(-1)
   private let mark = Self.nextMark()
   private let identity: FileIdentity

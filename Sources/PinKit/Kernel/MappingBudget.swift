@@ -16,7 +16,8 @@ enum MappingBudget {
   /// In nanoseconds.
   private static let interval: UInt64 = 5_000_000_000
 
-  /// Whether there should be no more cuts. Async-signal-safe once ``look()`` has run.
+  /// Whether there should be no more cuts. Async-signal-safe once ``look()`` has run. Who goes by older numbers makes a cut too many, for which
+  /// there is room, or opens more pages than it needs.
   @inline(__always) static var isSpent: Bool {
     cuts.load(ordering: .relaxed) >= max(0, limit.load(ordering: .relaxed) - others.load(ordering: .relaxed)) / 2
   }
@@ -43,6 +44,7 @@ enum MappingBudget {
       guard let count = ProcessMaps.count() else { return }
       TestHooks.reach(.mappingsCounted)
       let own = cuts.load(ordering: .acquiring)
+      // Whoever took cuts off that `own` is without has counted that before: it is seen here.
       if mergers.load(ordering: .relaxed) == before {
         others.store(max(0, count - own), ordering: .relaxed)
         return
@@ -50,7 +52,7 @@ enum MappingBudget {
     }
   }
 
-  /// The same, if it was not done lately.
+  /// The same, if it was not done lately. Who sees late that it was does it again.
   static func lookNowAndThen() {
     if Kernel.now() - lookedAt.load(ordering: .relaxed) >= interval { look() }
   }

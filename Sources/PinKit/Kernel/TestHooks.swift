@@ -103,10 +103,17 @@ enum TestHooks {
     case givingWay
     /// Who wants a reference of a frame has found its references frozen, and is about to look again.
     case spinning
+    /// A page of a store is to be dropped, is neither under writeback nor unflushed, and is about to be looked for among the dirty ones.
+    case reclaiming
+    /// Pages that have other frames are about to be noted as such, and how many pieces there were around them was counted.
+    case moving
+    /// A region is about to be known to its space.
+    case enrolling
   }
 
   typealias Hook = @Sendable (Int) -> Void
 
+  /// Seen late, a point is passed without its hook, or has none to run: whoever sets one sees to what comes before and after.
   private static let armed = Atomic<UInt>(0)
   private static let hooks = Mutex<[Int: Hook]>([:])
 

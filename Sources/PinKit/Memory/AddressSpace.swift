@@ -75,13 +75,22 @@ public final class AddressSpace: Sendable {
   /// Throws if the space was closed, or if this process is a child of the one that made it.
   func requireOpen(_ operation: String) throws(PinError) {
     if !isOfThisProcess { throw .notInherited(operation) }
-    if isClosed.load(ordering: .acquiring) {
-      throw PinError(.unmapped, operation: operation, advice: "The address space was closed.")
-    }
+    if isClosed.load(ordering: .acquiring) { throw Self.closed(operation) }
+  }
+
+  private static func closed(_ operation: String) -> PinError {
+    PinError(.unmapped, operation: operation, advice: "The address space was closed.")
   }
 
   func enroll(_ region: Region) throws(PinError) {
-    regions.withLock { $0[region.id] = WeakRegion(region: region) }
+    TestHooks.reach(.enrolling)
+    // Whoever closes the space marks it first, and then unmaps what it finds here.
+    let isOpen = regions.withLock { regions in
+      guard !isClosed.load(ordering: .sequentiallyConsistent) else { return false }
+      regions[region.id] = WeakRegion(region: region)
+      return true
+    }
+    guard isOpen else { throw Self.closed("map") }
     for service in services.all(as: (any AddressSpaceService).self) { try service.regionDidMap(region) }
   }
   func withdraw(_ id: UInt64) { _ = regions.withLock { $0.removeValue(forKey: id) } }
@@ -115,7 +124,7 @@ public final class AddressSpace: Sendable {
     }
     // The program may have let go of a region meanwhile.
     try requireNoOrphans(whilePinned)
-    guard !isClosed.exchange(true, ordering: .acquiringAndReleasing) else { return }
+    guard !isClosed.exchange(true, ordering: .sequentiallyConsistent) else { return }
     for service in services.all(as: (any AddressSpaceService).self) { service.spaceWillClose() }
     for region in mappedRegions {
       do throws(PinError) { try region.unmap(whilePinned: Self.policy(whilePinned, region)) } catch

@@ -28,7 +28,7 @@ internal import Synchronization
   let isAdopted = Atomic<Bool>(false)
   /// Whether what nobody held then was given back when the last region that had it as its base went.
   let isSwept = Atomic<Bool>(false)
-  /// The direct map: where the pool itself maps the extent, or 0 until somebody needs it.
+  /// The direct map: where the pool itself maps the extent, or 0 until somebody needs it. Set once: who finds 0 has it mapped, or comes again.
   let directAddress = Atomic<UInt>(0)
   private let metadata: Mapping
 
@@ -124,7 +124,7 @@ internal import Synchronization
 
   // MARK: Mappings
 
-  /// Takes a frame that nobody has for one mapping; false if somebody has it.
+  /// Takes a frame that nobody has for one mapping; false if somebody has it. Of a target: that is nobody's base, so its mappers stay 0.
   @inline(__always) func claimFree(_ frame: Int) -> Bool {
     let mappers = mappers.load(ordering: .acquiring)
     return update(frame) { word in
@@ -195,7 +195,8 @@ internal import Synchronization
   // MARK: References
 
   /// Takes `amount` references unless the frame has none (it is nobody's) or is dying. While references are frozen it spins: the
-  /// frame is never seen as free, and gives no reference (S3).
+  /// frame is never seen as free, and gives no reference (S3). The mappers may be of a moment ago: who calls this has claimed the page, or asks
+  /// afterwards whether it has the frame still.
   /// `waits`: or to give up then.
   func tryGet(_ frame: Int, _ amount: Int = 1, waits: Bool = true) -> Bool {
     while true {

@@ -1,7 +1,7 @@
 internal import Synchronization
 
 /// Preallocated counters that the fault path increments: atomics in four shards, chosen by the thread's stack, so that threads
-/// seldom share a cache line.
+/// seldom share a cache line. Nothing is decided by them: a sum of words that were read one after the other is as good as any.
 @safe struct FaultCounters: @unchecked Sendable {  // words are touched through atomics only
   enum Counter: Int, CaseIterable {
     case handlerThreadFaults, inPlaceFaults, mprotectFaults

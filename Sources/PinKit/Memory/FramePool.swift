@@ -157,7 +157,8 @@ public final class FramePool: Sendable {
 
   // MARK: Giving memory back
 
-  func noteDead() { hasDead.store(true, ordering: .relaxed) }
+  /// After the frames were marked: whoever sees this sees them.
+  func noteDead() { hasDead.store(true, ordering: .releasing) }
 
   /// Gives the memory of frames back that nobody has; cheap when there are none. Not for the fault path.
   func giveBackDead() {

@@ -45,8 +45,10 @@ internal import Synchronization
 
   @inline(__always) private func word(_ level: Int, _ index: Int) -> Words { unsafe bases[level] + index }
 
+  /// Whether a page's bit is set. What is set or cleared meanwhile may be missed.
   func contains(_ page: Int) -> Bool {
-    unsafe word(0, page >> 6).pointee.load(ordering: .relaxed) & (1 << UInt64(page & 63)) != 0
+    // Who looks at two bitmaps, one after the other, does so in this order.
+    unsafe word(0, page >> 6).pointee.load(ordering: .acquiring) & (1 << UInt64(page & 63)) != 0
   }
 
   var isEmpty: Bool { unsafe word(levels - 1, 0).pointee.load(ordering: .acquiring) == 0 }
@@ -116,14 +118,14 @@ internal import Synchronization
 
   /// Clears every bit, calling `body` with each maximal run that was set, in order.
   func drain(_ body: (Range<Int>) -> Void) {
-    // Reading an untouched word costs no memory, exchanging it does.
+    // Reading an untouched word costs no memory, exchanging it does. What is set just now is the next drain's.
     if unsafe word(levels - 1, 0).pointee.load(ordering: .relaxed) == 0 { return }
     var joined = JoinedRuns()
     walk(level: levels - 1, index: 0, clears: true) { joined.add($0, body) }
     joined.end(body)
   }
 
-  /// The same for `pages`. What is above says then that there may be some, which costs a look.
+  /// The same for `pages`. What is above says then that there may be some, which costs a look. What is set just now is the next drain's.
   func drain(_ pages: Range<Int>, _ body: (Range<Int>) -> Void) {
     var joined = JoinedRuns()
     Self.forEachWord(of: pages) { index, mask in
@@ -152,7 +154,7 @@ internal import Synchronization
   }
 
   /// From the first bit that is set at or behind `start`, so far that about `pages` bits in about `runs` runs are set; and whether nothing is
-  /// set behind them. `nil` if nothing is set from `start` on.
+  /// set behind them. `nil` if nothing is set from `start` on. What is set meanwhile may be missed.
   func window(from start: Int, pages: Int, runs: Int) -> (pages: Range<Int>, isLast: Bool)? {
     guard let first = first(from: start, where: { _ in true }) else { return nil }
     var (next, end) = (first, first)

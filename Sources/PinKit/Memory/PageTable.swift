@@ -74,7 +74,8 @@ internal import Synchronization
       memory: bitmaps + 3 * PageBitmap.size(pageCount: pageCount), top: summary + 4, pageCount: pageCount)
   }
 
-  /// Whether the user took rights away from any page since the region was made.
+  /// Whether the user took rights away from any page since the region was made. Never taken back: who does not see it yet comes before the call
+  /// that took them. Whoever must not is kept apart from that call, by the wrprotect lock or inside a checked access, or looks again.
   @inline(__always) var hasDeniedPages: Bool { unsafe summary.pointee.load(ordering: .relaxed) & 1 != 0 }
   func noteDeniedPages() { unsafe summary.pointee.bitwiseOr(1, ordering: .relaxed) }
 

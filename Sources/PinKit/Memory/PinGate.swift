@@ -15,7 +15,7 @@ public enum PinnedPages: Sendable, Hashable {
 /// looks for drops. One of the two sees the other; a pin gives way, and waits until the drop is over.
 struct PinGate: ~Copyable, Sendable {
   private let drops = Atomic<Int>(0)
-  /// Threads that would pin as soon as they may: the next drop lets them.
+  /// Threads that would pin as soon as they may: the next drop lets them. A courtesy: seen late, a drop waits for nobody, or for no reason.
   private let waiting = Atomic<Int>(0)
 
   @inline(__always) var isDropping: Bool { drops.load(ordering: .sequentiallyConsistent) != 0 }

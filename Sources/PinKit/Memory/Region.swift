@@ -25,7 +25,8 @@ public final class Region: Sendable {
   let gate: AccessGate
   let table: PageTable
   let attachments = Attachments()
-  /// Whether pages of it may be sealed.
+  /// Whether pages of it may be sealed. Set before the first is: who does not see it yet has copied no sealed bytes, and meets a seal at the page
+  /// itself, with the lock, by its reference, or in a fault.
   let hasSeals = Atomic<Bool>(false)
   let pinGate = PinGate()
   private let forkGeneration = Kernel.forkGeneration

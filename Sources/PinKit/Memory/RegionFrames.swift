@@ -24,14 +24,18 @@ internal import Synchronization
   let target = Atomic<UInt>(0)
   /// The next target; 0 while none is prepared.
   private let spare = Atomic<UInt>(0)
+  /// Changes under the exclusive lock; who asks without it hears of the one before at most.
   private let rule: Atomic<UInt8>
   /// The extents that it took frames of, to be used again when they are empty.
   private let extents: Mutex<[UInt]>
   private let isReleased = Atomic<Bool>(false)
   private let isCounted = Atomic<Bool>(false)
   private let forkGeneration = Kernel.forkGeneration
-  /// Boundaries between pieces, over all regions of the process: each is one mapping more to the kernel.
+  /// Boundaries between pieces, over all regions of the process: each is one mapping more to the kernel. Who goes by an older number takes a
+  /// run along that is too wide, or hears from the kernel that no mapping is left.
   static let pieces = Atomic<Int>(0)
+  /// How many of them this region has added.
+  private let ownPieces = Atomic<Int>(0)
 
   /// Makes a region's frames; the owner's `base` is counted as mapped by it.
   init(
@@ -151,6 +155,7 @@ internal import Synchronization
   /// Notes that `pages`, which are mapped to frames of `extent` now, have left theirs.
   @inline(__always) func move(_ pages: Range<Int>, to extent: Extent.Pointer) {
     let before = countPieces(around: pages)
+    TestHooks.reach(.moving, page: pages.lowerBound)
     let id = unsafe name(of: extent)
     for page in pages {
       let old = unsafe self.extent(of: page)
@@ -160,7 +165,9 @@ internal import Synchronization
     }
     broken.insert(pages)
     pool.noteDead()
-    Self.pieces.add(countPieces(around: pages) - before, ordering: .relaxed)
+    let difference = countPieces(around: pages) - before
+    ownPieces.add(difference, ordering: .relaxed)
+    Self.pieces.add(difference, ordering: .relaxed)
   }
 
   /// Makes the frames of `pages` read as zeros and cost nothing, also where they are locked. 0 or a negative errno.
@@ -177,8 +184,12 @@ internal import Synchronization
     return 0
   }
 
-  /// Notes the boundaries between the pieces that a clone begins with.
-  func notePieces() { Self.pieces.add(boundaryCount(), ordering: .relaxed) }
+  /// Counts the boundaries between pieces anew, while no page changes frame: what a clone begins with, and what was one or two off.
+  func recountPieces() {
+    let count = boundaryCount()
+    let before = ownPieces.exchange(count, ordering: .relaxed)
+    Self.pieces.add(count - before, ordering: .relaxed)
+  }
 
   private func boundaryCount() -> Int {
     var count = 0
@@ -192,7 +203,8 @@ internal import Synchronization
     return count
   }
 
-  /// How many mappings end within `pages` or at their edges.
+  /// How many mappings end within `pages` or at their edges. Pages next to them may change frame meanwhile: then it is one or two off,
+  /// until the region is cloned again.
   private func countPieces(around pages: Range<Int>) -> Int {
     var count = 0
     var last = table.extent(max(0, pages.lowerBound - 1))
@@ -226,7 +238,7 @@ internal import Synchronization
     // A child of fork() has neither the metadata nor a say in what its parent's frames hold.
     guard forkGeneration == Kernel.forkGeneration else { return }
     guard !isReleased.exchange(true, ordering: .acquiringAndReleasing) else { return }
-    Self.pieces.subtract(boundaryCount(), ordering: .relaxed)
+    Self.pieces.subtract(ownPieces.exchange(0, ordering: .relaxed), ordering: .relaxed)
     unsafe try? forEachPiece { run, extent in
       for page in run {
         // In this order the counts are never too low: a frame that others have is never taken for dead.

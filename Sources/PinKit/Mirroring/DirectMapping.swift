@@ -112,6 +112,7 @@ internal import Synchronization
   /// Held while the window goes up or down for good; true from then on.
   private let isClosed = Mutex(false)
   private let patience = ReaderPatience()
+  /// A use that is seen late counts for the next look.
   private let isYoung = Atomic<Bool>(false)
   private let wasUsed = Atomic<Bool>(false)
   /// Of a use the window knows only that it was, and each page is asked about for itself: those that were not since.
@@ -147,7 +148,8 @@ internal import Synchronization
 
   @inline(__always) func isUp(at now: UInt64, isUse: Bool = true) -> Bool {
     guard sequence.load(ordering: .acquiring) == now, forkGeneration == Kernel.forkGeneration else { return false }
-    // Looked at first: two readers would fight for a line that both write.
+    // Looked at first: two readers would fight for a line that both write. Where it is set, whoever did that notes the use, and is waited for
+    // before anybody asks.
     if isUse, !isYoung.load(ordering: .relaxed) {
       isYoung.store(true, ordering: .relaxed)
       wasUsed.store(true, ordering: .relaxed)

@@ -110,6 +110,7 @@ internal import Synchronization
 /// Entries are cleared by invalidations and filled under a spin lock that those take too, after asking whether one came (N11).
 @safe final class TranslationTable: YoungPages, @unchecked Sendable {  // entries are atomics
   private static let writable: UInt64 = 1
+  /// Looked at without the lock: a use that is seen late counts for the next look.
   private static let young: UInt64 = 2
   private static let dirty: UInt64 = 4
   private static let flags: UInt64 = 4095
@@ -156,7 +157,8 @@ internal import Synchronization
         if isStale() { return false }
         let entry = unsafe entries + (page - pages.lowerBound)
         let value = UInt64(address) | (isWritable ? Self.writable : 0)
-        // One that is as good may have marks by now.
+        // One that is as good may have marks by now. A reader's mark that comes after this look is lost with an entry for reading alone: it says
+        // of a use, and of no write.
         let known = unsafe entry.pointee.load(ordering: .relaxed)
         if known & ~(Self.young | Self.dirty) == value || known & Self.writable != 0 { return true }
         unsafe entry.pointee.store(value, ordering: .releasing)

@@ -23,7 +23,10 @@ extension Region {
     _ pages: Range<Int>, _ options: PinOptions, isWhole: Bool, _ domain: borrowing FaultDomain
   ) -> Pin? {
     let generation = domain.generation.load(ordering: .sequentiallyConsistent)
-    guard !domain.lock.hasWriter, domain.failure.load(ordering: .relaxed) == 0 else { return nil }
+    let delivery = domain.delivery.load(ordering: .sequentiallyConsistent)
+    // After the delivery, which a failure ends: a page of a region that failed is not taken for one that nothing protects. One that is not seen
+    // yet is told by the next collection, or the next pin that takes the lock.
+    guard !domain.lock.hasWriter, domain.failure.load(ordering: .acquiring) == 0 else { return nil }
     var extent: Extent.Pointer?
     var id: UInt64 = 0
     var start = addresses.start + UInt(pages.lowerBound * pageSize)
@@ -39,7 +42,7 @@ extension Region {
       id = unsafe isBase ? 0 : UInt64(first.pointee.id)
     }
     let isForWriting = options.isForWriting
-    let (refused, required) = Self.conditions(isForWriting, domain.delivery.load(ordering: .sequentiallyConsistent))
+    let (refused, required) = Self.conditions(isForWriting, delivery)
     if isWhole, isForWriting, required == 0, pages.count > 1 {
       for page in pages {
         if table[page].rawValue & refused != 0 || !table.hasRoomForPin(page, forWriting: true) { return nil }

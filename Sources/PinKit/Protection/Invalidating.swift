@@ -19,7 +19,7 @@ extension FaultDomain {
     return start
   }
 
-  /// A fault could not be resolved in time: says why.
+  /// A fault could not be resolved in time: says why. What it goes by may be another fault's by then, and decides nothing else.
   func failLate() {
     let copyError = copyError.load(ordering: .relaxed)
     if wasRefused.load(ordering: .relaxed) {

@@ -64,7 +64,7 @@ internal import SystemPackage
     }
   }
 
-  /// Sees to it that there is a thread. 0 or a negative errno.
+  /// Sees to it that there is a thread; one that ends right after is replaced when this is called again. 0 or a negative errno.
   private func serve() -> CInt {
     if isServed.load(ordering: .acquiring) { return 0 }
     thread?.join()

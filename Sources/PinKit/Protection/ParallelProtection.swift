@@ -19,7 +19,7 @@ enum ParallelProtection {
     let descriptor: CInt
     let pieces: [ArraySlice<AddressRange>]
     let next = Atomic<Int>(0)
-    /// The first errno, or 0.
+    /// The first errno, or 0. Seen late, a piece is protected for nothing; the result is read when all threads have ended.
     let error = Atomic<CInt>(0)
 
     init(_ descriptor: CInt, _ pieces: [ArraySlice<AddressRange>]) {

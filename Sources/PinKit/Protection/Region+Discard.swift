@@ -94,7 +94,7 @@ extension Region {
         throw error
       }
       // The kernel drops what lies before the piece that it refuses. A userfaultfd has been told exactly what that is; where there
-      // is none, all of it may have changed.
+      // is none, all of it may have changed. Who begins to track after this look is owed nothing of before.
       if unsafe frames != nil || protection.domain.pointee.delivery.load(ordering: .acquiring) == .mprotect {
         protection.recordDiscard(pages)
       }

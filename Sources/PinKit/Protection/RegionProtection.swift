@@ -19,6 +19,7 @@ internal import SystemPackage
   let armingSlice: ArmingSlice
   let isPool: Bool
   /// What snapshots decide before pages are dropped: an unretained ``DropDecision``, or 0. It lives as long as somebody may be inside the region.
+  /// Who still finds 0 holds `Region.discarding`: no snapshot is taken before its pages are gone.
   let dropDecision = Atomic<UInt>(0)
   /// Held while the protection ends, outside the wrprotect lock: a tracker's stop() and unmap() may come at the same moment. The
   /// slot and the descriptors are somebody else's as soon as they have been let go.
@@ -79,7 +80,7 @@ internal import SystemPackage
     handler.everyTick { [weak self] in self?.watchMappings() ?? false }
   }
 
-  /// True while it is to be called again.
+  /// True while it is to be called again: seen late, once too often. Whoever begins by mprotect again has it called anew.
   private func watchMappings() -> Bool {
     guard unsafe domain.pointee.delivery.load(ordering: .relaxed) == .mprotect else { return false }
     MappingBudget.lookNowAndThen()

@@ -12,7 +12,7 @@ internal import Synchronization
   private let counters: FaultCounters
   /// A reader found the lock taken and left a batch unread: whoever unlocks has the descriptor reported again.
   private let deferred = Atomic<Bool>(false)
-  /// A reader was turned away, and none has come in since.
+  /// A reader was turned away, and none has come in since. Only who gives way goes by it: seen late, it waits for nobody, or its time out.
   private let isAwaited = Atomic<Bool>(false)
 
   init(counters: FaultCounters) { self.counters = counters }

@@ -45,10 +45,13 @@ extension FilePages {
     return found
   }
 
+  /// What its store could not write, or not make durable, is dirty again before the other two marks go, without a lock: so it is looked for last.
   private func mayGo(_ page: Int) -> Bool {
-    stays.load(ordering: .sequentiallyConsistent) == 0 && present.contains(page) && !filling.contains(page)
-      && !writeback.contains(page) && !dirty.contains(page)
-      && !unflushed.contains(page) && table[page].isDisjoint(with: .openOrTold) && !isPinned(page)
+    guard stays.load(ordering: .sequentiallyConsistent) == 0, present.contains(page), !filling.contains(page),
+      !writeback.contains(page), !unflushed.contains(page)
+    else { return false }
+    TestHooks.reach(.reclaiming, page: page)
+    return !dirty.contains(page) && table[page].isDisjoint(with: .openOrTold) && !isPinned(page)
   }
 
   /// A subscriber's word counts for once: the next time the page must have been used again.

@@ -144,13 +144,15 @@ extension FilePages {
     defer { invalidation?.end() }
     try makeDurable { () throws(PinError) in
       var changed = DirtySet(pageCount: pageCount)
-      dirty.drain { changed.append($0) }
+      // First, as in a flush: who looks without the lock must find one of the two.
+      dirty.forEachRun { unflushed.insert($0) }
+      dirty.drain {
+        changed.append($0)
+        unflushed.insert($0)
+      }
       let found = split(changed)
       for run in found.pinned.union(found.lost).runs { dirty.insert(run) }
-      for run in found.pages.runs {
-        unflushed.insert(run)
-        mark(run)
-      }
+      for run in found.pages.runs { mark(run) }
       var failure: PinError?
       write(copies: found.pinned, &failure)
       _ = write(found.pages, isMarked: true, &failure)

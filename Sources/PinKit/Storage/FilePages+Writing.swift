@@ -90,7 +90,7 @@ extension FilePages {
     body()
   }
 
-  /// The same for who does not fault.
+  /// The same for who does not fault. A page that is cleaned right after takes a fault, which asks again.
   func grant(_ page: Int) throws(PinError) {
     while true {
       if !filling.contains(page), granted.contains(page) || table[page].contains(.open) { return }

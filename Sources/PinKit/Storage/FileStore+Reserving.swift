@@ -46,10 +46,11 @@ final class SpaceReservations: Sendable {
 
   init(pageCount: Int) throws(PinError) { pages = try OwnedPageBitmap(pageCount: pageCount) }
 
-  /// False once the file system has said that it cannot.
+  /// False once the file system has said that it cannot. Seen late, it is asked once more, and says the same.
   var isPossible: Bool { mayTry.load(ordering: .relaxed) }
   func giveUp() { mayTry.store(false, ordering: .relaxed) }
   func insert(_ run: Range<Int>) { pages.bits.insert(run) }
+  /// Whether space was taken for all of them. It is not given back: what is seen late is asked for once more.
   func contains(_ run: Range<Int>) -> Bool {
     if run.upperBound > pages.bits.pageCount { return false }
     // A method as an argument allocates in a build without optimization, and the fault path asks (K2).

@@ -9,6 +9,7 @@ final class RingPool: Sendable {
     let ring = Mutex<SubmissionRing?>(nil)
   }
   private let slots = (0..<4).map { _ in Slot() }
+  /// Seen late, the kernel is asked once more, and says the same.
   private let isForbidden = Atomic(false)
 
   /// `nil` where the process may have none.

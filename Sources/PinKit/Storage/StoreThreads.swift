@@ -215,8 +215,10 @@ internal import Synchronization
   private func look() -> Bool {
     if isStopping.load(ordering: .sequentiallyConsistent) { return false }
     let (dead, alive) = threads.withLock { list in
-      let dead = list.filter { $0.worker.isDead.load(ordering: .acquiring) }
-      if !dead.isEmpty { list.removeAll { $0.worker.isDead.load(ordering: .acquiring) } }
+      // Each is asked once: one that ends meanwhile is found the next time.
+      let isDead = list.map { $0.worker.isDead.load(ordering: .acquiring) }
+      let dead = list.indices.filter { isDead[$0] }.map { list[$0] }
+      list = list.indices.filter { !isDead[$0] }.map { list[$0] }
       return (dead, list)
     }
     for (thread, _) in dead {

@@ -81,6 +81,7 @@ extension SynchronousMechanism {
   private func harvestOnce(_ told: RegionProtection.Told, _ found: inout DirtySet) throws(PinError) -> Bool {
     let slice = protection.armingSlice
     var start = 0
+    // Without the lock: what is opened meanwhile, and missed, is left for the moment.
     while let (window, isLast) = unsafe protection.domain.pointee.table.open.window(
       from: start, pages: slice.pages, runs: slice.runs)
     {

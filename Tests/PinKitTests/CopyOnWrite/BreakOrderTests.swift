@@ -80,7 +80,7 @@ import Testing
       let others = TestThread {
         for page in [12, 24, 0] { try child.store(UInt64(1000 + page), toByteOffset: page * 4096) }
       }
-      check(spin(forAtMost: 5) { others.hasEnded }, "a fault waited for its neighbours'")
+      check(spin(forAtMost: 100) { others.hasEnded }, "a fault waited for its neighbours'")
       held.letGo()
       try others.join()
       try first.join()
@@ -90,6 +90,30 @@ import Testing
         try check(child.load(fromByteOffset: page * 4096, as: Int.self), is: own ? 1000 + page : page + 1)
         try check(parent.load(fromByteOffset: page * 4096, as: Int.self), is: page + 1)
       }
+      try space.close()
+    }
+  }
+
+  @Test(
+    "What breaks away beside a neighbour is counted in pieces that all go with the region",
+    arguments: Mechanisms.inSignalHandlers)
+  func pieces(_ mechanism: WriteTracking.Mechanism) async {
+    await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
+      ct_deadline(30)
+      let (space, parent, child) = try Self.family(mechanism)
+      // It has counted the pieces around page 5 when page 6 leaves.
+      let held = HeldThreads(at: .moving, 5...5)
+      let first = TestThread { try child.store(UInt64(1005), toByteOffset: 5 * 4096) }
+      check(held.first(), "nobody moves")
+      try child.store(UInt64(1006), toByteOffset: 6 * 4096)
+      held.letGo()
+      try first.join()
+      TestHooks.set(.moving, nil)
+      // One run of each has left, in the middle of the region.
+      let other = try child.clone(mechanism: mechanism)
+      check(RegionFrames.pieces.load(ordering: .sequentiallyConsistent), is: 4, "after a clone")
+      for region in [parent, child, other] { try region.unmap() }
+      check(RegionFrames.pieces.load(ordering: .sequentiallyConsistent), is: 0, "when all are gone")
       try space.close()
     }
   }
@@ -131,7 +155,7 @@ import Testing
           hasStored.value = 1
         }
         thread.withLock { $0 = writer }
-        check(spin(forAtMost: 10) { hasStored.value == 1 }, "the fault waits for the pin")
+        check(spin(forAtMost: 100) { hasStored.value == 1 }, "the fault waits for the pin")
       }
       let pin = try parent.pin(5..<6)
       TestHooks.set(.pinned, nil)

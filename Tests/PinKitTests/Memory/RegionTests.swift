@@ -1,3 +1,4 @@
+import CTestSupport
 import Synchronization
 import Testing
 
@@ -62,6 +63,26 @@ import Testing
     try space.close()
     try space.close()
     #expect(code { _ = try space.map(pages: 1) } == .unmapped)
+  }
+
+  @Test("a region that is mapped while its space closes is unmapped, or is none") func mappedWhileClosing() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(120)
+      let space = try AddressSpace.forTests()
+      let first = try space.map(.anonymous, pages: 4)
+      let tracker = try first.trackWrites(.handlerThread)
+      let closing = Shared()
+      TestHooks.set(.enrolling) { _ in
+        // It has looked, and found the space open.
+        TestHooks.set(.enrolling, nil)
+        do { try space.close() } catch { check(false, "\(error)") }
+        closing.value = 1
+      }
+      // With nobody to serve its faults, a write to it would hang.
+      check(errorCode { _ = try space.map(.anonymous, pages: 4).trackWrites(.handlerThread) }, is: .unmapped)
+      check(closing.value == 1 && space.mappedRegions.isEmpty, "\(space.mappedRegions)")
+      try tracker.stop()
+    }
   }
 
   @Test("a call that would wait for its own thread is an error") func wouldDeadlock() throws {

@@ -1,4 +1,5 @@
 import CTestSupport
+import Synchronization
 import Testing
 
 @testable import PinKit
@@ -28,5 +29,52 @@ import Testing
     #expect(try region.byte(3) == 9 && store.durableByte(4) == 9)
     try region.unmap()
     try space.close()
+  }
+
+  @Test("A page that turns out not to be durable while it is looked at is not reclaimed")
+  func failsMeanwhile() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(120)
+      let space = try AddressSpace.forTests()
+      let store = UnrulyStore(pages: 8)
+      let region = try space.map(.file(store, fillAround: .exact), pages: 8)
+      region.poke(1, 2)
+      try region.flush()
+      let gate = try StoreGate()
+      store.set {
+        $0.flushing = { () throws(PinError) in
+          gate.wait()
+          throw .broken
+        }
+      }
+      let flushing = Mutex<TestThread?>(nil)
+      let findings = Findings()
+      let looks = Shared()
+      TestHooks.set(.reclaiming) { page in
+        guard page == 2 else { return }
+        if looks.add() == 1 {
+          // It is clean as far as can be seen without a lock. It is written, and on its way.
+          region.poke(2, 2)
+          let thread = TestThread { check(errorCode { try region.flush() }, is: .inputOutput) }
+          flushing.withLock { $0 = thread }
+          if !spin(until: { gate.waiting == 1 }) { findings.note("nobody flushes") }
+        } else {
+          // Under the lock: the store has failed when the other mark is looked at.
+          do { try gate.open() } catch { findings.note("\(error)") }
+          if !spin(until: { flushing.withLock { $0?.hasEnded } == true }) { findings.note("the flush does not end") }
+        }
+      }
+      try check(region.reclaim(0..<8), is: 0, "pages were dropped that the store may not have")
+      TestHooks.set(.reclaiming, nil)
+      if looks.value == 1 { try gate.open() }
+      try flushing.withLock { $0 }?.join()
+      check(findings.all, is: [])
+      let file = region.attachments.find(FilePages.self)!
+      check(looks.value >= 1 && !file.isClean(2) && store.durableByte(2) == 1, "\(looks.value) looks")
+      store.set { $0.flushing = {} }
+      try region.flush()
+      check(file.isClean(2) && store.durableByte(2) == 2, "the byte is lost")
+      try space.close()
+    }
   }
 }

@@ -44,6 +44,7 @@ struct ReaderPatience: ~Copyable, Sendable {
   private static let blockable: UInt64 = 1_000_000_000
   private static let shortest: UInt64 = 50_000
   private static let longest: UInt64 = 100_000_000
+  /// Seen late, or lost, one makes a wait shorter or longer, nothing else.
   private let refusals = Atomic<UInt64>(0)
 
   /// Waits until nobody is inside `object` who was before; false if that takes too long.

@@ -51,7 +51,8 @@ internal import Synchronization
   private var key: UInt { UInt(bitPattern: unsafe state) }
 
   @inline(__always) private borrowing func tryLock() -> Bool {
-    // Looking first keeps those who spin from taking the line away from whoever lets go.
+    // Looking first keeps those who spin from taking the line away from whoever lets go. The exchange decides; a lock that was let go of just now
+    // may count as held.
     unsafe !state.pointee.isHeld.load(ordering: .relaxed) && !state.pointee.isHeld.exchange(true, ordering: .acquiring)
   }
 

@@ -18,9 +18,11 @@ public enum FaultAroundPolicy: Sendable, Hashable {
 /// A writer that goes through memory in order is recognized by faulting right behind the pages that its last fault opened; its
 /// window doubles each time. Anyone else gets a window of one page. Several such streams are followed at once.
 struct FaultAround: ~Copyable, Sendable {
-  /// 0: one page always; bit 31: adaptive with the maximum below it; otherwise fixed.
+  /// 0: one page always; bit 31: adaptive with the maximum below it; otherwise fixed. A fault that reads an older one comes before the harvest
+  /// from which on somebody's sets are exact, and what it opens along is on record as that.
   private let mode = Atomic<UInt32>(0)
   private let streams = SequentialStreams()
+  /// For statistics.
   private let lastWindow = Atomic<UInt32>(1)
 
   func set(_ policy: FaultAroundPolicy) {

@@ -37,7 +37,7 @@ struct FaultDomain: ~Copyable, Sendable {
   let descriptor = Atomic<CInt>(-1)
   /// A second descriptor of the same userfaultfd: closing one number by mistake does not end the protection.
   let spareDescriptor = Atomic<CInt>(-1)
-  /// Which file both stand for: device and inode.
+  /// Which file both stand for: device and inode. Stored before the numbers and read after them, so never older than the number that is looked at.
   private let ownDevice = Atomic<UInt64>(0)
   private let ownInode = Atomic<UInt64>(0)
   /// The number under which the userfaultfd was put into the readers' epoll set.
@@ -47,7 +47,8 @@ struct FaultDomain: ~Copyable, Sendable {
   let isForeign: Bool
   /// Counts exclusive operations: a message read before one and handled after it may be stale.
   let generation = Atomic<UInt64>(0)
-  /// Zero, or why faults cannot be served any more (`Failure.rawValue << 32 | errno`).
+  /// Zero, or why faults cannot be served any more (`Failure.rawValue << 32 | errno`). Set once: who does not see it yet does what it would have
+  /// done before, and whoever hands out sets or bytes looks again when it has them.
   let failure = Atomic<UInt64>(0)
   /// The callback of the first write to a page: an unretained `FirstWriteCallbacks`, or 0.
   let callbacks = Atomic<UInt>(0)
@@ -55,17 +56,21 @@ struct FaultDomain: ~Copyable, Sendable {
   let owed = Atomic<UInt>(0)
   /// Whose frames its pages are: an unretained `FrameSharing`, or 0.
   let sharing = Atomic<UInt>(0)
-  /// Where pages come from that are not there: an unretained `PageSource`, or 0.
+  /// Where pages come from that are not there: an unretained `PageSource`, or 0. The same from before anybody has seen the region until it is
+  /// not mapped any more, so that nobody reads an older one.
   let source = Atomic<UInt>(0)
-  /// Who may have the bytes of pages: an unretained `AccessDecision`, or 0 where no page was ever sealed.
+  /// Who may have the bytes of pages: an unretained `AccessDecision`, or 0 where no page was ever sealed. Set while nothing is protected: who
+  /// still reads 0 meets no sealed page, as the wrprotect lock is held exclusively once before the first is sealed.
   let seals = Atomic<UInt>(0)
   /// Who is told before pages change: an unretained `RegionNotifications`, or 0 while nobody ever subscribed.
   let subscribers = Atomic<UInt>(0)
   /// Whether a subscriber ever refused a change that a fault wanted to make.
   let wasRefused = Atomic<Bool>(false)
-  /// Why there was no frame the last time that a shared page was to be copied for its writer: an errno, or 0.
+  /// Why there was no frame the last time that a shared page was to be copied for its writer: an errno, or 0. As ``wasRefused`` it may be
+  /// another fault's that is read, or was: nothing goes by the two but what a failure is called.
   let copyError = Atomic<CInt>(0)
-  /// Whether pages may be opened along with a neighbour where that saves a copy of its own: nobody asked for exact sets.
+  /// Whether pages may be opened along with a neighbour where that saves a copy of its own: nobody asked for exact sets. Taken back before the
+  /// harvest from which on somebody's are exact, which holds the lock exclusively: a fault that does not see it yet comes before that.
   let opensChunks = Atomic<Bool>(true)
   let density: WriteDensity
   /// How many times bytes began to be kept, and how many times that ended.
@@ -86,11 +91,12 @@ struct FaultDomain: ~Copyable, Sendable {
   /// When the wrprotect lock was last taken exclusively.
   let exclusiveSince = Atomic<UInt64>(0)
   /// Pages went to other frames, and their new mapping is not registered with the userfaultfd yet. It must be before they
-  /// are protected again.
+  /// are protected again. Set with their claims held: who misses it has claimed other pages.
   let needsRegistration = Atomic<Bool>(false)
-  /// Whether the region is registered for minor faults: pages on huge frames, which are protected by not being mapped.
+  /// Whether the region is registered for minor faults: pages on huge frames, which are protected by not being mapped. Changes under the
+  /// exclusive lock, or while nothing is protected.
   let hasMinorFaults = Atomic<Bool>(false)
-  /// Huge mappings were dropped to protect their pages, and should be put back.
+  /// Huge mappings were dropped to protect their pages, and should be put back. Seen late, that is done at the watchdog's next look.
   let lostHugeMappings = Atomic<Bool>(false)
   /// How many mappings more the region has for its pages that are open under mprotect.
   let cuts = Atomic<Int>(0)

@@ -182,7 +182,8 @@ internal import Synchronization
   @inline(__always) func slot(_ index: Int) -> UnsafeMutablePointer<DomainSlot> { unsafe slots + index }
 }
 
-/// Where readers find a domain; counts the readers that are using it.
+/// Where readers find a domain; counts the readers that are using it. A reader counts itself and then looks for the domain, whoever closes the
+/// slot takes the domain away and then looks at the count: one of the two sees the other.
 @safe struct DomainSlot: ~Copyable {
   private let domain = Atomic<UInt>(0)
   private let users = Atomic<Int>(0)

@@ -124,6 +124,7 @@ extension FaultPath {
 
   /// Lets the threads that wait for `pages` try their access again.
   static func wake(_ pages: Range<Int>, in domain: borrowing FaultDomain) {
+    // Who has somebody to wake was told of the fault, after the delivery was set; whoever lifts it wakes all that wait.
     guard domain.delivery.load(ordering: .relaxed) == .handlerThread else { return }
     domain.counters.add(.wakes)
     let descriptor = domain.descriptor.load(ordering: .acquiring)

@@ -21,7 +21,7 @@ internal import Synchronization
   var isHolding = false
   var claims = 0..<0
 
-  /// When the batch at hand was begun, 0 while waiting: for the watchdog.
+  /// When the batch at hand was begun, 0 while waiting: for the watchdog, which is late by one look where it sees an older one.
   let busySince = Atomic<UInt64>(0)
   /// The domain at hand, plus one.
   let busySlot = Atomic<Int>(0)

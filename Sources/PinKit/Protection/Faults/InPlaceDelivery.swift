@@ -16,6 +16,7 @@ enum InPlaceDelivery {
   /// 1: try the access again. 0: the fault is the program's own. `busError`: it is, and counts as an error of the memory.
   private static func resolve(_ domain: borrowing FaultDomain, _ address: UInt64, isWrite: Bool) -> CInt {
     let page = domain.page(at: UInt(address))
+    // Without the lock: what changes meanwhile the fault path finds, and an error that was lifted just now was there when the access was made.
     let entry = domain.table[page]
     // What the program forbade itself comes before what the memory has: an access that it may make is never taken for one.
     let isDenied = entry.contains(.readDenied) || (isWrite && entry.contains(.writeDenied))
@@ -27,7 +28,8 @@ enum InPlaceDelivery {
     let delivery = domain.delivery.load(ordering: .acquiring)
     let begun = Kernel.now()
     guard delivery == .inPlace || delivery == .mprotect else {
-      // The protection was lifted while the signal was on its way; or the fault was never ours.
+      // The protection was lifted while the signal was on its way; or the fault was never ours. By an older generation it is counted once too
+      // often or too seldom.
       return isDenied ? 0 : tryAgain(domain, address, generation: domain.generation.load(ordering: .relaxed))
     }
     var isHeld = false

@@ -82,6 +82,7 @@ enum MprotectOpening {
   /// the block that they lie in, so that many faults to come need none. False if that cannot be done now.
   private static func merge(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> Bool {
     let table = domain.table
+    // Without their claims: what is seen here says how far to reach, and each page is looked at again when it is claimed.
     var reach = 1
     while reach <= blockSize, pages.lowerBound >= reach || pages.upperBound + reach <= table.pageCount {
       if pages.lowerBound >= reach, table[pages.lowerBound - reach].contains(.open) { break }
@@ -104,7 +105,8 @@ enum MprotectOpening {
   /// In pages: how far is looked for an open one.
   private static let blockSize = 512
 
-  /// How many mappings more there are once all of `pages` are open.
+  /// How many mappings more there are once all of `pages` are open. Neighbours that others open meanwhile make it wrong by one or two, until
+  /// the pages are protected again.
   private static func cuts(by pages: Range<Int>, _ table: PageTable) -> Int {
     let isOpenBelow = pages.lowerBound > 0 && table[pages.lowerBound - 1].contains(.open)
     let isOpenAbove = pages.upperBound < table.pageCount && table[pages.upperBound].contains(.open)

@@ -113,7 +113,8 @@ internal import Synchronization
     }
   }
 
-  /// A reader is gone: the region it was serving cannot be trusted, and with the last reader no region can.
+  /// A reader is gone: the region it was serving cannot be trusted, and with the last reader no region can. One that ends meanwhile is found at
+  /// the next look.
   private func failAll(servedBy slot: Int, others: [FaultReader]) {
     let alive = others.contains { !$0.hasEnded.load(ordering: .acquiring) }
     for protection in handler.protections where !alive || protection.slotIndex == slot {
