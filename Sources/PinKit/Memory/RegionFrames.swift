@@ -203,8 +203,8 @@ internal import Synchronization
     return count
   }
 
-  /// How many mappings end within `pages` or at their edges. Pages next to them may change frame meanwhile: then it is one or two off,
-  /// until the region is cloned again.
+  /// How many mappings end within `pages` or at their edges. Pages next to them may change frame meanwhile: each time it is one or two
+  /// off, until the region is cloned or gone.
   private func countPieces(around pages: Range<Int>) -> Int {
     var count = 0
     var last = table.extent(max(0, pages.lowerBound - 1))

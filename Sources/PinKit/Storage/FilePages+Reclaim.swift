@@ -45,10 +45,12 @@ extension FilePages {
     return found
   }
 
-  /// What its store could not write, or not make durable, is dirty again before the other two marks go, without a lock: so it is looked for last.
+  /// A page passes from one mark to another without a lock, and has both for a moment: what the store could not write, or not make durable, is dirty
+  /// again before the other two go, and what is taken from a region that failed is unflushed before it is not dirty. So that one is looked at
+  /// twice.
   private func mayGo(_ page: Int) -> Bool {
     guard stays.load(ordering: .sequentiallyConsistent) == 0, present.contains(page), !filling.contains(page),
-      !writeback.contains(page), !unflushed.contains(page)
+      !dirty.contains(page), !writeback.contains(page), !unflushed.contains(page)
     else { return false }
     TestHooks.reach(.reclaiming, page: page)
     return !dirty.contains(page) && table[page].isDisjoint(with: .openOrTold) && !isPinned(page)

@@ -56,8 +56,8 @@ struct FaultDomain: ~Copyable, Sendable {
   let owed = Atomic<UInt>(0)
   /// Whose frames its pages are: an unretained `FrameSharing`, or 0.
   let sharing = Atomic<UInt>(0)
-  /// Where pages come from that are not there: an unretained `PageSource`, or 0. The same from before anybody has seen the region until it is
-  /// not mapped any more, so that nobody reads an older one.
+  /// Where pages come from that are not there: an unretained `PageSource`, or 0. Set once, before the region is handed out, and taken
+  /// away when it is not mapped any more, after whoever may read it was waited for.
   let source = Atomic<UInt>(0)
   /// Who may have the bytes of pages: an unretained `AccessDecision`, or 0 where no page was ever sealed. Set while nothing is protected: who
   /// still reads 0 meets no sealed page, as the wrprotect lock is held exclusively once before the first is sealed.
@@ -94,7 +94,8 @@ struct FaultDomain: ~Copyable, Sendable {
   /// are protected again. Set with their claims held: who misses it has claimed other pages.
   let needsRegistration = Atomic<Bool>(false)
   /// Whether the region is registered for minor faults: pages on huge frames, which are protected by not being mapped. Changes under the
-  /// exclusive lock, or while nothing is protected.
+  /// exclusive lock, while nothing is protected, or with the delivery as a region that failed is lifted: who goes by an older one then maps a page
+  /// that nobody needs mapped.
   let hasMinorFaults = Atomic<Bool>(false)
   /// Huge mappings were dropped to protect their pages, and should be put back. Seen late, that is done at the watchdog's next look.
   let lostHugeMappings = Atomic<Bool>(false)
