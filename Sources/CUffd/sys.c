@@ -373,12 +373,11 @@ int cuffd_epoll_remove(int epoll, int fd) {
   return epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL) < 0 ? -errno : 0;
 }
 
-int cuffd_epoll_wait(int epoll, uint64_t *data, int capacity, int timeout_ms) {
-  struct epoll_event events[16];
-  if (capacity > 16) capacity = 16;
-  int count = epoll_wait(epoll, events, capacity, timeout_ms);
+int cuffd_epoll_wait(int epoll, uint64_t *data, int timeout_ms) {
+  struct epoll_event event;
+  int count = epoll_wait(epoll, &event, 1, timeout_ms);
   if (count < 0) return -errno;
-  for (int i = 0; i < count; i++) data[i] = events[i].data.u64;
+  if (count) *data = event.data.u64;
   return count;
 }
 

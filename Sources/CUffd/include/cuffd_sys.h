@@ -127,7 +127,8 @@ int cuffd_stack(uint64_t *_Nonnull start, uint64_t *_Nonnull end);
 int cuffd_epoll_create(void);
 int cuffd_epoll_set(int epoll, int fd, uint64_t data, int one_shot, int modify);
 int cuffd_epoll_remove(int epoll, int fd);
-int cuffd_epoll_wait(int epoll, uint64_t *_Nonnull data, int capacity, int timeout_ms);
+// One event; 0 if there is none.
+int cuffd_epoll_wait(int epoll, uint64_t *_Nonnull data, int timeout_ms);
 int cuffd_eventfd(void);
 int cuffd_eventfd_signal(int fd);
 

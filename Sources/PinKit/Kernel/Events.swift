@@ -116,18 +116,17 @@ struct EventSet: ~Copyable, Sendable {
   }
   func remove(_ fd: CInt) { _ = cuffd_epoll_remove(kept.checked, fd) }
 
-  /// Waits for at most `milliseconds`; returns how many of `ready` were filled, 0 also when interrupted.
-  func wait(_ ready: inout InlineArray<16, UInt64>, milliseconds: CInt) -> Int {
+  /// Waits for at most `milliseconds`; returns the data of one that is ready, or `nil`, also when interrupted. One at a time: what else is ready
+  /// is for whoever else waits.
+  func wait(milliseconds: CInt) -> UInt64? {
     let set = kept.current
     guard set >= 0 else {
       // The watchdog makes a new one.
       Kernel.pause(nanoseconds: 1_000_000)
-      return 0
+      return nil
     }
-    let count = unsafe withUnsafeMutablePointer(to: &ready) {
-      unsafe cuffd_epoll_wait(set, UnsafeMutableRawPointer($0).assumingMemoryBound(to: UInt64.self), 16, milliseconds)
-    }
-    return max(0, Int(count))
+    var data: UInt64 = 0
+    return unsafe cuffd_epoll_wait(set, &data, milliseconds) > 0 ? data : nil
   }
 
   func repair() -> MarkedDescriptor.Outcome { kept.repair() }

@@ -14,11 +14,7 @@ extension FaultReader {
       }
       unsafe slot.pointee.leave()
     }
-    for index in unvisited where ready[index] < UInt64(FaultHandler.capacity) { giveBack(Int(ready[index])) }
-    while !parked.isEmpty {
-      let fault = parked.removeFirst()
-      giveBack(fault.slot, page: fault.page, of: fault.region)
-    }
+    while !parked.isEmpty { giveBack(parked.removeFirst()) }
   }
 
   private func abandon(_ domain: borrowing FaultDomain) {
@@ -28,12 +24,13 @@ extension FaultReader {
     domain.lock.abandonShared()
   }
 
-  private func giveBack(_ index: Int, page: Int = 0, of region: UInt64? = nil) {
-    let slot = unsafe handler.slot(index)
+  /// Whoever faulted tries again, and queues a new message.
+  private func giveBack(_ fault: ParkedFaults.Fault) {
+    let slot = unsafe handler.slot(fault.slot)
     guard let domain = unsafe slot.pointee.enter() else { return }
-    if unsafe domain.pointee.region == region { unsafe FaultPath.wake(page..<page + 1, in: domain.pointee) }
-    let descriptor = unsafe domain.pointee.listening
-    if unsafe domain.pointee.isOwn(descriptor) { handler.rearm(descriptor, slot: index) }
+    if unsafe domain.pointee.region == fault.region {
+      unsafe FaultPath.wake(fault.page..<fault.page + 1, in: domain.pointee)
+    }
     unsafe slot.pointee.leave()
   }
 }

@@ -8,16 +8,14 @@ internal import Synchronization
 @safe final class FaultReader: @unchecked Sendable {  // the buffers belong to its own thread alone
   unowned let handler: FaultHandler
   var batch = FaultBatch()
-  var ready = InlineArray<16, UInt64>(repeating: 0)
   var pages = InlineArray<64, Int>(repeating: 0)
   var parked = ParkedFaults()
   /// For the bytes of pages that come from a store; untouched while there is none.
   let supplies: Mapping
   private var spinBudget = FaultReader.longestSpin
   private var lastIdle: UInt64 = 0
-  /// What ``abandon()`` needs to know: the regions of `ready` that are still to be visited, whether the wrprotect lock of the domain
-  /// at hand is held, and the pages of it that this thread may have claimed.
-  var unvisited = 0..<0
+  /// What ``abandon()`` needs to know: whether the wrprotect lock of the domain at hand is held, and the pages of it that this thread may have
+  /// claimed.
   var isHolding = false
   var claims = 0..<0
 
@@ -74,13 +72,8 @@ internal import Synchronization
     Kernel.enterFaultPath()
     while !handler.isStopping.load(ordering: .acquiring) {
       TestHooks.reach(.readerIdle)
-      let count = handler.events.wait(&ready, milliseconds: parked.isEmpty ? Self.longestWait : 1)
-      unvisited = 0..<count
-      while unvisited.lowerBound < unvisited.upperBound {
-        let next = unvisited.lowerBound
-        unvisited = next + 1..<count
-        if ready[next] < UInt64(FaultHandler.capacity) { visit(Int(ready[next])) }
-      }
+      let ready = handler.events.wait(milliseconds: parked.isEmpty ? Self.longestWait : 1)
+      if let ready, ready < UInt64(FaultHandler.capacity) { visit(Int(ready)) }
       if !parked.isEmpty { retryParked() }
     }
     isDone = true
