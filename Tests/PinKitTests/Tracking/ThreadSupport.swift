@@ -170,6 +170,5 @@ final class HeldThreads: Sendable {
 
   /// Waits for the first; false if nobody comes.
   func first() -> Bool { spin { arrivals.value > 0 } }
-  var count: Int { arrivals.value }
   func letGo() { mayGoOn.value = 1 }
 }
