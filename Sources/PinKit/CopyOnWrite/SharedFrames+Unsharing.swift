@@ -54,7 +54,7 @@ extension SharedFrames {
     if !stays, waits, Memory.protect(range, .readWrite) != 0 { isProtected = false }
     if isProtected, !stays, !waits, unsafe !hasSameBytes(page, target) {
       isProtected = false
-      _ = Uffd.unprotect(domain.descriptor.load(ordering: .acquiring), range, wake: true)
+      _ = domain.unprotect(range, wake: true)
     }
     unsafe note(pages, target, domain)
     unsafe frames.move(pages, to: target)
@@ -65,9 +65,7 @@ extension SharedFrames {
   /// Has the first write to a mapping that has just been made trap; false if it cannot be had.
   private func protect(_ range: AddressRange, in domain: borrowing FaultDomain) -> Bool {
     if domain.delivery.load(ordering: .acquiring) == .mprotect { return true }
-    let descriptor = domain.descriptor.load(ordering: .acquiring)
-    guard Uffd.register(descriptor, range, RegionProtection.traps(domain)) == .done,
-      Uffd.protect(descriptor, range) == .done
+    guard domain.register(range, RegionProtection.traps(domain)) == .done, domain.protect(range) == .done
     else {
       domain.needsRegistration.store(true, ordering: .sequentiallyConsistent)
       return false

@@ -12,6 +12,11 @@ enum Kernel {
   static var threadID: CInt { cuffd_tid() }
   /// How many processors this process may use.
   static var processorCount: Int { Int(cuffd_processor_count()) }
+  /// How many descriptors this process may have open.
+  static var descriptorLimit: Int {
+    var (soft, hard): (UInt64, UInt64) = (0, 0)
+    return unsafe cuffd_limit_descriptors(&soft, &hard) == 0 ? Int(clamping: soft) : 1_024
+  }
   /// The calling thread's stack; `nil` where it cannot be told.
   static var stack: AddressRange? {
     var start: UInt64 = 0

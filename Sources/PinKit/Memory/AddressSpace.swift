@@ -32,6 +32,8 @@ public final class AddressSpace: Sendable {
     public var metricsInterval = 1.0
     /// How much is protected under one hold of the wrprotect lock before the moment of a snapshot.
     var armingSlice = ArmingSlice(pages: 2_048, mostPages: 32_768, runs: 64)
+    /// How large regions are cut, so that writers on many processors do not wait for one another.
+    var slices = RegionSlices.automatic
     public init() {}
   }
 

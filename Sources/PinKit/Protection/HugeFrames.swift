@@ -71,16 +71,15 @@ enum HugeFrames {
 
   private static func protectEntries(_ range: AddressRange, in domain: borrowing FaultDomain) throws(PinError) -> Bool {
     try domain.settle(
-      Uffd.protect(domain.descriptor.load(ordering: .acquiring), range), "UFFDIO_WRITEPROTECT", range)
+      domain.protect(range), "UFFDIO_WRITEPROTECT", range)
   }
 
   private static func trapMinorFaults(in domain: borrowing FaultDomain) throws(PinError) -> Bool {
     if domain.hasMinorFaults.load(ordering: .relaxed), !domain.needsRegistration.load(ordering: .relaxed) { return true }
-    let descriptor = domain.descriptor.load(ordering: .acquiring)
     // First: who traps finds that it may be for that.
     domain.needsRegistration.store(true, ordering: .sequentiallyConsistent)
     domain.hasMinorFaults.store(true, ordering: .sequentiallyConsistent)
-    let result = Uffd.register(descriptor, domain.addresses, [.writeProtect, .minor])
+    let result = domain.register(domain.addresses, [.writeProtect, .minor])
     guard try domain.settle(result, "UFFDIO_REGISTER", domain.addresses) else { return false }
     domain.needsRegistration.store(false, ordering: .sequentiallyConsistent)
     return true
@@ -88,13 +87,17 @@ enum HugeFrames {
 
   // MARK: Mapping huge pages again
 
-  /// Maps what can be mapped by huge pages, read-only, a slice at a time. On the watchdog's thread.
+  /// How much is mapped again under one hold of the lock.
+  private static var mostPages: Int { 128 * pages }
+
+  /// Maps what can be mapped by huge pages, read-only, a part at a time. On the watchdog's thread.
   static func restore(_ frames: RegionFrames, _ protection: RegionProtection) {
-    let slice = 128 * pages
     var start = 0
     while start < frames.table.pageCount {
-      let end = min(start + slice, frames.table.pageCount)
+      var end = min(start + mostPages, frames.table.pageCount)
       protection.exclusive { domain in
+        // What is moved is registered before that, with one descriptor.
+        end = min(end, domain.pages(ofSlice: domain.slice(of: start)).upperBound)
         guard domain.failure.load(ordering: .relaxed) == 0, domain.hasMinorFaults.load(ordering: .relaxed) else { return }
         for run in intactRuns(of: start..<end, frames) {
           // What fails here costs time later, nothing else: the pages are mapped one by one when they are read.
@@ -127,7 +130,6 @@ enum HugeFrames {
   }
 
   private static func restore(_ run: Range<Int>, _ frames: RegionFrames, _ domain: borrowing FaultDomain) throws(PinError) {
-    let descriptor = domain.descriptor.load(ordering: .acquiring)
     let offset = unsafe frames.base.pointee.offsets(of: run).lowerBound
     let mapping = try Mapping(
       count: run.count * Memory.pageSize, alignment: size,
@@ -138,11 +140,11 @@ enum HugeFrames {
     defer { if !rest.isEmpty { Mapping.unmap(rest) } }
     try? Memory.advise(made, .hugePages)
     try Memory.advise(made, .dontFork)
-    guard Uffd.register(descriptor, made, .writeProtect) == .done else { return }
+    guard domain.register(made, .writeProtect, movingTo: run.lowerBound) == .done else { return }
     // Under mlockall(MCL_FUTURE) it was read in before that, and can be written.
     try PinError.check(domain.dropMapping(made), "madvise(dontNeed)", made)
     try Memory.advise(made, .populateRead)
-    guard Uffd.register(descriptor, made, [.writeProtect, .minor]) == .done else { return }
+    guard domain.register(made, [.writeProtect, .minor], movingTo: run.lowerBound) == .done else { return }
     var huge: [AddressRange] = []
     try PageMap().scan(made, PageMap.Query(required: .huge, returned: .huge)) { run, _ in huge.append(run) }
     for part in huge where part.start % UInt(size) == 0 && part.count % size == 0 {

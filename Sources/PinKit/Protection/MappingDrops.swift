@@ -37,7 +37,7 @@ internal import SystemPackage
   /// Drops the mapping of `range`, which is registered with the domain's userfaultfd, or moves there next. The wrprotect lock is held, and
   /// the claims of the pages if it is held shared. 0 or a negative errno: ``PinError/noThread`` where the system has no thread for it.
   func drop(_ range: AddressRange, in domain: borrowing FaultDomain) -> CInt {
-    if domain.descriptor.load(ordering: .acquiring) < 0 { return Memory.adviseResult(range, .dontNeed) }
+    if !domain.isConnected { return Memory.adviseResult(range, .dontNeed) }
     return Kernel.withSignalsBlocked {
       _ = lock.lockExclusive()
       defer { lock.unlockExclusive() }
@@ -153,12 +153,13 @@ extension FaultDomain {
   ///
   /// - Parameter expectsMove: The call is mremap(2), and what the kernel says of one is no news.
   func readEvents(_ batch: inout FaultBatch, expectsMove: Bool = false) {
+    for slice in 0..<sliceCount { readEvents(&batch, slice: slice, expectsMove: expectsMove) }
+  }
+
+  private func readEvents(_ batch: inout FaultBatch, slice: Int, expectsMove: Bool) {
     let keepsBefore = keepsEnded.load(ordering: .acquiring)
-    let descriptor = descriptor.load(ordering: .acquiring)
-    guard isOwn(descriptor) else {
-      _ = hasDescriptor()
-      return
-    }
+    guard hasDescriptor(slice: slice) else { return }
+    let descriptor = channels[slice].descriptor.load(ordering: .acquiring)
     // Who reads a snapshot waits until what was read here is noted.
     unsettled.add(1, ordering: .sequentiallyConsistent)
     defer { unsettled.subtract(1, ordering: .sequentiallyConsistent) }

@@ -16,24 +16,20 @@ enum ParallelProtection {
 
   /// What the threads share.
   private final class Job: Sendable {
-    let descriptor: CInt
-    let pieces: [ArraySlice<AddressRange>]
+    let pieces: [ArraySlice<SlicePart>]
     let next = Atomic<Int>(0)
     /// The first errno, or 0. Seen late, a piece is protected for nothing; the result is read when all threads have ended.
     let error = Atomic<CInt>(0)
 
-    init(_ descriptor: CInt, _ pieces: [ArraySlice<AddressRange>]) {
-      self.descriptor = descriptor
-      self.pieces = pieces
-    }
+    init(_ pieces: [ArraySlice<SlicePart>]) { self.pieces = pieces }
 
     /// Does one piece; false when there are none left, or the kernel refused one.
     func step() -> Bool {
       let index = next.add(1, ordering: .relaxed).oldValue
       guard index < pieces.count, error.load(ordering: .relaxed) == 0 else { return false }
       TestHooks.reach(.protectingPiece, page: index)
-      for range in pieces[index] {
-        let result = Uffd.protect(descriptor, range)
+      for part in pieces[index] {
+        let result = Uffd.protect(part.descriptor, part.range)
         guard result != .done else { continue }
         _ = error.compareExchange(expected: 0, desired: result.errno, ordering: .relaxed)
         return false
@@ -57,23 +53,26 @@ enum ParallelProtection {
 
   /// Protects all of `ranges`, or as many as the kernel likes; a caller that gets another result than `.done` knows nothing of any of
   /// them. Allocates: not for the fault path.
-  static func protect(_ ranges: [AddressRange], descriptor: CInt) -> UffdResult {
-    guard let first = ranges.first else { return .done }
-    let begun = Kernel.now()
-    let head = AddressRange(start: first.start, count: min(first.count, largestPiece))
-    if let failure = Job(descriptor, [[head]]).run() { return failure }
-    let time = Double(Kernel.now() - begun)
-    let rest = Self.rest(of: ranges, behind: head.end)
-    // Cut into pieces, fast work would be slow.
-    let left = rest.reduce(0) { $0 + $1.count }
-    guard time * Double(left) / Double(head.count) > worthThread else {
-      return Job(descriptor, [rest[...]]).run() ?? .done
-    }
-    return protectByThreads(pieces(rest), descriptor)
+  static func protect(_ ranges: [AddressRange], in domain: borrowing FaultDomain) -> UffdResult {
+    let result = protect(domain.parts(of: ranges))
+    return result == .refused(errno: UffdResult.badDescriptor) && domain.useSpareDescriptors() ? .again : result
   }
 
-  private static func protectByThreads(_ pieces: [ArraySlice<AddressRange>], _ descriptor: CInt) -> UffdResult {
-    let job = Job(descriptor, pieces)
+  private static func protect(_ parts: [SlicePart]) -> UffdResult {
+    guard let first = parts.first else { return .done }
+    let begun = Kernel.now()
+    let head = first.cut(at: first.range.start + UInt(min(first.range.count, largestPiece))).head
+    if let failure = Job([[head]]).run() { return failure }
+    let time = Double(Kernel.now() - begun)
+    let rest = Self.rest(of: parts, behind: head.range.end)
+    // Cut into pieces, fast work would be slow.
+    let left = rest.reduce(0) { $0 + $1.range.count }
+    guard time * Double(left) / Double(head.range.count) > worthThread else { return Job([rest[...]]).run() ?? .done }
+    return protectByThreads(pieces(rest))
+  }
+
+  private static func protectByThreads(_ pieces: [ArraySlice<SlicePart>]) -> UffdResult {
+    let job = Job(pieces)
     var helpers: [KernelThread] = []
     for _ in 1..<max(2, min(Kernel.processorCount, mostThreads)) {
       if let helper = start(job) { helpers.append(helper) }
@@ -83,28 +82,26 @@ enum ParallelProtection {
     return job.failure ?? .done
   }
 
-  /// What of `ranges` lies at or behind an address.
-  private static func rest(of ranges: [AddressRange], behind address: UInt) -> [AddressRange] {
-    ranges.compactMap { range in
-      range.end <= address ? nil : AddressRange(start: max(range.start, address), end: range.end)
-    }
+  /// What of `parts` lies at or behind an address.
+  private static func rest(of parts: [SlicePart], behind address: UInt) -> [SlicePart] {
+    parts.compactMap { $0.range.end <= address ? nil : $0.cut(at: max($0.range.start, address)).rest }
   }
 
-  private static func pieces(_ ranges: [AddressRange]) -> [ArraySlice<AddressRange>] {
-    var cut: [AddressRange] = []
-    for range in ranges {
-      var start = range.start
-      while start < range.end {
-        let end = min(range.end, start + UInt(largestPiece))
-        cut.append(AddressRange(start: start, end: end))
-        start = end
+  private static func pieces(_ parts: [SlicePart]) -> [ArraySlice<SlicePart>] {
+    var cut: [SlicePart] = []
+    for part in parts {
+      var rest = part
+      while !rest.range.isEmpty {
+        let (head, tail) = rest.cut(at: rest.range.start + UInt(min(rest.range.count, largestPiece)))
+        cut.append(head)
+        rest = tail
       }
     }
-    var pieces: [ArraySlice<AddressRange>] = []
+    var pieces: [ArraySlice<SlicePart>] = []
     var first = 0
     var bytes = 0
     for index in cut.indices {
-      bytes += cut[index].count
+      bytes += cut[index].range.count
       if bytes >= largestPiece || index - first + 1 == runsInPiece || index == cut.count - 1 {
         pieces.append(cut[first...index])
         first = index + 1

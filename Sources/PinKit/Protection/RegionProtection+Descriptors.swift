@@ -1,5 +1,6 @@
 internal import Logging
 internal import Synchronization
+internal import SystemPackage
 
 extension RegionProtection {
   /// Whether pages come from a store: those that are not there trap, too.
@@ -22,7 +23,7 @@ extension RegionProtection {
     } else {
       features.insert(.wpHugetlbfsShmem)
     }
-    let access = try Uffd.withoutForks { () throws(PinError) in try open(features, delivery, slot: slot) }
+    let access = try Uffd.withoutForks { () throws(PinError) in try openSlices(features, delivery, slot: slot) }
     if access == .userModeOnly, !Self.hasWarned.exchange(true, ordering: .relaxed) {
       handler.logger.warning(
         "userfaultfd is open in user mode only: system calls that write into protected memory fail with EFAULT")
@@ -32,62 +33,81 @@ extension RegionProtection {
   /// It is so for the whole process, and said once.
   private static let hasWarned = Atomic<Bool>(false)
 
-  /// A child that was forked in between would keep a descriptor that it does not know of.
+  /// Where there are no descriptors for so many, or no mappings, the region is one slice.
+  private func openSlices(
+    _ features: Userfaultfd.Features, _ delivery: FaultDelivery, slot: Int
+  ) throws(PinError) -> Userfaultfd.Access {
+    do throws(PinError) { return try open(features, delivery, slot: slot) } catch {
+      let count = unsafe domain.pointee.sliceCount
+      guard count > 1, error.errno == .tooManyOpenFiles || error.errno == .tooManyOpenFilesInSystem || error.errno == .noMemory
+      else { throw error }
+      unsafe domain.pointee.sliceShift.store(RegionSlices.whole, ordering: .sequentiallyConsistent)
+      return try open(features, delivery, slot: slot)
+    }
+  }
+
+  /// A child that was forked in between would keep descriptors that it does not know of.
   private func open(
     _ features: Userfaultfd.Features, _ delivery: FaultDelivery, slot: Int
   ) throws(PinError) -> Userfaultfd.Access {
-    let made = try Userfaultfd(features: features)
-    try made.register(addresses, for: unsafe Self.traps(domain.pointee))
-    let descriptor = try Uffd.duplicate(made.descriptor)
-    let access = made.access
-    let spare = made.release()
-    // A reader that is woken by the first message looks for them.
-    state.withLock { _ in
-      unsafe domain.pointee.identify(by: descriptor)
-      unsafe domain.pointee.descriptor.store(descriptor, ordering: .sequentiallyConsistent)
-      unsafe domain.pointee.spareDescriptor.store(spare, ordering: .sequentiallyConsistent)
-    }
+    let count = unsafe domain.pointee.sliceCount
+    var access = Userfaultfd.Access.device
     do throws(PinError) {
-      try Uffd.closeInChild(descriptor)
-      try Uffd.closeInChild(spare)
+      for slice in 0..<count { access = try openDescriptor(slice, features) }
       // Before a reader can hear of it: pages that are not mapped may trap already, and who reads of one without knowing how wakes nobody.
       unsafe domain.pointee.delivery.store(delivery, ordering: .sequentiallyConsistent)
-      try handler.listen(descriptor, slot: slot)
-      TestHooks.reach(.connecting)
+      for slice in 0..<count {
+        try handler.listen(unsafe domain.pointee.channels[slice].listening, slot: slot, slice: slice)
+        TestHooks.reach(.connecting)
+      }
     } catch {
       unsafe domain.pointee.delivery.store(.none, ordering: .sequentiallyConsistent)
-      _ = Uffd.unregister(descriptor, addresses)
-      state.withLock { _ in
-        unsafe domain.pointee.descriptor.store(-1, ordering: .sequentiallyConsistent)
-        unsafe domain.pointee.spareDescriptor.store(-1, ordering: .sequentiallyConsistent)
+      for slice in 0..<count {
+        let descriptor = unsafe domain.pointee.channels[slice].listening
+        if descriptor >= 0 { _ = unsafe Uffd.unregister(descriptor, domain.pointee.addresses(ofSlice: slice)) }
+        if descriptor >= 0 { handler.events.remove(descriptor) }
       }
-      Self.close([descriptor, spare])
+      closeDescriptorsAlone()
       throw error
     }
     return access
   }
 
-  func closeDescriptors() {
-    // Under the lock: the watchdog must not take numbers that are being closed here for closed by somebody else.
-    let open = state.withLock { _ in
-      [
-        unsafe domain.pointee.descriptor.exchange(-1, ordering: .sequentiallyConsistent),
-        unsafe domain.pointee.spareDescriptor.exchange(-1, ordering: .sequentiallyConsistent),
-      ]
-    }
-    Uffd.withoutForks {
-      // A number that was closed may be another region's by now, and is its to close and to forget.
-      for number in open where unsafe number >= 0 && domain.pointee.isOwn(number) {
+  private func openDescriptor(_ slice: Int, _ features: Userfaultfd.Features) throws(PinError) -> Userfaultfd.Access {
+    let made = try Userfaultfd(features: features)
+    unsafe try made.register(domain.pointee.addresses(ofSlice: slice), for: Self.traps(domain.pointee))
+    let descriptor = try Uffd.duplicate(made.descriptor)
+    let access = made.access
+    let spare = made.release()
+    do throws(PinError) {
+      try Uffd.closeInChild(descriptor)
+      try Uffd.closeInChild(spare)
+    } catch {
+      _ = unsafe Uffd.unregister(descriptor, domain.pointee.addresses(ofSlice: slice))
+      for number in [descriptor, spare] {
         Uffd.forgetInChild(number)
         Uffd.close(number)
       }
+      throw error
     }
+    // A reader that is woken by the first message looks for them.
+    state.withLock { _ in unsafe domain.pointee.channels[slice].take(descriptor, spare: spare) }
+    return access
   }
 
-  private static func close(_ descriptors: [CInt]) {
-    for open in descriptors where open >= 0 {
-      Uffd.forgetInChild(open)
-      Uffd.close(open)
+  func closeDescriptors() { Uffd.withoutForks { closeDescriptorsAlone() } }
+
+  private func closeDescriptorsAlone() {
+    // Under the lock: the watchdog must not take numbers that are being closed here for closed by somebody else.
+    let open = state.withLock { _ in
+      unsafe (0..<domain.pointee.sliceCount).map { unsafe ($0, domain.pointee.channels[$0].giveUp()) }
+    }
+    for (slice, numbers) in open {
+      // A number that was closed may be another region's by now, and is its to close and to forget.
+      for number in numbers where unsafe number >= 0 && domain.pointee.channels[slice].isOwn(number) {
+        Uffd.forgetInChild(number)
+        Uffd.close(number)
+      }
     }
   }
 
@@ -103,7 +123,7 @@ extension RegionProtection {
   /// Registers what went to other frames since the last time. Under the exclusive lock; false if the kernel asked to try again.
   static func registerAgain(_ domain: borrowing FaultDomain) throws(PinError) -> Bool {
     guard domain.needsRegistration.load(ordering: .relaxed) else { return true }
-    let result = Uffd.register(domain.descriptor.load(ordering: .acquiring), domain.addresses, traps(domain))
+    let result = domain.register(domain.addresses, traps(domain))
     guard try domain.settle(result, "UFFDIO_REGISTER", domain.addresses) else { return false }
     domain.needsRegistration.store(false, ordering: .relaxed)
     return true
@@ -122,32 +142,27 @@ extension RegionProtection {
 
   func listenAgain() {
     state.withLock { state in
-      let descriptor = unsafe domain.pointee.descriptor.load(ordering: .acquiring)
-      if let slot = state.slot, unsafe domain.pointee.isOwn(descriptor) { handler.rearm(descriptor, slot: slot) }
+      guard let slot = state.slot else { return }
+      for slice in unsafe 0..<domain.pointee.sliceCount {
+        let descriptor = unsafe domain.pointee.channels[slice].listening
+        if unsafe domain.pointee.channels[slice].isOwn(descriptor) { handler.rearm(descriptor, slot: slot, slice: slice) }
+      }
     }
   }
 
   private func repair(_ domain: borrowing FaultDomain) -> Bool {
-    let descriptor = domain.descriptor.load(ordering: .acquiring)
-    let spare = domain.spareDescriptor.load(ordering: .acquiring)
-    guard descriptor >= 0 else { return false }
-    let hasOne = domain.isOwn(descriptor)
-    if hasOne, domain.isOwn(spare) { return false }
-    if !hasOne {
-      guard domain.useSpareDescriptor(insteadOf: descriptor) else {
-        domain.fail(.descriptorClosed, errno: UffdResult.badDescriptor)
-        return false
+    var isRepaired = false
+    for slice in 0..<domain.sliceCount {
+      switch domain.channels[slice].repair() {
+      case .whole: continue
+      case .lost: domain.fail(.descriptorClosed, errno: UffdResult.badDescriptor)
+      case .taken:
+        // Whoever waits for a message that was read under the old number asks again.
+        domain.wake(domain.addresses(ofSlice: slice))
+        isRepaired = true
+      case .repaired: isRepaired = true
       }
     }
-    let good = domain.descriptor.load(ordering: .acquiring)
-    // Whoever waits for a message that was read under the old number asks again.
-    if !hasOne { Uffd.wake(good, domain.addresses) }
-    guard let new = try? Uffd.duplicate(good) else { return false }
-    do throws(PinError) { try Uffd.closeInChild(new) } catch {
-      Uffd.close(new)
-      return false
-    }
-    domain.spareDescriptor.store(new, ordering: .sequentiallyConsistent)
-    return true
+    return isRepaired
   }
 }

@@ -42,18 +42,19 @@ extension RegionProtection {
 
   private func unregister(_ domain: borrowing FaultDomain) {
     defer { if !domain.hasSeals { domain.hasMinorFaults.store(false, ordering: .sequentiallyConsistent) } }
-    var descriptor = domain.descriptor.load(ordering: .acquiring)
-    if !domain.isOwn(descriptor) { descriptor = domain.spareDescriptor.load(ordering: .acquiring) }
-    // With its last number the userfaultfd went, and let everybody go who waited for it.
-    guard domain.isOwn(descriptor) else { return }
-    // Removes protection from the entries; memory unmapped behind our back is skipped piece by piece.
-    if Uffd.unregister(descriptor, addresses) != .done {
-      for mapping in (try? ProcessMaps.mappings(in: addresses)) ?? [] {
-        _ = Uffd.unregister(descriptor, mapping.range.clamped(to: addresses))
+    for slice in 0..<domain.sliceCount {
+      let slicePages = domain.addresses(ofSlice: slice)
+      // With its last number the userfaultfd went, and let everybody go who waited for it.
+      guard let descriptor = domain.channels[slice].anyDescriptor else { continue }
+      // Removes protection from the entries; memory unmapped behind our back is skipped piece by piece.
+      if Uffd.unregister(descriptor, slicePages) != .done {
+        for mapping in (try? ProcessMaps.mappings(in: slicePages)) ?? [] {
+          _ = Uffd.unregister(descriptor, mapping.range.clamped(to: slicePages))
+        }
       }
+      // Of its own accord the kernel wakes those only who wait for missing pages.
+      Uffd.wake(descriptor, slicePages)
     }
-    // Of its own accord the kernel wakes those only who wait for missing pages.
-    Uffd.wake(descriptor, addresses)
   }
 
   /// Everything becomes writable but what the user protected.

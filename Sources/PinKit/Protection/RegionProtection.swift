@@ -69,7 +69,7 @@ internal import SystemPackage
     do throws(PinError) {
       if delivery != .mprotect { try openDescriptor(delivery, slot: slot) }
     } catch {
-      handler.disconnect(slot: slot, descriptor: -1)
+      handler.disconnect(slot: slot)
       state.withLock { $0.slot = nil }
       throw error
     }
@@ -113,9 +113,7 @@ internal import SystemPackage
     guard let slot = state.withLock({ $0.slot }) else { return }
     // A reader that died may have taken the lock with it.
     if failure == nil { exclusive { lift($0) } } else { liftFailed() }
-    let descriptor = unsafe domain.pointee.descriptor.load(ordering: .acquiring)
-    // Another region may have the number by now.
-    handler.disconnect(slot: slot, descriptor: unsafe domain.pointee.isOwn(descriptor) ? descriptor : -1)
+    handler.disconnect(slot: slot, descriptors: unsafe domain.pointee.descriptors)
     closeDescriptors()
     state.withLock { $0.slot = nil }
   }

@@ -119,9 +119,8 @@ extension SealedPages {
   /// are claimed, so nobody can have sealed them since; what cannot be mapped takes a fault.
   private func map(_ pages: Range<Int>, in domain: borrowing FaultDomain) {
     var rest = domain.addresses(of: pages)
-    let descriptor = domain.descriptor.load(ordering: .acquiring)
     while !rest.isEmpty {
-      let (result, bytes) = Uffd.mapExisting(descriptor, rest, protected: true)
+      let (result, bytes) = domain.mapExisting(rest)
       guard result == .done, bytes > 0 else { return }
       rest = AddressRange(start: rest.start + UInt(bytes), end: rest.end)
     }

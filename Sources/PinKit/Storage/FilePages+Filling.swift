@@ -54,7 +54,6 @@ extension FilePages {
   /// Maps the bytes at `source` as `pages`, write-protected, and wakes who waits. Pages keep the bytes that they were given before, and may have
   /// been changed since; what nobody put there goes.
   func install(_ pages: Range<Int>, from source: UInt, in domain: borrowing FaultDomain) -> Installation {
-    let descriptor = domain.descriptor.load(ordering: .acquiring)
     let all = domain.addresses(of: pages)
     var done = 0
     var step = all.count
@@ -62,11 +61,11 @@ extension FilePages {
     var emptied = -1
     while done < all.count {
       let rest = AddressRange(start: all.start + UInt(done), count: min(step, all.count - done))
-      var (result, bytes) = Uffd.copy(descriptor, source + UInt(done), to: rest)
+      var (result, bytes) = domain.copy(source + UInt(done), to: rest)
       if result == .refused(errno: UffdResult.exists) {
         let page = pages.lowerBound + done / Memory.pageSize
         (result, bytes) =
-          page == emptied ? putInPlace(page, from: source + UInt(done), descriptor) : takeOver(page, descriptor)
+          page == emptied ? putInPlace(page, from: source + UInt(done), in: domain) : takeOver(page, in: domain)
         emptied = page
       }
       switch result {
@@ -79,7 +78,6 @@ extension FilePages {
       case .again:
         counters.add(.retries)
         return .again
-      case .refused(UffdResult.badDescriptor) where domain.useSpareDescriptor(insteadOf: descriptor): return .again
       case .gone where step > Memory.pageSize:
         // The kernel fills one mapping at a time, and pages that went to other frames have mappings of their own.
         step = Memory.pageSize
@@ -111,8 +109,7 @@ extension FilePages {
 
   /// Maps what the pool has of a page, protected: other code, or the kernel, has dropped the mapping alone. `nil` if it has nothing.
   private func mapAgain(_ page: Int, in domain: borrowing FaultDomain) -> FaultResolution? {
-    let descriptor = domain.descriptor.load(ordering: .acquiring)
-    let (result, bytes) = Uffd.mapExisting(descriptor, pageAddresses(page), protected: true)
+    let (result, bytes) = domain.mapExisting(pageAddresses(page))
     switch result {
     case .done where bytes > 0:
       present.insert(page..<page + 1)
@@ -123,41 +120,40 @@ extension FilePages {
       // It went to another frame since the message was sent: nothing traps in the mapping that it has now.
       wake(page..<page + 1)
       return .gone
-    case .refused(UffdResult.badDescriptor) where domain.useSpareDescriptor(insteadOf: descriptor): return .gone
     case .gone, .refused: return nil
     }
   }
 
   /// Makes room for a page for which the pool has something, or maps that if it is the page's. How many bytes are there now: after none, fill
   /// it again.
-  private func takeOver(_ page: Int, _ descriptor: CInt) -> (UffdResult, bytes: Int) {
+  private func takeOver(_ page: Int, in domain: borrowing FaultDomain) -> (UffdResult, bytes: Int) {
     guard isKept(page) else {
       let extent = unsafe frames.extent(of: page)
       // In one step, which fails if anybody has had it since a moment ago (P5). What nobody put there nobody else can have.
       let isFrozen = unsafe extent.pointee.freeze(page, expecting: 1)
-      if !isFrozen, placed.contains(page) { return mapAndWake(page, descriptor) }
+      if !isFrozen, placed.contains(page) { return mapAndWake(page, in: domain) }
       defer { if isFrozen { unsafe extent.pointee.unfreeze(page) } }
       // It may be mapped by who was faster than the registration, or locked: a hole is punched all the same.
       let result = unsafe frames.pool.punch(extent.pointee, page..<page + 1)
       TestHooks.reach(.punched, page: page)
       return (UffdResult(result), 0)
     }
-    return mapAndWake(page, descriptor)
+    return mapAndWake(page, in: domain)
   }
 
   /// The same where the pool has something again, or still, as a part of a huge page: nothing is mapped any more, and nobody sees how the bytes
   /// change.
-  private func putInPlace(_ page: Int, from source: UInt, _ descriptor: CInt) -> (UffdResult, bytes: Int) {
+  private func putInPlace(_ page: Int, from source: UInt, in domain: borrowing FaultDomain) -> (UffdResult, bytes: Int) {
     let offset = unsafe frames.extent(of: page).pointee.offsets(of: page..<page + 1).lowerBound
     let bytes = AddressRange(start: source, count: Memory.pageSize)
     let written = Memory.write(bytes, file: frames.pool.descriptor, offset: offset)
-    return written == 0 ? mapAndWake(page, descriptor) : (UffdResult(written), 0)
+    return written == 0 ? mapAndWake(page, in: domain) : (UffdResult(written), 0)
   }
 
-  private func mapAndWake(_ page: Int, _ descriptor: CInt) -> (UffdResult, bytes: Int) {
-    let (result, bytes) = Uffd.mapExisting(descriptor, pageAddresses(page), protected: true)
+  private func mapAndWake(_ page: Int, in domain: borrowing FaultDomain) -> (UffdResult, bytes: Int) {
+    let (result, bytes) = domain.mapExisting(pageAddresses(page))
     if result == .refused(errno: UffdResult.noPage) { return (.done, 0) }
-    if bytes > 0 { Uffd.wake(descriptor, pageAddresses(page)) }
+    if bytes > 0 { domain.wake(pageAddresses(page)) }
     return (result, bytes)
   }
 

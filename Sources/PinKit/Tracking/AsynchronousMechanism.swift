@@ -110,7 +110,7 @@ internal import Synchronization
 
   /// Marks all entries of a range, absent ones too. False if the kernel asked to try again.
   private static func mark(_ range: AddressRange, _ domain: borrowing FaultDomain) throws(PinError) -> Bool {
-    try domain.settle(Uffd.protect(domain.descriptor.load(ordering: .acquiring), range), "UFFDIO_WRITEPROTECT", range)
+    try domain.settle(domain.protect(range), "UFFDIO_WRITEPROTECT", range)
   }
 
   private func keepPagesSmall() throws(PinError) {

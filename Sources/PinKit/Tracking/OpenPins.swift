@@ -48,7 +48,7 @@ enum OpenPins {
     case .none, .asynchronous: return false
     case .mprotect: return Memory.protect(range, .readWrite) == 0
     case .handlerThread, .inPlace:
-      return Uffd.unprotect(domain.descriptor.load(ordering: .acquiring), range, wake: true) == .done
+      return domain.unprotect(range, wake: true) == .done
     }
   }
 

@@ -254,9 +254,8 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
   private static func protectTogether(_ runs: [Range<Int>], _ domain: borrowing FaultDomain) throws(PinError) -> Bool {
     var ranges: [AddressRange] = []
     for run in runs { ranges.append(domain.addresses(of: run)) }
-    let descriptor = domain.descriptor.load(ordering: .acquiring)
     let all = AddressRange(start: ranges[0].start, end: ranges[ranges.count - 1].end)
-    return try domain.settle(ParallelProtection.protect(ranges, descriptor: descriptor), "UFFDIO_WRITEPROTECT", all)
+    return try domain.settle(ParallelProtection.protect(ranges, in: domain), "UFFDIO_WRITEPROTECT", all)
   }
 
   private static func protect(
@@ -267,7 +266,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     // What was opened since the last time has small entries.
     if domain.mayHaveHugeFrames, run.count >= HugeFrames.pages { return try HugeFrames.protect(range, in: domain) }
     return try domain.settle(
-      Uffd.protect(domain.descriptor.load(ordering: .acquiring), range), "UFFDIO_WRITEPROTECT", range)
+      domain.protect(range), "UFFDIO_WRITEPROTECT", range)
   }
 
   private static func unprotect(
@@ -279,7 +278,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     }
     let range = domain.addresses(of: run)
     return try domain.settle(
-      Uffd.unprotect(domain.descriptor.load(ordering: .acquiring), range, wake: true), "UFFDIO_WRITEPROTECT", range)
+      domain.unprotect(range, wake: true), "UFFDIO_WRITEPROTECT", range)
   }
 
   private static func protectByMprotect(_ run: Range<Int>, _ domain: borrowing FaultDomain) throws(PinError) -> Bool {

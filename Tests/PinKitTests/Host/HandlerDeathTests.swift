@@ -214,17 +214,17 @@ import Testing
       for _ in 0..<20 {
         let tracked = try Tracked(.handlerThread, configure: { $0.logger = LogCapture().logger })
         let protection = try tracked.region.protection()
-        let closed = unsafe protection.domain.pointee.descriptor.load(ordering: .acquiring)
+        let closed = unsafe protection.domain.pointee.channels[0].listening
         let ready = Shared()
         let finders = (0..<3).map { _ in
           HostThread {
             _ = ready.add()
             while ready.value < 3 {}
-            unsafe check(protection.domain.pointee.useSpareDescriptor(insteadOf: closed), "no spare")
+            unsafe check(protection.domain.pointee.channels[0].useSpareDescriptor(insteadOf: closed), "no spare")
           }
         }
         for finder in finders { finder.join() }
-        unsafe check(protection.domain.pointee.descriptor.load(ordering: .acquiring) != closed, "the closed one is used")
+        unsafe check(protection.domain.pointee.channels[0].listening != closed, "the closed one is used")
         Uffd.close(closed)
         try tracked.expectExact()
         try tracked.close()

@@ -8,7 +8,7 @@ import Testing
 @Suite("What fault readers share") struct ReaderShareTests {
   /// Whether a fault waits to be read.
   private static func hasMessage(_ region: Region) -> Bool {
-    let descriptor = unsafe region.attachments.find(RegionProtection.self)!.domain.pointee.listening
+    let descriptor = unsafe region.attachments.find(RegionProtection.self)!.domain.pointee.channels[0].listening
     var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
     return unsafe poll(&entry, 1, 0) == 1
   }

@@ -133,7 +133,9 @@ struct SoakModel: ~Copyable {
   }
 
   mutating func run() throws {
-    let space = try AddressSpace.forTests()
+    // Every other plan in slices of four small pages and more.
+    let space = try AddressSpace.forTests(
+      slices: plan.seed.isMultiple(of: 2) ? .automatic : RegionSlices(smallest: 16 << 10, most: 8))
     while done < plan.operations, findings.isEmpty {
       let plan = plan
       try plan.combination.subject.with(space, pages: plan.pageCount) { try live($0) }

@@ -203,12 +203,21 @@ extension AddressSpace {
     try forTests(patience: patience, armingSlice: ArmingSlice(pages: 64, mostPages: 64, runs: 3))
   }
 
-  static func forTests(patience: Double, armingSlice: ArmingSlice) throws(PinError) -> AddressSpace {
+  /// Regions of a few pages are cut as those of programs are that have hundreds of megabytes.
+  static func forTests(slices: RegionSlices) throws(PinError) -> AddressSpace {
+    try forTests(
+      patience: Configuration().patience, armingSlice: ArmingSlice(pages: 64, mostPages: 64, runs: 3), slices: slices)
+  }
+
+  static func forTests(
+    patience: Double, armingSlice: ArmingSlice, slices: RegionSlices = .automatic
+  ) throws(PinError) -> AddressSpace {
     Tally.begin()
     var configuration = Configuration()
     configuration.patience = patience
     configuration.failurePolicy = .failRegion
     configuration.armingSlice = armingSlice
+    configuration.slices = slices
     configuration.logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
     return try AddressSpace(configuration: configuration)
   }

@@ -6,16 +6,20 @@ extension ClaimedFault {
   /// Where a fault copies, pages in between that are open are claimed as well: the others beyond them can be had with one
   /// system call then. Open they stay, whatever becomes of the fault.
   @inline(__always) func claimAround(in domain: borrowing FaultDomain) -> Range<Int> {
+    // Not beyond the slice: the kernel may refuse one part and not the other.
+    let slice = domain.pages(ofSlice: domain.slice(of: page))
     let copies = domain.owed.load(ordering: .relaxed) != 0 || domain.sharing.load(ordering: .relaxed) != 0
     guard copies, domain.opensChunks.load(ordering: .relaxed), domain.pageSize == Memory.pageSize else {
-      return page..<claimNeighbours(from: page + 1, to: page + domain.faultAround.window(at: page), in: domain)
+      return page..<claimNeighbours(
+        from: page + 1, to: min(slice.upperBound, page + domain.faultAround.window(at: page)), in: domain)
     }
     let passesOpen = mayPassOpenPages(domain)
     let window = domain.density.window(at: page)
-    let start = page & ~(window - 1)
+    let start = max(slice.lowerBound, page & ~(window - 1))
     var first = page
     while first > start, tryClaim(first - 1, in: domain, passesOpen: passesOpen) { first -= 1 }
-    return first..<claimNeighbours(from: page + 1, to: start + window, in: domain, passesOpen: passesOpen)
+    return first..<claimNeighbours(
+      from: page + 1, to: min(slice.upperBound, (page & ~(window - 1)) + window), in: domain, passesOpen: passesOpen)
   }
 
   /// Not where callbacks hear of every page that is opened, nor where open pages differ from the others in more than that.
@@ -29,9 +33,8 @@ extension ClaimedFault {
   @inline(__always) private func claimNeighbours(
     from start: Int, to limit: Int, in domain: borrowing FaultDomain, passesOpen: Bool = false
   ) -> Int {
-    let end = min(limit, domain.table.pageCount)
     var next = start
-    while next < end, tryClaim(next, in: domain, passesOpen: passesOpen) { next += 1 }
+    while next < limit, tryClaim(next, in: domain, passesOpen: passesOpen) { next += 1 }
     return next
   }
 

@@ -33,15 +33,11 @@ struct FaultDomain: ~Copyable, Sendable {
   let alarm: Alarm
 
   let delivery = Atomic<FaultDelivery>(.none)
-  /// The userfaultfd, or -1.
-  let descriptor = Atomic<CInt>(-1)
-  /// A second descriptor of the same userfaultfd: closing one number by mistake does not end the protection.
-  let spareDescriptor = Atomic<CInt>(-1)
-  /// Which file both stand for: device and inode. Stored before the numbers and read after them, so never older than the number that is looked at.
-  private let ownDevice = Atomic<UInt64>(0)
-  private let ownInode = Atomic<UInt64>(0)
-  /// The number under which the userfaultfd was put into the readers' epoll set.
-  var listening: CInt { descriptor.load(ordering: .acquiring) }
+  /// The userfaultfds, a slice of the region each.
+  let channels: InlineArray<16, FaultChannel>
+  private let mostSlices: Int
+  /// By which a page's number becomes that of its slice. Changes while nothing is protected.
+  let sliceShift: Atomic<Int>
   let isPrivateAnonymous: Bool
   /// Whether other code may guard its pages, or truncate them away: it is read by checked copies only (K6).
   let isForeign: Bool
@@ -135,7 +131,14 @@ struct FaultDomain: ~Copyable, Sendable {
     self.alarm = alarm
     lock = WriteProtectLock(counters: counters)
     density = WriteDensity(pageCount: region.pageCount)
+    let shift = region.space.configuration.slices.shift(addresses: addresses, pageSize: pageSize)
+    let slices = (region.pageCount - 1) >> shift + 1
+    mostSlices = SliceBudget.take(slices - 1) ? slices : 1
+    sliceShift = Atomic(mostSlices == slices ? shift : RegionSlices.whole)
+    channels = InlineArray { _ in FaultChannel(alarm: alarm) }
   }
+
+  deinit { SliceBudget.giveBack(mostSlices - 1) }
 
   /// Runs `body` with what is owed to snapshots, if anything is. The object lives as long as the shared lock is held.
   @inline(__always) func withOwedBytes<Result>(_ body: (OwedBytes) -> Result) -> Result? {
@@ -247,47 +250,6 @@ struct FaultDomain: ~Copyable, Sendable {
     return start <= pages.lowerBound && pages.upperBound <= end
   }
 
-  /// What the descriptors are from now on.
-  func identify(by descriptor: CInt) {
-    guard let found = FileIdentity(of: descriptor)?.words else { return }
-    ownDevice.store(found.device, ordering: .relaxed)
-    ownInode.store(found.inode, ordering: .relaxed)
-  }
-
-  /// Whether a number stands for the region's userfaultfd, and not for what other code has opened since. One fstat(2);
-  /// async-signal-safe.
-  @inline(__always) func isOwn(_ descriptor: CInt) -> Bool {
-    let identity = FileIdentity(device: ownDevice.load(ordering: .relaxed), inode: ownInode.load(ordering: .relaxed))
-    return identity.isOf(descriptor)
-  }
-
-  /// Takes the spare in the place of `closed`, a descriptor that turned out closed, unless somebody was faster; false if there is none.
-  /// Async-signal-safe.
-  func useSpareDescriptor(insteadOf closed: CInt) -> Bool {
-    let spare = spareDescriptor.load(ordering: .sequentiallyConsistent)
-    if descriptor.load(ordering: .sequentiallyConsistent) != closed { return true }
-    guard spare != closed, isOwn(spare) else { return false }
-    let isMine = descriptor.compareExchange(expected: closed, desired: spare, ordering: .sequentiallyConsistent).exchanged
-    // In this order, or another thread would find neither.
-    if isMine { _ = spareDescriptor.compareExchange(expected: spare, desired: -1, ordering: .sequentiallyConsistent) }
-    Alarm.ring(alarm)
-    return true
-  }
-
-  /// Whether there is a userfaultfd to read from: otherwise the region has failed.
-  func hasDescriptor() -> Bool {
-    let now = descriptor.load(ordering: .acquiring)
-    if isOwn(now) || useSpareDescriptor(insteadOf: now) { return true }
-    fail(.descriptorClosed, errno: UffdResult.badDescriptor)
-    return false
-  }
-
-  /// Whether the pages are registered with the userfaultfd at this moment, if they ever were, and the region has not failed.
-  func isWatched() -> Bool {
-    if descriptor.load(ordering: .acquiring) >= 0 { _ = hasDescriptor() }
-    return failure.load(ordering: .acquiring) == 0
-  }
-
   /// True if a protection change is done, false if the kernel asked to try again.
   ///
   /// - Throws: For everything else; where the region can no longer be vouched for, it is marked as failed.
@@ -301,7 +263,6 @@ struct FaultDomain: ~Copyable, Sendable {
       return false
     case .gone: fail(.mappingChanged, errno: result.errno)
     case .refused(UffdResult.badDescriptor):
-      if useSpareDescriptor(insteadOf: descriptor.load(ordering: .acquiring)) { return false }
       fail(.descriptorClosed, errno: result.errno)
     case .refused: break
     }

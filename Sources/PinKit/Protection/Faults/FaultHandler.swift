@@ -166,12 +166,23 @@ internal import Synchronization
     return slot
   }
 
-  func listen(_ descriptor: CInt, slot: Int) throws(PinError) { try events.add(descriptor, data: UInt64(slot), once: true) }
-  func rearm(_ descriptor: CInt, slot: Int) { events.rearm(descriptor, data: UInt64(slot)) }
+  func listen(_ descriptor: CInt, slot: Int, slice: Int) throws(PinError) {
+    try events.add(descriptor, data: Self.data(slot: slot, slice: slice), once: true)
+  }
+  func rearm(_ descriptor: CInt, slot: Int, slice: Int) {
+    events.rearm(descriptor, data: Self.data(slot: slot, slice: slice))
+  }
+
+  /// What the epoll set has of a slice's userfaultfd.
+  private static func data(slot: Int, slice: Int) -> UInt64 { UInt64(slice) << 32 | UInt64(slot) }
+  /// The slot and the slice; `nil` for ``stopData``.
+  static func place(of data: UInt64) -> (slot: Int, slice: Int)? {
+    data == stopData ? nil : (Int(data & 0xFFFF_FFFF), Int(data >> 32))
+  }
 
   /// Forgets a domain. When it returns, no reader is using it and none will.
-  func disconnect(slot: Int, descriptor: CInt) {
-    if descriptor >= 0 { events.remove(descriptor) }
+  func disconnect(slot: Int, descriptors: [CInt] = []) {
+    for descriptor in descriptors { events.remove(descriptor) }
     unsafe slots[slot].close()
     _ = slotOwners.withLock { $0.removeValue(forKey: slot) }
   }

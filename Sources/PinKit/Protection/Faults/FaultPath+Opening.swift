@@ -19,7 +19,7 @@ extension FaultPath {
       let range = domain.addresses(of: page..<page + 1)
       if domain.hasMinorFaults.load(ordering: .relaxed), let refusal = mapForWriting(page, in: domain) { return refusal }
       wake(page..<page + 1, in: domain)
-      _ = Uffd.unprotect(domain.descriptor.load(ordering: .acquiring), range, wake: true)
+      _ = domain.unprotect(range, wake: true)
       return .opened
     }
     return open(page..<page + 1, faulted: page, in: domain, delivery)
@@ -48,8 +48,7 @@ extension FaultPath {
     if delivery == .mprotect { return MprotectOpening.open(pages, in: domain) }
     if domain.hasSource { domain.withSource { $0.willOpen(pages) } }
     if domain.hasMinorFaults.load(ordering: .relaxed), let refusal = mapForWriting(faulted, in: domain) { return refusal }
-    let descriptor = domain.descriptor.load(ordering: .acquiring)
-    let result = Uffd.unprotect(descriptor, range, wake: delivery == .handlerThread)
+    let result = domain.unprotect(range, wake: delivery == .handlerThread)
     switch result {
     case .done: return .opened
     case .again:
@@ -59,8 +58,6 @@ extension FaultPath {
       // Lifting all protection ends here too; it wakes the waiters itself.
       if domain.delivery.load(ordering: .acquiring) == .none { return .gone }
       domain.fail(.mappingChanged, errno: result.errno)
-    case .refused(UffdResult.badDescriptor) where domain.useSpareDescriptor(insteadOf: descriptor):
-      return open(pages, faulted: faulted, in: domain, delivery)
     case .refused(let errno):
       domain.fail(errno == UffdResult.badDescriptor ? .descriptorClosed : .refused, errno: errno)
     }
@@ -71,7 +68,7 @@ extension FaultPath {
   /// and are found open then. `nil` if all went well; whatever is wrong otherwise, unprotecting finds it too.
   private static func mapForWriting(_ page: Int, in domain: borrowing FaultDomain) -> FaultResolution? {
     let range = domain.addresses(of: page..<page + 1)
-    let (result, _) = Uffd.mapExisting(domain.descriptor.load(ordering: .acquiring), range, protected: true)
+    let (result, _) = domain.mapExisting(range)
     guard result == .again else { return nil }
     domain.counters.add(.retries)
     return .retry
@@ -100,13 +97,11 @@ extension FaultPath {
     var step = rest.count
     while !rest.isEmpty {
       let next = AddressRange(start: rest.start, count: min(step, rest.count))
-      let descriptor = domain.descriptor.load(ordering: .acquiring)
-      let (result, bytes) = Uffd.mapExisting(descriptor, next, protected: true)
+      let (result, bytes) = domain.mapExisting(next)
       switch result {
       case .done: rest = AddressRange(start: rest.start + UInt(bytes), end: rest.end)
       case .again: return .retry
       case .refused(UffdResult.badDescriptor):
-        if domain.useSpareDescriptor(insteadOf: descriptor) { continue }
         domain.fail(.descriptorClosed, errno: result.errno)
         return .failed
       // One call maps within one mapping, and pages that went to other frames have mappings of their own.
@@ -127,10 +122,6 @@ extension FaultPath {
     // Who has somebody to wake was told of the fault, after the delivery was set; whoever lifts it wakes all that wait.
     guard domain.delivery.load(ordering: .relaxed) == .handlerThread else { return }
     domain.counters.add(.wakes)
-    let descriptor = domain.descriptor.load(ordering: .acquiring)
-    let result = Uffd.wake(descriptor, domain.addresses(of: pages))
-    if result == .refused(errno: UffdResult.badDescriptor), domain.useSpareDescriptor(insteadOf: descriptor) {
-      wake(pages, in: domain)
-    }
+    domain.wake(domain.addresses(of: pages))
   }
 }

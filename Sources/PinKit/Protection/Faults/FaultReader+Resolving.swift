@@ -7,7 +7,7 @@ extension FaultReader {
   }
 
   func handleBatch(
-    _ domain: borrowing FaultDomain, slot: Int, holding hold: borrowing WriteProtectLock.SharedHold, begun: UInt64
+    _ domain: borrowing FaultDomain, slot: Int, slice: Int, holding hold: borrowing WriteProtectLock.SharedHold, begun: UInt64
   ) {
     domain.counters.add(.batches)
     domain.counters.add(.messages, batch.count)
@@ -17,8 +17,7 @@ extension FaultReader {
       guard domain.addresses.contains(address) else {
         // The number names another region's userfaultfd now, until the watchdog sees it. Let that thread fault again.
         let page = address / UInt(domain.pageSize) * UInt(domain.pageSize)
-        Uffd.wake(
-          domain.descriptor.load(ordering: .acquiring), AddressRange(start: page, count: domain.pageSize))
+        Uffd.wake(domain.channels[slice].listening, AddressRange(start: page, count: domain.pageSize))
         continue
       }
       if domain.hasSource, !flags.contains(.writeProtect) {
@@ -38,7 +37,7 @@ extension FaultReader {
         noteOpen: {
           openedAt = Kernel.now()
           // Another reader serves who comes while this one copies neighbours.
-          handler.rearm(domain.listening, slot: slot)
+          handler.rearm(domain.channels[slice].listening, slot: slot, slice: slice)
         })
       if !isWrite { domain.counters.add(.minorFaults) }
       settle(resolution, page: page, isWrite: isWrite, domain, slot: slot)

@@ -73,27 +73,30 @@ internal import Synchronization
     while !handler.isStopping.load(ordering: .acquiring) {
       TestHooks.reach(.readerIdle)
       let ready = handler.events.wait(milliseconds: parked.isEmpty ? Self.longestWait : 1)
-      if let ready, ready < UInt64(FaultHandler.capacity) { visit(Int(ready)) }
+      if let ready, let place = FaultHandler.place(of: ready) { visit(place.slot, place.slice) }
       if !parked.isEmpty { retryParked() }
     }
     isDone = true
   }
 
-  private func visit(_ index: Int) {
+  private func visit(_ index: Int, _ slice: Int) {
     let slot = unsafe handler.slot(index)
     guard let domain = unsafe slot.pointee.enter() else { return }
     busySlot.store(index + 1, ordering: .relaxed)
-    if unsafe serve(domain.pointee, slot: index) { unsafe handler.rearm(domain.pointee.listening, slot: index) }
+    // The slot may have gone to another region since it was reported, which has fewer.
+    if unsafe slice < domain.pointee.sliceCount, unsafe serve(domain.pointee, slot: index, slice: slice) {
+      handler.rearm(unsafe domain.pointee.channels[slice].listening, slot: index, slice: slice)
+    }
     busySlot.store(0, ordering: .relaxed)
     unsafe slot.pointee.leave()
   }
 
   /// Reads and resolves until nothing has come for a while. False if somebody else will have the descriptor reported again.
-  private func serve(_ domain: borrowing FaultDomain, slot: Int) -> Bool {
+  private func serve(_ domain: borrowing FaultDomain, slot: Int, slice: Int) -> Bool {
     // The slot went to another region since it was reported, which has no userfaultfd yet, or never gets one.
-    if domain.descriptor.load(ordering: .acquiring) < 0 { return false }
+    if domain.channels[slice].listening < 0 { return false }
     // Reading from a file of the program's would take away what is not ours (K5).
-    guard domain.hasDescriptor() else { return false }
+    guard domain.hasDescriptor(slice: slice) else { return false }
     if domain.hasSeals {
       Kernel.leaveFaultPath()
       domain.withSeals { $0.prepareThread() }
@@ -110,14 +113,14 @@ internal import Synchronization
       let begun = Kernel.now()
       let keepsBefore = domain.keepsEnded.load(ordering: .acquiring)
       domain.unsettled.add(1, ordering: .sequentiallyConsistent)
-      let descriptor = domain.descriptor.load(ordering: .acquiring)
+      let descriptor = domain.channels[slice].listening
       let error = batch.read(from: descriptor)
       if batch.count > 0 { handleEvents(domain, keepsBefore: keepsBefore) }
       domain.unsettled.subtract(1, ordering: .sequentiallyConsistent)
       if batch.count > 0 {
         busySince.store(begun, ordering: .relaxed)
-        if batch.count >= Self.backlog { handler.rearm(domain.listening, slot: slot) }
-        handleBatch(domain, slot: slot, holding: hold, begun: begun)
+        if batch.count >= Self.backlog { handler.rearm(descriptor, slot: slot, slice: slice) }
+        handleBatch(domain, slot: slot, slice: slice, holding: hold, begun: begun)
         busySince.store(0, ordering: .relaxed)
         idleSince = 0
         hasServed = true
@@ -126,7 +129,7 @@ internal import Synchronization
         continue
       }
       guard error == UffdResult.again.errno else {
-        if handleReadError(error, domain, descriptor) { continue }
+        if handleReadError(error, domain, slice, descriptor) { continue }
         return domain.failure.load(ordering: .relaxed) == 0
       }
       // Whoever drops pages had it read of by a thread of its own: nothing more is to be expected here.
@@ -142,13 +145,13 @@ internal import Synchronization
   }
 
   /// True if reading can go on.
-  private func handleReadError(_ error: CInt, _ domain: borrowing FaultDomain, _ descriptor: CInt) -> Bool {
+  private func handleReadError(_ error: CInt, _ domain: borrowing FaultDomain, _ slice: Int, _ descriptor: CInt) -> Bool {
     domain.counters.add(.readerErrors)
     switch error {
     case 0: return false
     case 4: return true  // EINTR
     case UffdResult.badDescriptor:
-      if domain.useSpareDescriptor(insteadOf: descriptor) { return true }
+      if domain.channels[slice].useSpareDescriptor(insteadOf: descriptor) { return true }
       domain.fail(.descriptorClosed, errno: error)
     default: domain.fail(.refused, errno: error)
     }

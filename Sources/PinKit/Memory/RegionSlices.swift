@@ -1,0 +1,33 @@
+/// How a large region is cut into slices, each registered with a userfaultfd of its own.
+///
+/// To the kernel a userfaultfd is one queue, and a mapping is one lock: writers on many processors stand in line for either, whatever pages
+/// they write. Mappings that are registered with different descriptors never merge, so that each slice is one of its own. Nothing else tells them
+/// apart: whatever is done to the region is done slice by slice.
+struct RegionSlices: Sendable {
+  /// In bytes. A multiple of the size of huge pages.
+  var smallest: Int
+  /// As many as processors, unless given.
+  var most: Int?
+
+  /// All pages of a region in one slice.
+  static let whole = Int.bitWidth - 2
+  static let automatic = RegionSlices(smallest: 32 << 20, most: nil)
+
+  /// More do not make anything faster: beyond that the kernel's lock on the address space is what writers wait for.
+  static let limit = 16
+
+  /// By how many bits a page's number is shifted to become that of its slice.
+  func shift(addresses: AddressRange, pageSize: Int) -> Int {
+    // A boundary inside of a huge page would be its end.
+    let hasHugePages = smallest >= 2 << 20
+    guard addresses.count >= 2 * smallest, !hasHugePages || addresses.start.isMultiple(of: 2 << 20) else {
+      return Self.whole
+    }
+    let most = min(most ?? Kernel.processorCount, Self.limit)
+    guard most > 1 else { return Self.whole }
+    let last = addresses.count / pageSize - 1
+    var shift = Int.bitWidth - 1 - max(1, smallest / pageSize).leadingZeroBitCount
+    while last >> shift + 1 > most { shift += 1 }
+    return last >> shift == 0 ? Self.whole : shift
+  }
+}
