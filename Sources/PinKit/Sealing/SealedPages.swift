@@ -60,6 +60,7 @@ internal import Synchronization
     idle = unsafe PageMarks(from: &memory, pageCount: pageCount)
     unsafe entries = memory
     session = try region.session(region.protection(), isUntouched: isUntouched)
+    FaultTypes.compare(options.onAccess)
     try super.init(region)
   }
 

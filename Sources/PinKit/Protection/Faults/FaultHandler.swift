@@ -40,6 +40,7 @@ internal import Synchronization
   private struct WeakProtection: Sendable { weak var protection: RegionProtection? }
 
   init(configuration: AddressSpace.Configuration, counters: SpaceCounters) throws(PinError) {
+    FaultTypes.prepare()
     self.counters = counters
     policy = configuration.failurePolicy
     patience = configuration.patience
