@@ -259,9 +259,10 @@ extension RegionFrames {
       throw PinError(.inUse, operation: "clone", range: addresses, advice: "A pinned page could not be copied; try again.")
     }
     do throws(PinError) {
-      let offset = unsafe target.pointee.offsets(of: page..<page + 1).lowerBound
+      let place = unsafe target.pointee.place(of: page)
       let source = try directAddresses(of: page)
-      try PinError.check(Memory.write(source, file: pool.descriptor, offset: offset), "copy a pinned page", source)
+      let result = Memory.write(source, file: pool.descriptor(of: place), offset: place.offset)
+      try PinError.check(result, "copy a pinned page", source)
     } catch {
       unsafe child.unclaimTarget(page..<page + 1, target)
       throw error
@@ -281,8 +282,7 @@ extension RegionFrames {
     try unsafe forEachPiece { run, extent throws(PinError) in
       let range = AddressRange(
         start: addresses.start + UInt(run.lowerBound * Memory.pageSize), count: run.count * Memory.pageSize)
-      let offset = unsafe extent.pointee.offsets(of: run).lowerBound
-      try PinError.check(Memory.replace(range, file: pool.descriptor, offset: offset), "mmap", range)
+      try PinError.check(unsafe pool.map(run, of: extent.pointee, at: range.start), "mmap", range)
       try Memory.advise(range, .dontFork)
     }
   }

@@ -9,15 +9,17 @@ internal import Synchronization
 extension SharedFrames {
   func unshareAlone(_ page: Int, in domain: borrowing FaultDomain) -> Unsharing {
     let pages = page..<page + 1
-    let file = frames.pool.descriptor
+    guard RegionFrames.pieces.load(ordering: .relaxed) <= pieceBudget else { return .failed }
+    let stays = domain.delivery.load(ordering: .acquiring) == .mprotect || domain.table[page].contains(.writeDenied)
+    let waits = domain.delivery.load(ordering: .acquiring) == .inPlace || domain.hasSource || domain.hasSeals
+    guard let target = unsafe frames.targetExtent else { return .retry }
+    let place = unsafe target.pointee.place(of: page)
+    let file = frames.pool.descriptor(of: place)
     guard file >= 0 else {
       domain.fail(.poolClosed, errno: UffdResult.badDescriptor)
       return .failed
     }
-    guard RegionFrames.pieces.load(ordering: .relaxed) <= pieceBudget else { return .failed }
-    let stays = domain.delivery.load(ordering: .acquiring) == .mprotect || domain.table[page].contains(.writeDenied)
-    let waits = domain.delivery.load(ordering: .acquiring) == .inPlace || domain.hasSource || domain.hasSeals
-    guard let target = unsafe frames.targetExtent, unsafe stays || waits || isComparable(page, target),
+    guard unsafe stays || waits || isComparable(page, target),
       unsafe frames.claimTarget(pages, target)
     else { return .retry }
     var invalidation: Invalidation?
@@ -40,8 +42,7 @@ extension SharedFrames {
     defer { if invalidation != nil { domain.table.set(pages) } }
     invalidation?.invalidateRange()
     let range = domain.addresses(of: pages)
-    let offset = unsafe target.pointee.offsets(of: pages).lowerBound
-    guard Memory.replace(range, file: file, offset: offset, stays || waits ? .read : .readWrite) == 0
+    guard Memory.replace(range, file: file, offset: place.offset, stays || waits ? .read : .readWrite) == 0
     else {
       unsafe frames.unclaimTarget(pages, target)
       return .failed

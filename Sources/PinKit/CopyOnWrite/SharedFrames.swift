@@ -28,6 +28,8 @@ internal import Synchronization
     let policy = frames.policy
     let decision = decide(page, policy)
     guard decision != .retry else { return (.retry, page..<page + 1) }
+    // A copy goes to one file.
+    let pages = unsafe pages.clamped(to: frames.base.pointee.part(of: page))
     var first = page
     while first > pages.lowerBound, isAlike(first - 1, decision, policy) { first -= 1 }
     var end = page + 1
@@ -69,13 +71,15 @@ internal import Synchronization
 
   /// `.failed` if the kernel has no mapping left for a piece of this size.
   private func copyOnce(_ pages: Range<Int>, in domain: borrowing FaultDomain) -> FaultResolution {
+    guard let target = unsafe frames.targetExtent else { return .retry }
+    let place = unsafe target.pointee.place(of: pages.lowerBound)
     // Once for all that is done with it below: 0.4 µs of the several that a break takes.
-    let file = frames.pool.descriptor
+    let file = frames.pool.descriptor(of: place)
     guard file >= 0 else {
       domain.fail(.poolClosed, errno: UffdResult.badDescriptor)
       return .failed
     }
-    guard let target = unsafe frames.targetExtent, unsafe frames.claimTarget(pages, target) else { return .retry }
+    guard unsafe frames.claimTarget(pages, target) else { return .retry }
     var invalidation: Invalidation?
     switch domain.startInFaultPath(.clear, pages) {
     case .unwatched: invalidation = nil
@@ -85,7 +89,6 @@ internal import Synchronization
       return .retry
     }
     defer { invalidation?.end() }
-    let offset = unsafe target.pointee.offsets(of: pages).lowerBound
     let copied = unsafe copyBytes(of: pages, to: target, file: file, in: domain)
     guard copied == 0 else {
       domain.copyError.store(-copied, ordering: .relaxed)
@@ -109,7 +112,7 @@ internal import Synchronization
       }
     }
     invalidation?.invalidateRange()
-    let replaced = Memory.replace(range, file: file, offset: offset)
+    let replaced = Memory.replace(range, file: file, offset: place.offset)
     guard replaced == 0 else {
       domain.copyError.store(-replaced, ordering: .relaxed)
       unsafe frames.unclaimTarget(pages, target)
@@ -161,7 +164,7 @@ internal import Synchronization
         source = AddressRange(
           start: direct + UInt(run.lowerBound * Memory.pageSize), end: direct + UInt(run.upperBound * Memory.pageSize))
       }
-      let result = Memory.write(source, file: file, offset: unsafe target.pointee.offsets(of: run).lowerBound)
+      let result = Memory.write(source, file: file, offset: unsafe target.pointee.place(of: run.lowerBound).offset)
       if result != 0 { return result }
     }
     return 0
@@ -195,10 +198,11 @@ internal import Synchronization
   /// before. The pages taken along are recorded as opened for a neighbour's sake.
   private func copyWidely(_ pages: Range<Int>, reach: Int, in domain: borrowing FaultDomain) -> FaultResolution {
     let table = domain.table
+    let all = unsafe frames.base.pointee.part(of: pages.lowerBound)
     var reach = reach
     while true {
-      let low = claim(from: pages.lowerBound, to: max(0, pages.lowerBound - reach), by: -1, domain)
-      let high = claim(from: pages.upperBound, to: min(table.pageCount, pages.upperBound + reach), by: 1, domain)
+      let low = claim(from: pages.lowerBound, to: max(all.lowerBound, pages.lowerBound - reach), by: -1, domain)
+      let high = claim(from: pages.upperBound, to: min(all.upperBound, pages.upperBound + reach), by: 1, domain)
       let wide = low.end..<high.end
       let resolution = copyOnce(wide, in: domain)
       for page in wide where !pages.contains(page) {
@@ -213,7 +217,7 @@ internal import Synchronization
       if resolution != .failed || domain.failure.load(ordering: .relaxed) != 0 { return resolution }
       // Whoever has the page that stopped this thread will let go of it.
       if low.isBlocked || high.isBlocked { return .retry }
-      if reach >= table.pageCount {
+      if reach >= all.count {
         domain.fail(.refused, errno: domain.copyError.load(ordering: .relaxed))
         return .failed
       }
@@ -305,8 +309,7 @@ internal import Synchronization
     domain.table.clear(pages)
     defer { domain.table.set(pages) }
     invalidation?.invalidateRange(pages)
-    let result = Memory.replace(
-      range, file: frames.pool.descriptor, offset: unsafe target.pointee.offsets(of: pages).lowerBound, rights)
+    let result = unsafe frames.pool.map(pages, of: target.pointee, at: range.start, rights)
     guard result == 0 else {
       unsafe frames.unclaimTarget(pages, target)
       return result

@@ -18,6 +18,8 @@ internal import SystemPackage
   /// Where the bytes come from.
   enum Source {
     case anonymous
+    /// What nobody may touch: to be mapped over.
+    case nothing
     case file(CInt, offset: Int, shared: Bool)
   }
 
@@ -27,14 +29,15 @@ internal import SystemPackage
     count: Int, alignment: Int = 4096, source: Source = .anonymous, extraFlags: CInt = 0, forHugetlb: Bool = false
   ) throws(PinError) {
     let anonymousFlags: CInt = 0x20 | 0x02 | (forHugetlb ? 0 : 0x4000)  // MAP_ANONYMOUS | MAP_PRIVATE | MAP_NORESERVE
-    let (flags, descriptor, offset): (CInt, CInt, Int) =
+    let (flags, descriptor, offset, rights): (CInt, CInt, Int, CInt) =
       switch source {
-      case .anonymous: (anonymousFlags, -1, 0)
-      case .file(let descriptor, let offset, let shared): (shared ? 0x01 : 0x02, descriptor, offset)
+      case .anonymous: (anonymousFlags, -1, 0, 3)
+      case .nothing: (anonymousFlags, -1, 0, 0)
+      case .file(let descriptor, let offset, let shared): (shared ? 0x01 : 0x02, descriptor, offset, 3)
       }
     guard alignment > 4096, !forHugetlb else {
       var address: UInt64 = 0
-      let result = unsafe cuffd_mmap(0, UInt64(count), 3, flags | extraFlags, descriptor, Int64(offset), &address)
+      let result = unsafe cuffd_mmap(0, UInt64(count), rights, flags | extraFlags, descriptor, Int64(offset), &address)
       try PinError.check(result, "mmap of \(count) bytes")
       range = AddressRange(start: UInt(address), count: count)
       return
@@ -46,7 +49,7 @@ internal import SystemPackage
     let start = (UInt(reserved) + UInt(alignment) - 1) & ~(UInt(alignment) - 1)
     var address: UInt64 = 0
     let result = unsafe cuffd_mmap(
-      UInt64(start), UInt64(count), 3, flags | extraFlags | 0x10, descriptor, Int64(offset), &address)
+      UInt64(start), UInt64(count), rights, flags | extraFlags | 0x10, descriptor, Int64(offset), &address)
     if result < 0 {
       _ = cuffd_munmap(reserved, UInt64(count + alignment))
       throw .kernel(Int(result), "mmap of \(count) bytes")

@@ -21,8 +21,7 @@ extension AddressSpace {
     let mapping: Mapping
     switch backing.kind {
     case .anonymous(let hugePages):
-      let aligns = hugePages != .never && bytes >= 2 << 20
-      mapping = try Mapping(count: bytes, alignment: aligns ? 2 << 20 : 4096)
+      mapping = try Mapping(count: bytes, alignment: bytes >= 2 << 20 ? 2 << 20 : 4096)
       switch hugePages {
       case .prefer: try? Memory.advise(mapping.range, .hugePages)
       case .never: try? Memory.advise(mapping.range, .noHugePages)
@@ -81,11 +80,7 @@ extension AddressSpace {
 
   /// Maps a region of frames that there are already.
   func mapPool(_ backing: Backing, _ base: PoolExtent, pages: Int) throws(PinError) -> Region {
-    let bytes = pages * Memory.pageSize
-    let offset = unsafe base.extent.pointee.firstFrame * Memory.pageSize
-    let mapping = unsafe try Mapping(
-      count: bytes, alignment: bytes >= 2 << 20 ? 2 << 20 : 4096,
-      source: .file(base.pool.descriptor, offset: offset, shared: true))
+    let mapping = unsafe try base.pool.makeMapping(of: 0..<pages, in: base.extent.pointee)
     if case .pool(.prefer) = backing.kind { try? Memory.advise(mapping.range, .hugePages) }
     if !configuration.inheritsAcrossFork { try Memory.advise(mapping.range, .dontFork) }
     return try Region(

@@ -10,9 +10,12 @@ internal import Synchronization
 
   /// Counted from 1 in the pool; page tables say 0 for "the region's base".
   let id: UInt32
-  /// In pages of the pool's file.
+  /// In frames of the pool: by which they are named.
   let firstFrame: Int
   let pageCount: Int
+  /// Its frames are in several files, as the pages of its region are in slices.
+  private let sliceShift: Int
+  private let places: InlineArray<16, FramePlace>
   private let words: UnsafeMutablePointer<Atomic<UInt64>>
   /// Frames whose word was ever other than zero.
   let tracked: PageBitmap
@@ -34,8 +37,12 @@ internal import Synchronization
 
   private static let headerSize = 64
 
-  init(id: UInt32, firstFrame: Int, pageCount: Int) throws(PinError) {
+  init(
+    id: UInt32, firstFrame: Int, pageCount: Int, sliceShift: Int, places: InlineArray<16, FramePlace>
+  ) throws(PinError) {
     self.id = id
+    self.sliceShift = sliceShift
+    self.places = places
     self.firstFrame = firstFrame
     self.pageCount = pageCount
     let bitmap = PageBitmap.size(pageCount: pageCount)
@@ -58,9 +65,16 @@ internal import Synchronization
     try? Memory.advise(metadata.range, .dontNeed)
   }
 
-  /// The bytes of `frames` in the pool's file.
-  func offsets(of frames: Range<Int>) -> Range<Int> {
-    (firstFrame + frames.lowerBound) * Memory.pageSize..<(firstFrame + frames.upperBound) * Memory.pageSize
+  /// Where a frame is.
+  @inline(__always) func place(of frame: Int) -> FramePlace {
+    let slice = frame >> sliceShift
+    return places[slice].advanced(by: (frame - slice << sliceShift) * Memory.pageSize)
+  }
+
+  /// The frames that lie side by side with `frame`, itself among them.
+  @inline(__always) func part(of frame: Int) -> Range<Int> {
+    let slice = frame >> sliceShift
+    return slice << sliceShift..<min(pageCount, (slice + 1) << sliceShift)
   }
 
   @inline(__always) func word(_ frame: Int) -> FrameWord {

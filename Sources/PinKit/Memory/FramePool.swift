@@ -1,7 +1,7 @@
 internal import Synchronization
 internal import SystemPackage
 
-/// The "physical memory" of an address space: the frames of one memfd, with reference counts.
+/// The "physical memory" of an address space: the frames of a few memfds, with reference counts.
 ///
 /// Each region of `.pool` memory has an extent of it, a sparse run of frames in which page *p*'s own frame is number *p*. Clones map the
 /// extent of their original and get an extent for the pages that they write. A frame's metadata is eight bytes and a few bits,
@@ -10,6 +10,8 @@ internal import SystemPackage
 public final class FramePool: Sendable {
   private struct State: ~Copyable {
     var nextFrame = 0
+    /// In each file, how many pages are given out.
+    var pages: [Int]
     var extents: [UInt] = []
     /// Empty extents by size.
     var free: [Int: [UInt]] = [:]
@@ -17,7 +19,7 @@ public final class FramePool: Sendable {
     /// Extents whose region is gone and of which others have frames.
     var orphans: [UInt] = []
   }
-  private let state = Mutex(State())
+  private let state: Mutex<State>
   /// Extents by id, for the fault path.
   private let table: Mapping
   private static let capacity = 1 << 20
@@ -27,13 +29,16 @@ public final class FramePool: Sendable {
   private let forkGeneration = Kernel.forkGeneration
   /// Frames died since memory was last given back.
   private let hasDead = Atomic<Bool>(false)
-  private let file: MemoryFile
+  let files: PoolFiles
+  private let slices: RegionSlices
   private let isLossKnown = Atomic<Bool>(false)
 
-  init() throws(PinError) {
+  init(slices: RegionSlices = .automatic) throws(PinError) {
+    self.slices = slices
     table = try Mapping(count: Self.capacity * 8)
-    file = try MemoryFile(name: "pinkit-pool", size: 0)
-    file.keepSpare()
+    // They take few of the descriptors that the program may have.
+    files = try PoolFiles(max(1, min(slices.limit, Kernel.descriptorLimit / 64)))
+    state = Mutex(State(pages: [Int](repeating: 0, count: files.count)))
   }
 
   deinit {
@@ -48,13 +53,9 @@ public final class FramePool: Sendable {
     }
   }
 
-  /// The memfd's number, after a look at which file it stands for (K5); -1 if other code has closed it and its spare. One fstat(2):
-  /// whoever maps or writes asks each time.
-  var descriptor: CInt { file.checked }
-
-  /// Puts a new spare in the place of a number that was closed. `.lost` is said once.
+  /// Puts new spares in the place of numbers that were closed. `.lost` is said once.
   func repairDescriptor() -> MarkedDescriptor.Outcome {
-    let outcome = file.repair()
+    let outcome = files.repair()
     if outcome != .lost { return outcome }
     return isLossKnown.exchange(true, ordering: .relaxed) ? .whole : .lost
   }
@@ -80,9 +81,11 @@ public final class FramePool: Sendable {
       }
       let alignment = (2 << 20) / Memory.pageSize
       let length = (pageCount + alignment - 1) / alignment * alignment
-      try file.setSize((state.nextFrame + length) * Memory.pageSize)
       let id = UInt32(state.extents.count + 1)
-      let extent = try Extent(id: id, firstFrame: state.nextFrame, pageCount: pageCount)
+      let shift = slices.shift(pageCount: pageCount)
+      let places = try makeRoom(pageCount, sliceShift: shift, id: Int(id), &state)
+      let extent = try Extent(
+        id: id, firstFrame: state.nextFrame, pageCount: pageCount, sliceShift: shift, places: places)
       state.nextFrame += length
       let pointer = Extent.Pointer.allocate(capacity: 1)
       unsafe pointer.initialize(to: extent)
@@ -93,6 +96,23 @@ public final class FramePool: Sendable {
       return raw
     }
     return unsafe Extent.Pointer(bitPattern: made)!
+  }
+
+  /// Has the files grow for an extent, a slice in one file and the next in the next.
+  private func makeRoom(
+    _ pageCount: Int, sliceShift: Int, id: Int, _ state: inout State
+  ) throws(PinError) -> InlineArray<16, FramePlace> {
+    let alignment = (2 << 20) / Memory.pageSize
+    var places = InlineArray<16, FramePlace>(repeating: FramePlace(file: 0, offset: 0))
+    for slice in 0...(pageCount - 1) >> sliceShift {
+      let count = min(pageCount - slice << sliceShift, 1 << sliceShift)
+      let file = (id + slice) % files.count
+      let end = state.pages[file] + (count + alignment - 1) / alignment * alignment
+      try files.setSize(of: file, end * Memory.pageSize)
+      places[slice] = FramePlace(file: file, offset: state.pages[file] * Memory.pageSize)
+      state.pages[file] = end
+    }
+    return places
   }
 
   /// Takes an extent back if nobody has a frame of it; false if somebody does.
@@ -230,7 +250,10 @@ public final class FramePool: Sendable {
   /// Makes frames read as zeros and cost nothing. 0 or a negative errno: it can fail for want of memory only.
   @discardableResult func punch(_ extent: borrowing Extent, _ frames: Range<Int>) -> CInt {
     // A child of fork() shares the file with its parent.
-    isOfThisProcess ? Memory.punchHole(file: descriptor, extent.offsets(of: frames)) : -1
+    guard isOfThisProcess else { return -1 }
+    return forEachPart(of: frames, in: extent) { part, place in
+      Memory.punchHole(file: descriptor(of: place), place.offset..<place.offset + part.count * Memory.pageSize)
+    }
   }
 
   // MARK: The direct map
@@ -244,11 +267,7 @@ public final class FramePool: Sendable {
     return try state.withLock { state throws(PinError) in
       let known = unsafe extent.pointee.directAddress.load(ordering: .acquiring)
       if known != 0 { return known }
-      let offset = unsafe extent.pointee.firstFrame * Memory.pageSize
-      let bytes = unsafe extent.pointee.pageCount * Memory.pageSize
-      let mapping = try Mapping(
-        count: bytes, alignment: bytes >= 2 << 20 ? 2 << 20 : 4096,
-        source: .file(file.checked, offset: offset, shared: true))
+      let mapping = unsafe try makeMapping(of: 0..<extent.pointee.pageCount, in: extent.pointee)
       let range = mapping.keep()
       for advice in [Memory.Advice.dontFork, .dontDump] { try? Memory.advise(range, advice) }
       state.directMaps.append(range)
@@ -278,7 +297,7 @@ public final class FramePool: Sendable {
     guard isOfThisProcess else { return usage }
     giveBackDead()
     let extents = state.withLock { state in
-      usage.residentBytes = file.residentBytes
+      usage.residentBytes = files.residentBytes
       let free = Set(state.free.values.joined())
       return state.extents.filter { !free.contains($0) }
     }
@@ -291,7 +310,7 @@ public final class FramePool: Sendable {
   }
 
   /// Memory that the frames take, in bytes, as the kernel says: what ``usage`` has, without looking at frames.
-  var residentBytes: Int { isOfThisProcess ? file.residentBytes : 0 }
+  var residentBytes: Int { isOfThisProcess ? files.residentBytes : 0 }
 
   private func count(_ extent: borrowing Extent, into usage: inout Usage) {
     let mappers = extent.mappers.load(ordering: .acquiring)
@@ -312,6 +331,6 @@ extension AddressSpace {
   ///
   /// - Throws: ``PinError`` `.outOfMemory`.
   public func framePool() throws(PinError) -> FramePool {
-    try services.findOrMake(FramePool.self) { () throws(PinError) in try FramePool() }
+    try services.findOrMake(FramePool.self) { () throws(PinError) in try FramePool(slices: configuration.slices) }
   }
 }

@@ -13,21 +13,23 @@ struct RegionSlices: Sendable {
   static let whole = Int.bitWidth - 2
   static let automatic = RegionSlices(smallest: 32 << 20, most: nil)
 
-  /// More do not make anything faster: beyond that the kernel's lock on the address space is what writers wait for.
-  static let limit = 16
+  /// How many there may be. More than sixteen do not make anything faster: then the kernel's lock on the address space is what writers wait for.
+  var limit: Int { max(1, min(most ?? Kernel.processorCount, 16)) }
 
   /// By how many bits a page's number is shifted to become that of its slice.
   func shift(addresses: AddressRange, pageSize: Int) -> Int {
     // A boundary inside of a huge page would be its end.
     let hasHugePages = smallest >= 2 << 20
-    guard addresses.count >= 2 * smallest, !hasHugePages || addresses.start.isMultiple(of: 2 << 20) else {
-      return Self.whole
-    }
-    let most = min(most ?? Kernel.processorCount, Self.limit)
-    guard most > 1 else { return Self.whole }
-    let last = addresses.count / pageSize - 1
+    guard !hasHugePages || addresses.start.isMultiple(of: 2 << 20) else { return Self.whole }
+    return shift(pageCount: addresses.count / pageSize, pageSize: pageSize)
+  }
+
+  /// The same for memory that begins with a huge page, if it has any.
+  func shift(pageCount: Int, pageSize: Int = Memory.pageSize) -> Int {
+    let most = limit
+    guard most > 1, pageCount * pageSize >= 2 * smallest else { return Self.whole }
     var shift = Int.bitWidth - 1 - max(1, smallest / pageSize).leadingZeroBitCount
-    while last >> shift + 1 > most { shift += 1 }
-    return last >> shift == 0 ? Self.whole : shift
+    while (pageCount - 1) >> shift + 1 > most { shift += 1 }
+    return (pageCount - 1) >> shift == 0 ? Self.whole : shift
   }
 }

@@ -118,7 +118,7 @@ internal import Synchronization
   /// Of a use the window knows only that it was, and each page is asked about for itself: those that were not since.
   private let young: Mutex<[Bool]>
   /// The frames in the window, page by page; the owner's lock.
-  private let mapped: Mutex<[Int]>
+  private let mapped: Mutex<[FramePlace?]>
 
   init(_ region: Region, _ pages: Range<Int>, isWritable: Bool) throws(PinError) {
     self.region = region.addresses
@@ -127,7 +127,7 @@ internal import Synchronization
     table = region.table
     self.isWritable = isWritable
     frames = region.frames
-    mapped = Mutex([Int](repeating: -1, count: pages.count))
+    mapped = Mutex([FramePlace?](repeating: nil, count: pages.count))
     young = Mutex([Bool](repeating: false, count: pages.count))
     if region.frames != nil {
       let mapping = try Mapping(count: pages.count * Memory.pageSize)
@@ -171,20 +171,20 @@ internal import Synchronization
     try mapped.withLock { mapped throws(PinError) in
       var page = pages.lowerBound
       while page < pages.upperBound {
-        guard let first = protection.frame(of: page)?.offset else { return }
+        guard let first = protection.frame(of: page) else { return }
         var end = page + 1
-        while end < pages.upperBound, protection.frame(of: end)?.offset == first + (end - page) * Memory.pageSize {
+        while end < pages.upperBound, protection.frame(of: end) == first.advanced(by: (end - page) * Memory.pageSize) {
           end += 1
         }
         let slots = page - pages.lowerBound..<end - pages.lowerBound
-        if slots.contains(where: { mapped[$0] != first + ($0 - slots.lowerBound) * Memory.pageSize }) {
+        if slots.contains(where: { mapped[$0] != first.advanced(by: ($0 - slots.lowerBound) * Memory.pageSize) }) {
           let part = AddressRange(
             start: range.start + UInt(slots.lowerBound * Memory.pageSize), count: slots.count * Memory.pageSize)
           let result = Memory.replace(
-            part, file: frames.pool.descriptor, offset: first, isWritable ? .readWrite : .read)
+            part, file: frames.pool.descriptor(of: first), offset: first.offset, isWritable ? .readWrite : .read)
           try PinError.check(result, "mmap of a window", part)
           for advice in [Memory.Advice.dontFork, .dontDump] { try Memory.advise(part, advice) }
-          for slot in slots { mapped[slot] = first + (slot - slots.lowerBound) * Memory.pageSize }
+          for slot in slots { mapped[slot] = first.advanced(by: (slot - slots.lowerBound) * Memory.pageSize) }
         }
         page = end
       }

@@ -189,8 +189,7 @@ extension RegionFrames {
     for piece in pieces {
       let range = AddressRange(start: at, count: piece.pages.count * Memory.pageSize)
       let extent = unsafe Extent.Pointer(bitPattern: piece.extent)!
-      let offset = unsafe extent.pointee.offsets(of: piece.pages).lowerBound
-      try PinError.check(Memory.replace(range, file: pool.descriptor, offset: offset), "mmap", range)
+      try PinError.check(unsafe pool.map(piece.pages, of: extent.pointee, at: range.start), "mmap", range)
       at = range.end
     }
     try Memory.advise(alias.range, .dontFork)

@@ -41,11 +41,8 @@ enum HugeFrames {
     try PinError.check(domain.dropMapping(domain.addresses), "madvise(dontNeed)", domain.addresses)
     domain.lostHugeMappings.store(true, ordering: .relaxed)
     Alarm.ring(domain.alarm)
-    let offset = unsafe frames.base.pointee.offsets(of: 0..<frames.table.pageCount)
-    let data = try MemoryFile.dataRuns(of: frames.pool.descriptor, in: offset).map { run in
-      AddressRange(
-        start: domain.addresses.start + UInt(run.lowerBound - offset.lowerBound), count: run.count)
-    }
+    var data: [AddressRange] = []
+    for run in unsafe try frames.pool.populatedRuns(of: frames.base.pointee) { data.append(domain.addresses(of: run)) }
     guard try protect(gapsOf: data, in: domain.addresses, domain) else { return false }
     // Pieces of other extents are few, and small pages.
     var isDone = true
@@ -130,10 +127,7 @@ enum HugeFrames {
   }
 
   private static func restore(_ run: Range<Int>, _ frames: RegionFrames, _ domain: borrowing FaultDomain) throws(PinError) {
-    let offset = unsafe frames.base.pointee.offsets(of: run).lowerBound
-    let mapping = try Mapping(
-      count: run.count * Memory.pageSize, alignment: size,
-      source: .file(frames.pool.descriptor, offset: offset, shared: true))
+    let mapping = unsafe try frames.pool.makeMapping(of: run, in: frames.base.pointee)
     let made = mapping.keep()
     // What has moved away leaves room behind that others map into at once: only what is still ours is unmapped.
     var rest = made

@@ -144,9 +144,9 @@ extension FilePages {
   /// The same where the pool has something again, or still, as a part of a huge page: nothing is mapped any more, and nobody sees how the bytes
   /// change.
   private func putInPlace(_ page: Int, from source: UInt, in domain: borrowing FaultDomain) -> (UffdResult, bytes: Int) {
-    let offset = unsafe frames.extent(of: page).pointee.offsets(of: page..<page + 1).lowerBound
+    let place = unsafe frames.extent(of: page).pointee.place(of: page)
     let bytes = AddressRange(start: source, count: Memory.pageSize)
-    let written = Memory.write(bytes, file: frames.pool.descriptor, offset: offset)
+    let written = Memory.write(bytes, file: frames.pool.descriptor(of: place), offset: place.offset)
     return written == 0 ? mapAndWake(page, in: domain) : (UffdResult(written), 0)
   }
 
@@ -163,12 +163,10 @@ extension FilePages {
   /// Frees what the kernel filled the region's mapping with as it was made, under `mlockall(MCL_FUTURE)`: what is mapped never traps. From
   /// here on nothing gets mapped but by PinKit.
   func dropStrangers() throws(PinError) {
-    let offsets = unsafe frames.base.pointee.offsets(of: 0..<pageCount)
-    for run in try MemoryFile.dataRuns(of: frames.pool.descriptor, in: offsets) {
-      let end = (run.upperBound - offsets.lowerBound + Memory.pageSize - 1) / Memory.pageSize
-      var next = (run.lowerBound - offsets.lowerBound) / Memory.pageSize
-      while next < end {
-        let part = next..<min(end, next + Self.strangers)
+    for run in unsafe try frames.pool.populatedRuns(of: frames.base.pointee) {
+      var next = run.lowerBound
+      while next < run.upperBound {
+        let part = next..<min(run.upperBound, next + Self.strangers)
         next = part.upperBound
         try PinError.check(shared { _ in dropStrangers(part) }, "fallocate(PUNCH_HOLE)", addresses)
       }

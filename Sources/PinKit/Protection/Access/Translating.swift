@@ -60,11 +60,8 @@ extension RegionProtection {
   }
 
   /// Which frame a page has now, for who maps frames himself; after ``translate(_:forWriting:)`` and before the next invalidation.
-  func frame(of page: Int) -> (extent: UInt, offset: Int)? {
-    unsafe domain.pointee.withFrames { frames in
-      let extent = unsafe frames.extent(of: page)
-      return (UInt(bitPattern: extent), unsafe extent.pointee.offsets(of: page..<page + 1).lowerBound)
-    }
+  func frame(of page: Int) -> FramePlace? {
+    unsafe domain.pointee.withFrames { frames in unsafe frames.extent(of: page).pointee.place(of: page) }
   }
 }
 
