@@ -267,7 +267,9 @@ internal import Synchronization
       let isShared = hasOthers(start)
       var end = start + 1
       let denied = domain.table[start].intersection(.denied)
-      while end < pages.upperBound, hasOthers(end) == isShared, domain.table[end].intersection(.denied) == denied {
+      // One call each: it is done for all of them, or for none.
+      let limit = unsafe min(pages.upperBound, frames.base.pointee.part(of: start).upperBound)
+      while end < limit, hasOthers(end) == isShared, domain.table[end].intersection(.denied) == denied {
         end += 1
       }
       let result = isShared ? leave(start..<end, domain, &invalidation) : dropOwn(start..<end, &invalidation)

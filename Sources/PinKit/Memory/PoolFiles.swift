@@ -85,7 +85,8 @@ extension FramePool {
     forEachPart(of: frames, in: extent) { part, place in
       Memory.replace(
         AddressRange(
-          start: address + UInt((part.lowerBound - frames.lowerBound) * Memory.pageSize), count: part.count * Memory.pageSize),
+          start: address + UInt((part.lowerBound - frames.lowerBound) * Memory.pageSize), count: part.count * Memory.pageSize
+        ),
         file: descriptor(of: place), offset: place.offset, protection)
     }
   }

@@ -38,9 +38,9 @@ extension RegionProtection {
     _ features: Userfaultfd.Features, _ delivery: FaultDelivery, slot: Int
   ) throws(PinError) -> Userfaultfd.Access {
     do throws(PinError) { return try open(features, delivery, slot: slot) } catch {
-      let count = unsafe domain.pointee.sliceCount
-      guard count > 1, error.errno == .tooManyOpenFiles || error.errno == .tooManyOpenFilesInSystem || error.errno == .noMemory
-      else { throw error }
+      let isShort =
+        error.errno == .tooManyOpenFiles || error.errno == .tooManyOpenFilesInSystem || error.errno == .noMemory
+      guard isShort, unsafe domain.pointee.sliceCount > 1 else { throw error }
       unsafe domain.pointee.sliceShift.store(RegionSlices.whole, ordering: .sequentiallyConsistent)
       return try open(features, delivery, slot: slot)
     }

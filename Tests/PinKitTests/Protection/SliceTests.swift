@@ -99,7 +99,8 @@ import Testing
     }
   }
 
-  @Test("W5: what others remove across slices is in the next set", arguments: [WriteTracking.Mechanism.handlerThread, .inPlace])
+  @Test(
+    "W5: what others remove across slices is in the next set", arguments: [WriteTracking.Mechanism.handlerThread, .inPlace])
   func removal(_ mechanism: WriteTracking.Mechanism) throws {
     let space = try AddressSpace.forTests(slices: Self.slices)
     let region = try space.map(.anonymous(hugePages: .never), pages: Self.pages)
@@ -145,7 +146,9 @@ import Testing
 
   // MARK: Descriptors
 
-  @Test("K5: a slice whose descriptor others close goes on with its spare", arguments: [WriteTracking.Mechanism.handlerThread, .inPlace])
+  @Test(
+    "K5: a slice whose descriptor others close goes on with its spare",
+    arguments: [WriteTracking.Mechanism.handlerThread, .inPlace])
   func closedDescriptor(_ mechanism: WriteTracking.Mechanism) async {
     await #expect(processExitsWith: .success) { [mechanism = mechanism as WriteTracking.Mechanism] in
       ct_deadline(60)
@@ -184,7 +187,8 @@ import Testing
     }
   }
 
-  @Test("Where there are no descriptors for slices, or the budget is spent, a region is one") func scarceDescriptors() async {
+  @Test("Where there are no descriptors for slices, or the budget is spent, a region is one") func scarceDescriptors() async
+  {
     await #expect(processExitsWith: .success) {
       ct_deadline(60)
       let space = try AddressSpace.forTests(slices: SliceTests.slices)

@@ -10,16 +10,18 @@ extension ClaimedFault {
     let slice = domain.pages(ofSlice: domain.slice(of: page))
     let copies = domain.owed.load(ordering: .relaxed) != 0 || domain.sharing.load(ordering: .relaxed) != 0
     guard copies, domain.opensChunks.load(ordering: .relaxed), domain.pageSize == Memory.pageSize else {
-      return page..<claimNeighbours(
-        from: page + 1, to: min(slice.upperBound, page + domain.faultAround.window(at: page)), in: domain)
+      return
+        page..<claimNeighbours(
+          from: page + 1, to: min(slice.upperBound, page + domain.faultAround.window(at: page)), in: domain)
     }
     let passesOpen = mayPassOpenPages(domain)
     let window = domain.density.window(at: page)
     let start = max(slice.lowerBound, page & ~(window - 1))
     var first = page
     while first > start, tryClaim(first - 1, in: domain, passesOpen: passesOpen) { first -= 1 }
-    return first..<claimNeighbours(
-      from: page + 1, to: min(slice.upperBound, (page & ~(window - 1)) + window), in: domain, passesOpen: passesOpen)
+    return
+      first..<claimNeighbours(
+        from: page + 1, to: min(slice.upperBound, (page & ~(window - 1)) + window), in: domain, passesOpen: passesOpen)
   }
 
   /// Not where callbacks hear of every page that is opened, nor where open pages differ from the others in more than that.

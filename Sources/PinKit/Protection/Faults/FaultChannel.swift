@@ -29,7 +29,10 @@ struct FaultChannel: ~Copyable, Sendable {
 
   /// Forgets its numbers, and returns them.
   func giveUp() -> [CInt] {
-    [descriptor.exchange(-1, ordering: .sequentiallyConsistent), spareDescriptor.exchange(-1, ordering: .sequentiallyConsistent)]
+    [
+      descriptor.exchange(-1, ordering: .sequentiallyConsistent),
+      spareDescriptor.exchange(-1, ordering: .sequentiallyConsistent),
+    ]
   }
 
   /// Whether a number stands for the userfaultfd, and not for what other code has opened since. One fstat(2); async-signal-safe.

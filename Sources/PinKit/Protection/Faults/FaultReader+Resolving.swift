@@ -7,7 +7,8 @@ extension FaultReader {
   }
 
   func handleBatch(
-    _ domain: borrowing FaultDomain, slot: Int, slice: Int, holding hold: borrowing WriteProtectLock.SharedHold, begun: UInt64
+    _ domain: borrowing FaultDomain, slot: Int, slice: Int, holding hold: borrowing WriteProtectLock.SharedHold,
+    begun: UInt64
   ) {
     domain.counters.add(.batches)
     domain.counters.add(.messages, batch.count)
