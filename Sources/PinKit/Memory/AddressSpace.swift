@@ -18,8 +18,9 @@ public final class AddressSpace: Sendable {
   }
 
   public struct Configuration: Sendable {
-    /// How many threads serve faults; they are shared by all regions.
-    public var readerCount = 2
+    /// How many threads serve faults at most; they are shared by all regions. There are two, and more while those have their hands full: a
+    /// thread that had nothing to do for ten seconds goes again. As many as processors, at least two and at most sixteen, unless set.
+    public var readerCount = max(2, min(Kernel.processorCount, 16))
     public var failurePolicy = FailurePolicy.terminate
     /// Whether a child of `fork()` gets the memory, unprotected and untracked: a copy of its own where the memory is private, the
     /// very same frames where it is shared (`.pool`, `.hugetlb`).
@@ -34,6 +35,8 @@ public final class AddressSpace: Sendable {
     var armingSlice = ArmingSlice(pages: 2_048, mostPages: 32_768, runs: 64)
     /// How large regions are cut, so that writers on many processors do not wait for one another.
     var slices = RegionSlices.automatic
+    /// After how many waits of half a second in vain a thread goes.
+    var longestIdle = 20
     public init() {}
   }
 

@@ -14,6 +14,8 @@ import Testing
     configuration.failurePolicy = .failRegion
     configuration.patience = patience
     configuration.logger = LogCapture().logger
+    // The pool has one file.
+    configuration.slices.most = 1
     return try AddressSpace(configuration: configuration)
   }
 

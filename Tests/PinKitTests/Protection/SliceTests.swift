@@ -175,15 +175,23 @@ import Testing
           $0.failurePolicy = .failRegion
         })
       let domain = try unsafe tracked.region.protection().domain
+      // The watchdog has not noticed when the set is asked for.
+      let (looks, mayLook) = (Shared(), Shared())
+      TestHooks.set(.watching) { _ in
+        looks.add()
+        _ = spin { mayLook.value == 1 }
+      }
+      check(spin { looks.value == 1 }, "the watchdog does not look")
       for number in unsafe [
         domain.pointee.channels[3].spareDescriptor.load(ordering: .acquiring), domain.pointee.channels[3].listening,
       ] {
         close(number)
       }
       check(errorCode { _ = try tracked.tracker.collect() } == .handlerLost, "collected")
-      // Whoever writes goes on.
-      try tracked.region.store(UInt8(1), toByteOffset: 60 * 4096)
-      try tracked.region.store(UInt8(1), toByteOffset: 3 * 4096)
+      mayLook.value = 1
+      // Whoever writes goes on, in each slice.
+      for page in [60, 3, 20, 40] { try tracked.region.store(UInt8(1), toByteOffset: page * 4096) }
+      TestHooks.set(.watching, nil)
     }
   }
 
@@ -206,6 +214,29 @@ import Testing
       try check(Array(tracker.collect().pages), is: [15, 16, 63])
       try tracker.stop()
       check(SliceBudget.take(1 << 30), is: false)
+      try space.close()
+    }
+  }
+
+  @Test("W5: a page of a shared frame takes none along into another file, also where its region is one slice")
+  func filesOfOneSlice() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(120)
+      let space = try AddressSpace.forTests(slices: SliceTests.slices)
+      _ = try space.faultHandler()
+      try check(space.framePool().files.count >= 2 || Kernel.descriptorLimit < 128, "the pool has one file")
+      let region = try space.map(.pool, pages: SliceTests.pages)
+      for page in 0..<SliceTests.pages { region.poke(UInt8(page), page) }
+      check(ct_limit_files(8), is: 0)
+      let clone = try region.clone()
+      check(ct_restore_file_limit(), is: 0)
+      for region in [region, clone] { try unsafe check(region.protection().domain.pointee.sliceCount, is: 1) }
+      // Whoever breaks away takes more and more along.
+      for page in stride(from: 0, to: SliceTests.pages, by: 3) { region.poke(UInt8(page + 100), page) }
+      for page in 0..<SliceTests.pages {
+        check(region.peek(page), is: UInt8(page.isMultiple(of: 3) ? page + 100 : page), "page \(page)")
+        check(clone.peek(page), is: UInt8(page), "page \(page) of the clone")
+      }
       try space.close()
     }
   }

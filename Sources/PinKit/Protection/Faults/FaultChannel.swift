@@ -9,6 +9,9 @@ struct FaultChannel: ~Copyable, Sendable {
   /// Which file both stand for: device and inode. Stored before the numbers and read after them, so never older than the number that is looked at.
   private let ownDevice = Atomic<UInt64>(0)
   private let ownInode = Atomic<UInt64>(0)
+  /// How many readers are at it. More than two only stand in one another's way in the kernel; who is one too many, or too few, is so for a while.
+  let readers = Atomic<Int>(0)
+  static let mostReaders = 2
   /// The watchdog's.
   private let alarm: Alarm
 

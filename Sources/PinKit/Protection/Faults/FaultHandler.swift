@@ -1,7 +1,7 @@
 internal import Logging
 internal import Synchronization
 
-/// The threads that serve the faults of an address space: a few readers, shared by all regions, and a watchdog.
+/// The threads that serve the faults of an address space: a crew of readers, shared by all regions, and a watchdog.
 ///
 /// Each region has its own userfaultfd; the readers wait for all of them in one epoll set. A region is reported to one reader, which
 /// stays with it while faults keep coming, and calls for another one when they come faster than it works.
@@ -22,6 +22,9 @@ internal import Synchronization
   let isStopping = Atomic<Bool>(false)
   let drops = MappingDrops()
   let snapshots = WatchedSnapshots()
+  let crew: ReaderCrew
+  /// After how many waits in vain a reader goes that is not needed.
+  let longestIdle: Int
   private let forkGeneration = Kernel.forkGeneration
   private let slots: UnsafeMutablePointer<DomainSlot>
   private let slotOwners = Mutex<[Int: WeakProtection]>([:])
@@ -32,7 +35,6 @@ internal import Synchronization
   private let errands = Mutex<[@Sendable () -> Void]>([])
 
   private struct Threads {
-    var readers: [(thread: KernelThread, reader: FaultReader)] = []
     var watchdog: KernelThread?
     /// Watchdogs that ended before their time.
     var ended: [KernelThread] = []
@@ -45,6 +47,8 @@ internal import Synchronization
     policy = configuration.failurePolicy
     patience = configuration.patience
     metricsInterval = configuration.metricsInterval
+    crew = ReaderCrew(most: configuration.readerCount)
+    longestIdle = configuration.longestIdle
     logger = configuration.logger
     events = try EventSet()
     alarm = Bell()
@@ -52,7 +56,7 @@ internal import Synchronization
     unsafe slots = .allocate(capacity: Self.capacity)
     for index in 0..<Self.capacity { unsafe (slots + index).initialize(to: DomainSlot()) }
     try events.add(stop.descriptor, data: Self.stopData, once: false)
-    do throws(PinError) { try start(readers: configuration.readerCount) } catch {
+    do throws(PinError) { try start() } catch {
       // Those that did start use this object.
       shutDown()
       throw error
@@ -64,12 +68,8 @@ internal import Synchronization
     unsafe slots.deallocate()
   }
 
-  private func start(readers count: Int) throws(PinError) {
-    for _ in 0..<count {
-      let reader = try FaultReader(handler: self)
-      let thread = try reader.start()
-      threads.withLock { $0.readers.append((thread, reader)) }
-    }
+  private func start() throws(PinError) {
+    try crew.start(for: self)
     let watchdog = try Watchdog.start(for: self)
     threads.withLock { $0.watchdog = watchdog }
   }
@@ -85,7 +85,7 @@ internal import Synchronization
       return threads
     }
     stop.signal()
-    for (thread, _) in threads.readers { thread.join() }
+    crew.shutDown()
     alarm.signal()
     for thread in threads.ended { thread.join() }
     threads.watchdog?.join()
@@ -116,8 +116,6 @@ internal import Synchronization
     }
     for thread in ended { thread.join() }
   }
-
-  var readers: [FaultReader] { threads.withLock { $0.readers.map(\.reader) } }
 
   // MARK: The watchdog's errands
 

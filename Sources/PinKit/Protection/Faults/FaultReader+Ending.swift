@@ -5,6 +5,7 @@ extension FaultReader {
   /// its own stack is gone: the region is failed first, then everything is let go, so that whoever waits for it finds the
   /// failure. What it had only taken note of goes back to the other readers.
   func abandon() {
+    if isWaiting { _ = handler.crew.endWaiting(hasWork: false) }
     let busy = busySlot.load(ordering: .relaxed) - 1
     if busy >= 0 {
       let slot = unsafe handler.slot(busy)

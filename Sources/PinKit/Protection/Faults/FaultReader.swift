@@ -30,6 +30,9 @@ internal import Synchronization
 
   /// In nanoseconds.
   private static let longestSpin: UInt64 = 25_000
+  private(set) var isWaiting = false
+  /// How often in a row it has waited in vain.
+  private var idle = 0
   /// In milliseconds: what wakes this thread may have been closed by other code, with everything it waits for.
   private static let longestWait: CInt = 500
   /// In nanoseconds: regions that fault all the time take turns.
@@ -72,11 +75,22 @@ internal import Synchronization
     Kernel.enterFaultPath()
     while !handler.isStopping.load(ordering: .acquiring) {
       TestHooks.reach(.readerIdle)
-      let ready = handler.events.wait(milliseconds: parked.isEmpty ? Self.longestWait : 1)
+      let ready = wait()
       if let ready, let place = FaultHandler.place(of: ready) { visit(place.slot, place.slice) }
       if !parked.isEmpty { retryParked() }
+      idle = ready == nil && parked.isEmpty ? idle + 1 : 0
+      if idle > handler.longestIdle, handler.crew.mayLeave(self) { break }
     }
     isDone = true
+  }
+
+  private func wait() -> UInt64? {
+    handler.crew.beginWaiting()
+    isWaiting = true
+    let ready = handler.events.wait(milliseconds: parked.isEmpty ? Self.longestWait : 1)
+    isWaiting = false
+    if handler.crew.endWaiting(hasWork: ready != nil) { handler.alarm.signal() }
+    return ready
   }
 
   private func visit(_ index: Int, _ slice: Int) {
@@ -102,6 +116,8 @@ internal import Synchronization
       domain.withSeals { $0.prepareThread() }
       Kernel.enterFaultPath()
     }
+    domain.channels[slice].readers.add(1, ordering: .relaxed)
+    defer { domain.channels[slice].readers.subtract(1, ordering: .relaxed) }
     let started = Kernel.now()
     if started &- lastIdle < 2 * Self.longestSpin { spinBudget = Self.longestSpin }
     var idleSince: UInt64 = 0
@@ -119,7 +135,9 @@ internal import Synchronization
       domain.unsettled.subtract(1, ordering: .sequentiallyConsistent)
       if batch.count > 0 {
         busySince.store(begun, ordering: .relaxed)
-        if batch.count >= Self.backlog { handler.rearm(descriptor, slot: slot, slice: slice) }
+        let callsForHelp =
+          batch.count >= Self.backlog && domain.channels[slice].readers.load(ordering: .relaxed) < FaultChannel.mostReaders
+        if callsForHelp { handler.rearm(descriptor, slot: slot, slice: slice) }
         handleBatch(domain, slot: slot, slice: slice, holding: hold, begun: begun)
         busySince.store(0, ordering: .relaxed)
         idleSince = 0

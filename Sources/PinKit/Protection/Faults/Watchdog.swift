@@ -72,6 +72,7 @@ internal import Synchronization
     handler.runTicks()
     handler.pool?.giveBackDead()
     handler.repairDescriptors()
+    handler.crew.grow(for: handler)
     checkReaders()
     if metrics != nil, Double(Kernel.now() - published) > handler.metricsInterval * 1e9 {
       published = Kernel.now()
@@ -96,7 +97,7 @@ internal import Synchronization
       handler.logger.critical(
         "the thread that takes pages out of mappings ended unexpectedly; whoever needs it starts another one")
     }
-    let readers = handler.readers
+    let readers = handler.crew.all
     let patience = Kernel.nanoseconds(handler.patience)
     for reader in readers {
       if reader.hasEnded.load(ordering: .acquiring) {

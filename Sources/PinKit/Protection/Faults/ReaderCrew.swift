@@ -1,0 +1,103 @@
+internal import Synchronization
+
+/// The fault readers of a space: two, and more while all are at work and something waits; those beyond two go again when there was nothing for
+/// them for a while. The watchdog starts them: it may allocate.
+///
+/// Who goes decides that itself, under the lock, by those who stay: no two can take each other for the one that does.
+struct ReaderCrew: ~Copyable, Sendable {
+  struct Members {
+    var readers: [(thread: KernelThread, reader: FaultReader)] = []
+    /// Those that went, to be joined.
+    var gone: [KernelThread] = []
+    var isOver = false
+
+    /// Without those that ended unasked.
+    var staying: Int { readers.count { !$0.reader.hasEnded.load(ordering: .acquiring) } }
+  }
+
+  private let least: Int
+  private let most: Int
+  private let members = Mutex(Members())
+  /// How many readers wait for something to serve. Only whether there is another one goes by it: too many for a while, or one too few.
+  private let waiting = Atomic<Int>(0)
+  /// Whether there may be more of them; seen late, the watchdog is rung once in vain.
+  private let hasRoom = Atomic<Bool>(false)
+  private let isWanted = Atomic<Bool>(false)
+
+  init(most: Int) {
+    self.most = most
+    least = min(2, most)
+  }
+
+  /// Those that have not gone, dead ones among them.
+  var all: [FaultReader] { members.withLock { $0.readers.map(\.reader) } }
+
+  /// Starts the first ones; those that did start when another could not are ``shutDown()``'s.
+  func start(for handler: FaultHandler) throws(PinError) {
+    for _ in 0..<least { try add(to: handler) }
+  }
+
+  private func add(to handler: FaultHandler) throws(PinError) {
+    let reader = try FaultReader(handler: handler)
+    try members.withLock { members throws(PinError) in
+      // Whoever shuts down joins those that are there by then.
+      guard !members.isOver else { return }
+      members.readers.append((try reader.start(), reader))
+      hasRoom.store(members.staying < most, ordering: .relaxed)
+    }
+  }
+
+  // MARK: For readers
+
+  @inline(__always) func beginWaiting() { waiting.add(1, ordering: .relaxed) }
+
+  /// Whether the watchdog is to be rung for another reader: nobody waits any more, and whoever faults next would. Each ring brings one, or the
+  /// watchdog would be rung all the time.
+  ///
+  /// - Parameter hasWork: Whether the caller has come back with something.
+  @inline(__always) func endWaiting(hasWork: Bool) -> Bool {
+    waiting.subtract(1, ordering: .relaxed).newValue == 0 && hasWork && hasRoom.load(ordering: .relaxed)
+      && !isWanted.exchange(true, ordering: .sequentiallyConsistent)
+  }
+
+  /// Whether a reader that has nothing to do may end; then it must.
+  func mayLeave(_ reader: FaultReader) -> Bool {
+    members.withLock { members in
+      guard !members.isOver, members.staying > least,
+        let index = members.readers.firstIndex(where: { $0.reader === reader })
+      else { return false }
+      members.gone.append(members.readers.remove(at: index).thread)
+      hasRoom.store(true, ordering: .relaxed)
+      return true
+    }
+  }
+
+  // MARK: For the watchdog
+
+  /// Starts one more if all were at work. Where the system has no thread for it, that is tried again at the next look, without being rung.
+  func grow(for handler: FaultHandler) {
+    for thread in takeGone() { thread.join() }
+    let isRoom = members.withLock { $0.staying < most }
+    hasRoom.store(isRoom, ordering: .relaxed)
+    guard isWanted.load(ordering: .sequentiallyConsistent) else { return }
+    if isRoom, (try? add(to: handler)) == nil { return }
+    isWanted.store(false, ordering: .sequentiallyConsistent)
+  }
+
+  private func takeGone() -> [KernelThread] {
+    members.withLock { members in
+      defer { members.gone = [] }
+      return members.gone
+    }
+  }
+
+  /// Nobody starts one from here on. Joins all; they have been told to stop.
+  func shutDown() {
+    let threads = members.withLock { members in
+      defer { (members.readers, members.gone) = ([], []) }
+      members.isOver = true
+      return members.readers.map(\.thread) + members.gone
+    }
+    for thread in threads { thread.join() }
+  }
+}
