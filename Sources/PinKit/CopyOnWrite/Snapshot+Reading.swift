@@ -158,7 +158,7 @@ extension Snapshot {
       }
       atomicMemoryFence(ordering: .acquiring)
       set.settle()
-      try set.requireWatched("read a snapshot")
+      try set.requireWatched("read a snapshot", pages)
       return nil
     } catch {
       return error
@@ -274,8 +274,8 @@ extension Snapshot {
 
 extension SnapshotSet {
   /// As ``RegionProtection/requireWatched(_:)``, and counts no reference while it can be watched.
-  func requireWatched(_ operation: String) throws(PinError) {
-    if unsafe !protection.domain.pointee.isWatched() { try protection.throwIfFailed(operation) }
+  func requireWatched(_ operation: String, _ pages: Range<Int>) throws(PinError) {
+    if unsafe !protection.domain.pointee.isWatched(pages) { try protection.throwIfFailed(operation) }
   }
 
   /// Returns after every removal that was read before the call has been noted.

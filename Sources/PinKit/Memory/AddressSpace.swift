@@ -66,6 +66,8 @@ public final class AddressSpace: Sendable {
     try Kernel.watchForks()
     // Early: the program may lock itself in later. Without it, what needs it says so.
     _ = try? ProcessPageMap.file()
+    var configuration = configuration
+    configuration.slices = configuration.slices.settled
     self.configuration = configuration
   }
 

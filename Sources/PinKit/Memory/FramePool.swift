@@ -31,13 +31,14 @@ public final class FramePool: Sendable {
   private let hasDead = Atomic<Bool>(false)
   let files: PoolFiles
   private let slices: RegionSlices
-  private let isLossKnown = Atomic<Bool>(false)
+  /// How many files were lost when that was last said.
+  private let knownLosses = Atomic<Int>(0)
 
   init(slices: RegionSlices = .automatic) throws(PinError) {
-    self.slices = slices
+    self.slices = slices.settled
     table = try Mapping(count: Self.capacity * 8)
     // They take few of the descriptors that the program may have.
-    files = try PoolFiles(max(1, min(slices.limit, Kernel.descriptorLimit / 64)))
+    files = try PoolFiles(self.slices.limit)
     state = Mutex(State(pages: [Int](repeating: 0, count: files.count)))
   }
 
@@ -55,9 +56,9 @@ public final class FramePool: Sendable {
 
   /// Puts new spares in the place of numbers that were closed. `.lost` is said once.
   func repairDescriptor() -> MarkedDescriptor.Outcome {
-    let outcome = files.repair()
-    if outcome != .lost { return outcome }
-    return isLossKnown.exchange(true, ordering: .relaxed) ? .whole : .lost
+    let (repaired, lost) = files.repair()
+    if lost > knownLosses.exchange(lost, ordering: .relaxed) { return .lost }
+    return repaired ? .repaired : .whole
   }
 
   // MARK: Extents
@@ -104,14 +105,16 @@ public final class FramePool: Sendable {
   ) throws(PinError) -> InlineArray<16, FramePlace> {
     let alignment = (2 << 20) / Memory.pageSize
     var places = InlineArray<16, FramePlace>(repeating: FramePlace(file: 0, offset: 0))
+    var pages = state.pages
     for slice in 0...(pageCount - 1) >> sliceShift {
       let count = min(pageCount - slice << sliceShift, 1 << sliceShift)
       let file = (id + slice) % files.count
-      let end = state.pages[file] + (count + alignment - 1) / alignment * alignment
+      let end = pages[file] + (count + alignment - 1) / alignment * alignment
       try files.setSize(of: file, end * Memory.pageSize)
-      places[slice] = FramePlace(file: file, offset: state.pages[file] * Memory.pageSize)
-      state.pages[file] = end
+      places[slice] = FramePlace(file: file, offset: pages[file] * Memory.pageSize)
+      pages[file] = end
     }
+    state.pages = pages
     return places
   }
 
@@ -247,13 +250,18 @@ public final class FramePool: Sendable {
     }
   }
 
-  /// Makes frames read as zeros and cost nothing. 0 or a negative errno: it can fail for want of memory only.
+  /// Makes frames read as zeros and cost nothing. 0 or a negative errno, for want of memory or as a file was closed: then what lies in others has gone.
   @discardableResult func punch(_ extent: borrowing Extent, _ frames: Range<Int>) -> CInt {
     // A child of fork() shares the file with its parent.
     guard isOfThisProcess else { return -1 }
-    return forEachPart(of: frames, in: extent) { part, place in
-      Memory.punchHole(file: descriptor(of: place), place.offset..<place.offset + part.count * Memory.pageSize)
+    var first: CInt = 0
+    _ = forEachPart(of: frames, in: extent) { part, place in
+      let result = Memory.punchHole(
+        file: descriptor(of: place), place.offset..<place.offset + part.count * Memory.pageSize)
+      if first == 0 { first = result }
+      return 0
     }
+    return first
   }
 
   // MARK: The direct map

@@ -13,23 +13,32 @@ struct FramePlace: Sendable, Hashable {
   private let files: UnsafeMutablePointer<MemoryFile>
   let count: Int
 
-  /// At least one; of those beyond it, as many as there are descriptors for.
+  /// One where the process has not the descriptors for so many, or io_uring takes no buffer of several files.
   init(_ wanted: Int) throws(PinError) {
-    unsafe files = .allocate(capacity: wanted)
+    let count = Self.isAllowed && SliceBudget.take(wanted - 1) ? wanted : 1
+    unsafe files = .allocate(capacity: count)
     var made = 0
     do throws(PinError) {
-      while made < wanted {
+      while made < count {
         unsafe (files + made).initialize(to: try Self.make())
         made += 1
       }
     } catch {
+      // With what few descriptors are left somebody else has more to do.
+      SliceBudget.giveBack(count - 1)
+      if made > 1 { unsafe (files + 1).deinitialize(count: made - 1) }
       if made == 0 {
         unsafe files.deallocate()
         throw error
       }
+      self.count = 1
+      return
     }
-    count = made
+    self.count = count
   }
+
+  /// Before Linux 6.5 io_uring refuses a fixed buffer whose pages are of several files, as those of a pin could be.
+  private static let isAllowed = KernelVersion.isAtLeast(6, 5)
 
   private static func make() throws(PinError) -> MemoryFile {
     let file = try MemoryFile(name: "pinkit-pool", size: 0)
@@ -38,6 +47,7 @@ struct FramePlace: Sendable, Hashable {
   }
 
   deinit {
+    SliceBudget.giveBack(count - 1)
     unsafe files.deinitialize(count: count)
     unsafe files.deallocate()
   }
@@ -49,14 +59,17 @@ struct FramePlace: Sendable, Hashable {
 
   var residentBytes: Int { (0..<count).reduce(0) { unsafe $0 + files[$1].residentBytes } }
 
-  /// Puts new spares in the place of numbers that were closed: what was worst.
-  func repair() -> MarkedDescriptor.Outcome {
-    var worst = MarkedDescriptor.Outcome.whole
+  /// Puts new spares in the place of numbers that were closed. Whether there were any, and how many files are lost.
+  func repair() -> (repaired: Bool, lost: Int) {
+    var (repaired, lost) = (false, 0)
     for file in 0..<count {
-      let outcome = unsafe files[file].repair()
-      if outcome == .lost || worst == .whole { worst = outcome }
+      switch unsafe files[file].repair() {
+      case .whole: continue
+      case .repaired: repaired = true
+      case .lost: lost += 1
+      }
     }
-    return worst
+    return (repaired, lost)
   }
 }
 

@@ -94,7 +94,7 @@ enum HugeFrames {
       var end = min(start + mostPages, frames.table.pageCount)
       protection.exclusive { domain in
         // What is moved is registered before that, with one descriptor.
-        end = min(end, domain.pages(ofSlice: domain.slice(of: start)).upperBound)
+        end = min(end, domain.together(with: start).upperBound)
         guard domain.failure.load(ordering: .relaxed) == 0, domain.hasMinorFaults.load(ordering: .relaxed) else { return }
         for run in intactRuns(of: start..<end, frames) {
           // What fails here costs time later, nothing else: the pages are mapped one by one when they are read.

@@ -159,7 +159,8 @@ extension FaultDomain {
   private func readEvents(_ batch: inout FaultBatch, slice: Int, expectsMove: Bool) {
     let keepsBefore = keepsEnded.load(ordering: .acquiring)
     guard hasDescriptor(slice: slice) else { return }
-    let descriptor = channels[slice].descriptor.load(ordering: .acquiring)
+    let descriptor = channels[slice].listening
+    if descriptor < 0 { return }
     // Who reads a snapshot waits until what was read here is noted.
     unsettled.add(1, ordering: .sequentiallyConsistent)
     defer { unsettled.subtract(1, ordering: .sequentiallyConsistent) }

@@ -55,7 +55,8 @@ enum ParallelProtection {
   /// them. Allocates: not for the fault path.
   static func protect(_ ranges: [AddressRange], in domain: borrowing FaultDomain) -> UffdResult {
     let result = protect(domain.parts(of: ranges))
-    return result == .refused(errno: UffdResult.badDescriptor) && domain.useSpareDescriptors() ? .again : result
+    return result == .refused(errno: UffdResult.badDescriptor) && domain.useSpareDescriptors(0..<domain.table.pageCount)
+      ? .again : result
   }
 
   private static func protect(_ parts: [SlicePart]) -> UffdResult {

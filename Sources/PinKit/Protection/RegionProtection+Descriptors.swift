@@ -38,8 +38,8 @@ extension RegionProtection {
     _ features: Userfaultfd.Features, _ delivery: FaultDelivery, slot: Int
   ) throws(PinError) -> Userfaultfd.Access {
     do throws(PinError) { return try open(features, delivery, slot: slot) } catch {
-      let isShort =
-        error.errno == .tooManyOpenFiles || error.errno == .tooManyOpenFilesInSystem || error.errno == .noMemory
+      // The last where users may have no more watches (`fs.epoll.max_user_watches`).
+      let isShort = [.tooManyOpenFiles, .tooManyOpenFilesInSystem, .noMemory, .noSpace].contains(error.errno)
       guard isShort, unsafe domain.pointee.sliceCount > 1 else { throw error }
       unsafe domain.pointee.sliceShift.store(RegionSlices.whole, ordering: .sequentiallyConsistent)
       return try open(features, delivery, slot: slot)
@@ -51,62 +51,71 @@ extension RegionProtection {
     _ features: Userfaultfd.Features, _ delivery: FaultDelivery, slot: Int
   ) throws(PinError) -> Userfaultfd.Access {
     let count = unsafe domain.pointee.sliceCount
+    var made: [(number: CInt, spare: CInt)] = []
     var access = Userfaultfd.Access.device
     do throws(PinError) {
-      for slice in 0..<count { access = try openDescriptor(slice, features) }
+      for slice in 0..<count {
+        let next = try openDescriptor(slice, features, &made)
+        if next == .userModeOnly || slice == 0 { access = next }
+      }
       // Before a reader can hear of it: pages that are not mapped may trap already, and who reads of one without knowing how wakes nobody.
       unsafe domain.pointee.delivery.store(delivery, ordering: .sequentiallyConsistent)
+      // A reader that is woken by the first message looks for them. Who finds the first slice's finds all.
+      state.withLock { _ in
+        for slice in (0..<count).reversed() {
+          unsafe domain.pointee.channels[slice].take(made[slice].number, spare: made[slice].spare)
+        }
+      }
       for slice in 0..<count {
-        try handler.listen(unsafe domain.pointee.channels[slice].listening, slot: slot, slice: slice)
+        try handler.listen(made[slice].number, slot: slot, slice: slice)
         TestHooks.reach(.connecting)
       }
     } catch {
+      for (slice, descriptors) in made.enumerated() {
+        _ = unsafe Uffd.unregister(descriptors.number, domain.pointee.addresses(ofSlice: slice))
+      }
       unsafe domain.pointee.delivery.store(.none, ordering: .sequentiallyConsistent)
-      for slice in 0..<count {
-        let descriptor = unsafe domain.pointee.channels[slice].listening
-        if descriptor >= 0 { _ = unsafe Uffd.unregister(descriptor, domain.pointee.addresses(ofSlice: slice)) }
-        if descriptor >= 0 { handler.events.remove(descriptor) }
-      }
-      closeDescriptorsAlone()
+      state.withLock { _ in for slice in 0..<count { _ = unsafe domain.pointee.channels[slice].giveUp() } }
+      handler.withdraw(made.map(\.number), slot: slot, self)
+      // With the last number of a userfaultfd whoever waits goes on.
+      for descriptors in made { Self.close(descriptors) }
       throw error
     }
     return access
   }
 
-  private func openDescriptor(_ slice: Int, _ features: Userfaultfd.Features) throws(PinError) -> Userfaultfd.Access {
-    let made = try Userfaultfd(features: features)
-    unsafe try made.register(domain.pointee.addresses(ofSlice: slice), for: Self.traps(domain.pointee))
-    let descriptor = try Uffd.duplicate(made.descriptor)
-    let access = made.access
-    let spare = made.release()
-    do throws(PinError) {
-      try Uffd.closeInChild(descriptor)
-      try Uffd.closeInChild(spare)
-    } catch {
-      _ = unsafe Uffd.unregister(descriptor, domain.pointee.addresses(ofSlice: slice))
-      for number in [descriptor, spare] {
-        Uffd.forgetInChild(number)
-        Uffd.close(number)
-      }
-      throw error
-    }
-    // A reader that is woken by the first message looks for them.
-    state.withLock { _ in unsafe domain.pointee.channels[slice].take(descriptor, spare: spare) }
+  private func openDescriptor(
+    _ slice: Int, _ features: Userfaultfd.Features, _ made: inout [(number: CInt, spare: CInt)]
+  ) throws(PinError) -> Userfaultfd.Access {
+    let new = try Userfaultfd(features: features)
+    unsafe try new.register(domain.pointee.addresses(ofSlice: slice), for: Self.traps(domain.pointee))
+    let number = try Uffd.duplicate(new.descriptor)
+    let access = new.access
+    made.append((number, new.release()))
+    try Uffd.closeInChild(made[slice].number)
+    try Uffd.closeInChild(made[slice].spare)
     return access
   }
 
-  func closeDescriptors() { Uffd.withoutForks { closeDescriptorsAlone() } }
+  private static func close(_ descriptors: (number: CInt, spare: CInt)) {
+    for number in [descriptors.number, descriptors.spare] {
+      Uffd.forgetInChild(number)
+      Uffd.close(number)
+    }
+  }
 
-  private func closeDescriptorsAlone() {
+  func closeDescriptors() {
     // Under the lock: the watchdog must not take numbers that are being closed here for closed by somebody else.
     let open = state.withLock { _ in
       unsafe (0..<domain.pointee.sliceCount).map { unsafe ($0, domain.pointee.channels[$0].giveUp()) }
     }
-    for (slice, numbers) in open {
-      // A number that was closed may be another region's by now, and is its to close and to forget.
-      for number in numbers where unsafe number >= 0 && domain.pointee.channels[slice].isOwn(number) {
-        Uffd.forgetInChild(number)
-        Uffd.close(number)
+    Uffd.withoutForks {
+      for (slice, numbers) in open {
+        // A number that was closed may be another region's by now, and is its to close and to forget.
+        for number in numbers where unsafe number >= 0 && domain.pointee.channels[slice].isOwn(number) {
+          Uffd.forgetInChild(number)
+          Uffd.close(number)
+        }
       }
     }
   }

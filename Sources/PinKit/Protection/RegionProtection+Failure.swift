@@ -19,7 +19,7 @@ extension RegionProtection {
   /// Throws unless the pages are registered with the userfaultfd at this moment: without it they were written unseen, and the watchdog has not
   /// said so yet.
   func requireWatched(_ operation: String) throws(PinError) {
-    if unsafe !domain.pointee.isWatched() { try throwIfFailed(operation) }
+    if unsafe !domain.pointee.isWatched(0..<domain.pointee.table.pageCount) { try throwIfFailed(operation) }
   }
 
   func fail(_ failure: FaultDomain.Failure) { unsafe domain.pointee.fail(failure, errno: 0) }

@@ -72,8 +72,10 @@ extension FilePages {
     while start < pages.upperBound {
       let extent = unsafe frames.extent(of: start)
       var end = start
+      // In one file: what of it is gone when something is refused is known.
+      let limit = unsafe min(pages.upperBound, extent.pointee.part(of: start).upperBound)
       // One step for each frame, which fails if anybody holds it, also since a moment ago (P5).
-      while end < pages.upperBound, mayGo(end), unsafe frames.extent(of: end) == extent,
+      while end < limit, mayGo(end), unsafe frames.extent(of: end) == extent,
         unsafe extent.pointee.freeze(end, expecting: 1)
       { end += 1 }
       if start == end {

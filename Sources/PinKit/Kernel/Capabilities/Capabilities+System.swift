@@ -6,7 +6,7 @@ extension Capabilities {
     pageSize = Memory.pageSize
     effectiveUser = cuffd_effective_user()
     outerUser = Self.text("/proc/self/uid_map").flatMap { Self.outerUser(effectiveUser, map: $0) }
-    kernelRelease = Self.kernelRelease()
+    kernelRelease = KernelVersion.release
     container = Self.containerName()
 
     let status = Self.fields(of: "/proc/self/status")
@@ -88,12 +88,6 @@ extension Capabilities {
     var (soft, hard) = (UInt64.max, UInt64.max)
     _ = read(&soft, &hard)
     return Limit(soft: soft == .max ? nil : soft, hard: hard == .max ? nil : hard)
-  }
-
-  private static func kernelRelease() -> String {
-    var release = [CChar](repeating: 0, count: 65)
-    _ = unsafe release.withUnsafeMutableBufferPointer { unsafe cuffd_kernel_release($0.baseAddress!, CInt($0.count)) }
-    return String(decoding: release.prefix { $0 != 0 }.map(UInt8.init(bitPattern:)), as: UTF8.self)
   }
 
   private static func containerName() -> String? {

@@ -6,8 +6,8 @@ extension ClaimedFault {
   /// Where a fault copies, pages in between that are open are claimed as well: the others beyond them can be had with one
   /// system call then. Open they stay, whatever becomes of the fault.
   @inline(__always) func claimAround(in domain: borrowing FaultDomain) -> Range<Int> {
-    // Not beyond the slice: the kernel may refuse one part and not the other.
-    let slice = domain.pages(ofSlice: domain.slice(of: page))
+    // The kernel may refuse what lies beyond, and not the rest.
+    let slice = domain.together(with: page)
     let copies = domain.owed.load(ordering: .relaxed) != 0 || domain.sharing.load(ordering: .relaxed) != 0
     guard copies, domain.opensChunks.load(ordering: .relaxed), domain.pageSize == Memory.pageSize else {
       return

@@ -50,10 +50,10 @@ struct FaultChannel: ~Copyable, Sendable {
     return isOwn(now) ? now : isOwn(spare) ? spare : nil
   }
 
-  /// Whether there is a userfaultfd to read from; if need be the spare.
+  /// Whether there is a userfaultfd to read from; if need be the spare. True as well where there is none, not yet or not any more.
   func hasDescriptor() -> Bool {
     let now = descriptor.load(ordering: .acquiring)
-    return isOwn(now) || useSpareDescriptor(insteadOf: now)
+    return now < 0 || isOwn(now) || useSpareDescriptor(insteadOf: now)
   }
 
   /// Takes the spare in the place of `closed`, a descriptor that turned out closed, unless somebody was faster; false if there is none.

@@ -1,22 +1,5 @@
 internal import Synchronization
 
-/// How many slices more than regions there may be in the process: each takes two descriptors, and a mapping at least.
-enum SliceBudget {
-  private static let used = Atomic<Int>(0)
-
-  /// False if there are too many: then the region is one slice.
-  static func take(_ count: Int) -> Bool {
-    if count == 0 { return true }
-    let most = min(Kernel.descriptorLimit / 16, ProcessMaps.maximumCount / 64)
-    let before = used.add(count, ordering: .relaxed).oldValue
-    if before + count <= most { return true }
-    giveBack(count)
-    return false
-  }
-
-  static func giveBack(_ count: Int) { used.subtract(count, ordering: .relaxed) }
-}
-
 /// A run of pages with the descriptor that it is registered with.
 struct SlicePart: Sendable {
   let descriptor: CInt
@@ -41,6 +24,12 @@ extension FaultDomain {
   @inline(__always) func pages(ofSlice slice: Int) -> Range<Int> {
     let shift = sliceShift.load(ordering: .relaxed)
     return slice << shift..<min(table.pageCount, (slice + 1) << shift)
+  }
+
+  /// The pages that one call can change along with `page`, all or none: those of its slice whose frames were made to lie in one file.
+  @inline(__always) func together(with page: Int) -> Range<Int> {
+    let slice = pages(ofSlice: slice(of: page))
+    return withFrames { frames in unsafe slice.clamped(to: frames.base.pointee.part(of: page)) } ?? slice
   }
 
   @inline(__always) func addresses(ofSlice slice: Int) -> AddressRange { addresses(of: pages(ofSlice: slice)) }
@@ -126,15 +115,17 @@ extension FaultDomain {
     return false
   }
 
-  /// Whether all pages are registered at this moment, if they ever were, and the region has not failed.
-  func isWatched() -> Bool {
-    if isConnected, !useSpareDescriptors() { fail(.descriptorClosed, errno: UffdResult.badDescriptor) }
+  /// Whether `pages`, which are some, are registered at this moment, if they ever were, and the region has not failed.
+  func isWatched(_ pages: Range<Int>) -> Bool {
+    if !useSpareDescriptors(pages) { fail(.descriptorClosed, errno: UffdResult.badDescriptor) }
     return failure.load(ordering: .acquiring) == 0
   }
 
-  /// Takes the spare of every slice whose descriptor turns out closed; false if there is none.
-  func useSpareDescriptors() -> Bool {
-    for slice in 0..<sliceCount where !channels[slice].hasDescriptor() { return false }
+  /// Takes the spare of every slice of `pages` whose descriptor turns out closed; false if there is none.
+  func useSpareDescriptors(_ pages: Range<Int>) -> Bool {
+    for slice in slice(of: pages.lowerBound)...slice(of: pages.upperBound - 1) where !channels[slice].hasDescriptor() {
+      return false
+    }
     return true
   }
 

@@ -155,10 +155,19 @@ struct FaultDomain: ~Copyable, Sendable {
     }
   }
 
-  /// Drops the mapping of `range`, as ``MappingDrops/drop(_:in:)`` does.
+  /// Drops the mapping of `range`, as ``MappingDrops/drop(_:in:)`` does: slice by slice, as the kernel tells of each by its own userfaultfd.
   func dropMapping(_ range: AddressRange) -> CInt {
-    unsafe Unmanaged<MappingDrops>.fromOpaque(UnsafeRawPointer(bitPattern: drops)!)._withUnsafeGuaranteedRef {
-      $0.drop(range, in: self)
+    unsafe Unmanaged<MappingDrops>.fromOpaque(UnsafeRawPointer(bitPattern: drops)!)._withUnsafeGuaranteedRef { drops in
+      // What is to be moved here next is registered with one.
+      guard range.overlaps(addresses) else { return drops.drop(range, in: self) }
+      var start = range.start
+      while start < range.end {
+        let end = min(range.end, addresses(ofSlice: slice(of: page(at: start))).end)
+        let result = drops.drop(AddressRange(start: start, end: end), in: self)
+        if result != 0 { return result }
+        start = end
+      }
+      return 0
     }
   }
 

@@ -174,9 +174,17 @@ internal import Synchronization
 
   /// What the epoll set has of a slice's userfaultfd.
   private static func data(slot: Int, slice: Int) -> UInt64 { UInt64(slice) << 32 | UInt64(slot) }
-  /// The slot and the slice; `nil` for ``stopData``.
+  /// The slot and the slice; `nil` for ``stopData``, and for what a set of other code's says that has the number now.
   static func place(of data: UInt64) -> (slot: Int, slice: Int)? {
-    data == stopData ? nil : (Int(data & 0xFFFF_FFFF), Int(data >> 32))
+    let (slot, slice) = (data & 0xFFFF_FFFF, data >> 32)
+    return slot < UInt64(capacity) && slice < 16 ? (Int(slot), Int(slice)) : nil
+  }
+
+  /// Has no reader at the slot any more, and none come by `descriptors`, for a region that is connected only now.
+  func withdraw(_ descriptors: [CInt], slot: Int, _ protection: RegionProtection) {
+    for descriptor in descriptors { events.remove(descriptor) }
+    unsafe slots[slot].close()
+    unsafe slots[slot].open(protection.domain)
   }
 
   /// Forgets a domain. When it returns, no reader is using it and none will.

@@ -168,6 +168,8 @@ internal import Synchronization
     switch error {
     case 0: return false
     case 4: return true  // EINTR
+    // The region is being disconnected.
+    case UffdResult.badDescriptor where descriptor < 0: return false
     case UffdResult.badDescriptor:
       if domain.channels[slice].useSpareDescriptor(insteadOf: descriptor) { return true }
       domain.fail(.descriptorClosed, errno: error)

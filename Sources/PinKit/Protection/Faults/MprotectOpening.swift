@@ -56,6 +56,7 @@ enum MprotectOpening {
   private static func tryOpen(
     _ pages: Range<Int>, within window: Range<Int>, isAhead: Bool, in domain: borrowing FaultDomain
   ) -> Attempt {
+    let window = window.clamped(to: domain.together(with: pages.lowerBound))
     let low = claim(from: pages.lowerBound, to: window.lowerBound, by: -1, isAhead: isAhead, domain)
     let high = claim(from: pages.upperBound, to: window.upperBound, by: 1, isAhead: isAhead, domain)
     tell(low.end..<pages.lowerBound, domain)
