@@ -1,6 +1,6 @@
 /// A frame of a pool, by name: it says nothing of whether anybody has the frame.
 public struct Frame: Sendable, Hashable, CustomStringConvertible {
-  /// Counted in pages of the pool's file.
+  /// Counted in the pool, over all of its files.
   public let number: Int
   public var description: String { "frame \(number)" }
 }

@@ -68,7 +68,7 @@ extension FaultDomain {
 
   // MARK: The calls
 
-  /// Lets writes through. All of `range`, or nothing that the caller may rely on; within one slice, all or nothing.
+  /// Lets writes through. All of `range`, or nothing that the caller may rely on; of one slice, asked to try again, nothing.
   @inline(__always) func unprotect(_ range: AddressRange, wake: Bool) -> UffdResult {
     forEachSlice(range) { Uffd.unprotect($0, $1, wake: wake) }
   }
