@@ -28,8 +28,6 @@ internal import Synchronization
     let policy = frames.policy
     let decision = decide(page, policy)
     guard decision != .retry else { return (.retry, page..<page + 1) }
-    // A copy goes to one file.
-    let pages = unsafe pages.clamped(to: frames.base.pointee.part(of: page))
     var first = page
     while first > pages.lowerBound, isAlike(first - 1, decision, policy) { first -= 1 }
     var end = page + 1

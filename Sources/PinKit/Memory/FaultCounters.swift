@@ -1,6 +1,6 @@
 internal import Synchronization
 
-/// Preallocated counters that the fault path increments: atomics in four shards, chosen by the thread's stack, so that threads
+/// Preallocated counters that the fault path increments: atomics in sixteen shards, chosen by the thread's stack, so that threads
 /// seldom share a cache line. Nothing is decided by them: a sum of words that were read one after the other is as good as any.
 @safe struct FaultCounters: @unchecked Sendable {  // words are touched through atomics only
   enum Counter: Int, CaseIterable {
@@ -22,7 +22,7 @@ internal import Synchronization
 
   /// Latencies are counted in buckets of a quarter of a power of two of nanoseconds.
   static let bucketCount = 160
-  private static let shards = 4
+  private static let shards = 16
   private static let stride = 208  // words a shard: counters, then buckets
 
   private let words: UnsafeMutablePointer<Atomic<UInt64>>
@@ -37,7 +37,9 @@ internal import Synchronization
 
   @inline(__always) private static func shard() -> Int {
     var local = UInt8(0)
-    return unsafe withUnsafePointer(to: &local) { Int(UInt(bitPattern: $0) >> 20) & (shards - 1) }
+    let address = unsafe withUnsafePointer(to: &local) { UInt(bitPattern: $0) }
+    // Stacks of threads lie side by side, 8 MiB each as a rule, or 2.
+    return Int((address >> 21 ^ address >> 23) & UInt(shards - 1))
   }
 
   @inline(__always) func add(_ counter: Counter, _ amount: Int = 1) {
