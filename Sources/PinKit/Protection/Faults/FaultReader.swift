@@ -117,7 +117,11 @@ internal import Synchronization
       Kernel.enterFaultPath()
     }
     domain.channels[slice].readers.add(1, ordering: .relaxed)
-    defer { domain.channels[slice].readers.subtract(1, ordering: .relaxed) }
+    handler.crew.beginServing()
+    defer {
+      handler.crew.endServing()
+      domain.channels[slice].readers.subtract(1, ordering: .relaxed)
+    }
     let started = Kernel.now()
     if started &- lastIdle < 2 * Self.longestSpin { spinBudget = Self.longestSpin }
     var idleSince: UInt64 = 0
@@ -153,7 +157,7 @@ internal import Synchronization
       // Whoever drops pages had it read of by a thread of its own: nothing more is to be expected here.
       if !hasServed { return true }
       if idleSince == 0 { idleSince = begun }
-      if begun - idleSince >= spinBudget {
+      if begun - idleSince >= spinBudget || !handler.crew.mayLook {
         spinBudget /= 2
         lastIdle = begun
         return true

@@ -23,6 +23,9 @@ struct ReaderCrew: ~Copyable, Sendable {
   /// Whether there may be more of them; seen late, the watchdog is rung once in vain.
   private let hasRoom = Atomic<Bool>(false)
   private let isWanted = Atomic<Bool>(false)
+  /// How many readers serve a region. Only how long they look for more of its faults goes by it.
+  private let serving = Atomic<Int>(0)
+  private let processors = Kernel.processorCount
 
   init(most: Int) {
     self.most = most
@@ -59,6 +62,12 @@ struct ReaderCrew: ~Copyable, Sendable {
     waiting.subtract(1, ordering: .relaxed).newValue == 0 && hasWork && hasRoom.load(ordering: .relaxed)
       && !isWanted.exchange(true, ordering: .sequentiallyConsistent)
   }
+
+  @inline(__always) func beginServing() { serving.add(1, ordering: .relaxed) }
+  @inline(__always) func endServing() { serving.subtract(1, ordering: .relaxed) }
+
+  /// Whether a reader may look for the next fault for a while rather than sleep: beside each there is a processor for whoever is to fault.
+  @inline(__always) var mayLook: Bool { 2 * serving.load(ordering: .relaxed) <= processors }
 
   /// Whether a reader that has nothing to do may end; then it must.
   func mayLeave(_ reader: FaultReader) -> Bool {
