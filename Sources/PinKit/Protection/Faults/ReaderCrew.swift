@@ -26,6 +26,8 @@ struct ReaderCrew: ~Copyable, Sendable {
   /// How many readers serve a region. Only how long they look for more of its faults goes by it.
   private let serving = Atomic<Int>(0)
   private let processors = Kernel.processorCount
+  /// At how many looks of the watchdog in a row nobody has waited.
+  private let looksInVain = Atomic<Int>(0)
 
   init(most: Int) {
     self.most = most
@@ -46,21 +48,21 @@ struct ReaderCrew: ~Copyable, Sendable {
       // Whoever shuts down joins those that are there by then.
       guard !members.isOver else { return }
       members.readers.append((try reader.start(), reader))
-      hasRoom.store(members.staying < most, ordering: .relaxed)
+      hasRoom.store(members.staying < most, ordering: .sequentiallyConsistent)
     }
   }
 
   // MARK: For readers
 
-  @inline(__always) func beginWaiting() { waiting.add(1, ordering: .relaxed) }
+  @inline(__always) func beginWaiting() { waiting.add(1, ordering: .sequentiallyConsistent) }
 
   /// Whether the watchdog is to be rung for another reader: nobody waits any more, and whoever faults next would. Each ring brings one, or the
   /// watchdog would be rung all the time.
   ///
   /// - Parameter hasWork: Whether the caller has come back with something.
   @inline(__always) func endWaiting(hasWork: Bool) -> Bool {
-    waiting.subtract(1, ordering: .relaxed).newValue == 0 && hasWork && hasRoom.load(ordering: .relaxed)
-      && !isWanted.exchange(true, ordering: .sequentiallyConsistent)
+    waiting.subtract(1, ordering: .sequentiallyConsistent).newValue == 0 && hasWork
+      && hasRoom.load(ordering: .sequentiallyConsistent) && !isWanted.exchange(true, ordering: .sequentiallyConsistent)
   }
 
   @inline(__always) func beginServing() { serving.add(1, ordering: .relaxed) }
@@ -69,28 +71,33 @@ struct ReaderCrew: ~Copyable, Sendable {
   /// Whether a reader may look for the next fault for a while rather than sleep: beside each there is a processor for whoever is to fault.
   @inline(__always) var mayLook: Bool { 2 * serving.load(ordering: .relaxed) <= processors }
 
-  /// Whether a reader that has nothing to do may end; then it must.
+  /// Whether a reader that has nothing to do may end; then it must. Another one waits in its place; if that has got something to do just now, and
+  /// found no room for one more yet, this one calls for it.
   func mayLeave(_ reader: FaultReader) -> Bool {
     members.withLock { members in
-      guard !members.isOver, members.staying > least,
+      guard waiting.load(ordering: .sequentiallyConsistent) > 0, !members.isOver, members.staying > least,
         let index = members.readers.firstIndex(where: { $0.reader === reader })
       else { return false }
       members.gone.append(members.readers.remove(at: index).thread)
-      hasRoom.store(true, ordering: .relaxed)
+      hasRoom.store(true, ordering: .sequentiallyConsistent)
+      if waiting.load(ordering: .sequentiallyConsistent) == 0 { isWanted.store(true, ordering: .sequentiallyConsistent) }
       return true
     }
   }
 
   // MARK: For the watchdog
 
-  /// Starts one more if all were at work. Where the system has no thread for it, that is tried again at the next look, without being rung.
+  /// Starts one more if all were at work, or if nobody waits at two looks in a row: the system may have had no thread for another one, or one that
+  /// should have rung has ended.
   func grow(for handler: FaultHandler) {
     for thread in takeGone() { thread.join() }
     let isRoom = members.withLock { $0.staying < most }
-    hasRoom.store(isRoom, ordering: .relaxed)
-    guard isWanted.load(ordering: .sequentiallyConsistent) else { return }
-    if isRoom, (try? add(to: handler)) == nil { return }
-    isWanted.store(false, ordering: .sequentiallyConsistent)
+    hasRoom.store(isRoom, ordering: .sequentiallyConsistent)
+    let looks = waiting.load(ordering: .sequentiallyConsistent) == 0 ? looksInVain.load(ordering: .relaxed) + 1 : 0
+    looksInVain.store(looks, ordering: .relaxed)
+    // Before there is another one, who may ring for the next at once.
+    guard isWanted.exchange(false, ordering: .sequentiallyConsistent) || looks >= 2 else { return }
+    if isRoom { try? add(to: handler) }
   }
 
   private func takeGone() -> [KernelThread] {
