@@ -53,32 +53,42 @@ extension RegionProtection {
     let count = unsafe domain.pointee.sliceCount
     var made: [(number: CInt, spare: CInt)] = []
     var access = Userfaultfd.Access.device
+    var isTaken = false
     do throws(PinError) {
       for slice in 0..<count {
         let next = try openDescriptor(slice, features, &made)
         if next == .userModeOnly || slice == 0 { access = next }
       }
-      // Before a reader can hear of it: pages that are not mapped may trap already, and who reads of one without knowing how wakes nobody.
-      unsafe domain.pointee.delivery.store(delivery, ordering: .sequentiallyConsistent)
-      // A reader that is woken by the first message looks for them. Who finds the first slice's finds all.
+      // A reader that is woken by the first message looks for them, and so does who resolves a fault of its own as soon as there is a delivery.
+      // Who finds the first slice's finds all.
       state.withLock { _ in
         for slice in (0..<count).reversed() {
           unsafe domain.pointee.channels[slice].take(made[slice].number, spare: made[slice].spare)
         }
       }
+      isTaken = true
+      // Before a reader can hear of it: pages that are not mapped may trap already, and who reads of one without knowing how wakes nobody.
+      unsafe domain.pointee.delivery.store(delivery, ordering: .sequentiallyConsistent)
       for slice in 0..<count {
         try handler.listen(made[slice].number, slot: slot, slice: slice)
         TestHooks.reach(.connecting)
       }
     } catch {
+      unsafe domain.pointee.delivery.store(.none, ordering: .sequentiallyConsistent)
       for (slice, descriptors) in made.enumerated() {
         _ = unsafe Uffd.unregister(descriptors.number, domain.pointee.addresses(ofSlice: slice))
       }
-      unsafe domain.pointee.delivery.store(.none, ordering: .sequentiallyConsistent)
       state.withLock { _ in for slice in 0..<count { _ = unsafe domain.pointee.channels[slice].giveUp() } }
       handler.withdraw(made.map(\.number), slot: slot, self)
       // With the last number of a userfaultfd whoever waits goes on.
-      for descriptors in made { Self.close(descriptors) }
+      for (slice, descriptors) in made.enumerated() {
+        // One that was closed meanwhile may be somebody else's by now.
+        for number in [descriptors.number, descriptors.spare]
+        where unsafe !isTaken || domain.pointee.channels[slice].isOwn(number) {
+          Uffd.forgetInChild(number)
+          Uffd.close(number)
+        }
+      }
       throw error
     }
     return access
@@ -95,13 +105,6 @@ extension RegionProtection {
     try Uffd.closeInChild(made[slice].number)
     try Uffd.closeInChild(made[slice].spare)
     return access
-  }
-
-  private static func close(_ descriptors: (number: CInt, spare: CInt)) {
-    for number in [descriptors.number, descriptors.spare] {
-      Uffd.forgetInChild(number)
-      Uffd.close(number)
-    }
   }
 
   func closeDescriptors() {

@@ -89,7 +89,7 @@ internal import Synchronization
     isWaiting = true
     let ready = handler.events.wait(milliseconds: parked.isEmpty ? Self.longestWait : 1)
     isWaiting = false
-    if handler.crew.endWaiting(hasWork: ready != nil) { handler.alarm.signal() }
+    if handler.crew.endWaiting(hasWork: ready != nil || !parked.isEmpty) { handler.alarm.signal() }
     return ready
   }
 

@@ -91,8 +91,11 @@ struct ReaderCrew: ~Copyable, Sendable {
   /// should have rung has ended.
   func grow(for handler: FaultHandler) {
     for thread in takeGone() { thread.join() }
-    let isRoom = members.withLock { $0.staying < most }
-    hasRoom.store(isRoom, ordering: .sequentiallyConsistent)
+    let isRoom = members.withLock { members in
+      let isRoom = members.staying < most
+      hasRoom.store(isRoom, ordering: .sequentiallyConsistent)
+      return isRoom
+    }
     let looks = waiting.load(ordering: .sequentiallyConsistent) == 0 ? looksInVain.load(ordering: .relaxed) + 1 : 0
     looksInVain.store(looks, ordering: .relaxed)
     // Before there is another one, who may ring for the next at once.

@@ -67,12 +67,13 @@ internal import Synchronization
   }
 
   private func look() {
+    // First: what follows may wait for readers that wait for another one.
+    handler.crew.grow(for: handler)
     LockOrder.deliver()
     handler.runErrands()
     handler.runTicks()
     handler.pool?.giveBackDead()
     handler.repairDescriptors()
-    handler.crew.grow(for: handler)
     checkReaders()
     if metrics != nil, Double(Kernel.now() - published) > handler.metricsInterval * 1e9 {
       published = Kernel.now()
