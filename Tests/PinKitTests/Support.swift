@@ -34,14 +34,6 @@ extension Trait where Self == ConditionTrait {
   }
 }
 
-enum KernelRelease {
-  static func isAtLeast(_ major: Int, _ minor: Int) -> Bool {
-    let release = (try? ProcessMaps.readFile("/proc/sys/kernel/osrelease")) ?? ""
-    let numbers = release.split { !$0.isNumber }.prefix(2).compactMap { Int($0) }
-    return numbers.count == 2 && (numbers[0], numbers[1]) >= (major, minor)
-  }
-}
-
 extension Region {
   /// Writes `byte` to the first byte of every page.
   func fill(with byte: UInt8) throws {

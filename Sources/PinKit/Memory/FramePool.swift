@@ -37,7 +37,6 @@ public final class FramePool: Sendable {
   init(slices: RegionSlices = .automatic) throws(PinError) {
     self.slices = slices.settled
     table = try Mapping(count: Self.capacity * 8)
-    // They take few of the descriptors that the program may have.
     files = try PoolFiles(self.slices.limit)
     state = Mutex(State(pages: [Int](repeating: 0, count: files.count)))
   }

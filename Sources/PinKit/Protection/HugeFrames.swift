@@ -67,8 +67,7 @@ enum HugeFrames {
   }
 
   private static func protectEntries(_ range: AddressRange, in domain: borrowing FaultDomain) throws(PinError) -> Bool {
-    try domain.settle(
-      domain.protect(range), "UFFDIO_WRITEPROTECT", range)
+    try domain.settle(domain.protect(range), "UFFDIO_WRITEPROTECT", range)
   }
 
   private static func trapMinorFaults(in domain: borrowing FaultDomain) throws(PinError) -> Bool {

@@ -265,8 +265,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
     let range = domain.addresses(of: run)
     // What was opened since the last time has small entries.
     if domain.mayHaveHugeFrames, run.count >= HugeFrames.pages { return try HugeFrames.protect(range, in: domain) }
-    return try domain.settle(
-      domain.protect(range), "UFFDIO_WRITEPROTECT", range)
+    return try domain.settle(domain.protect(range), "UFFDIO_WRITEPROTECT", range)
   }
 
   private static func unprotect(
@@ -277,8 +276,7 @@ final class SynchronousMechanism: TrackingMechanism, @unchecked Sendable {
       return true
     }
     let range = domain.addresses(of: run)
-    return try domain.settle(
-      domain.unprotect(range, wake: true), "UFFDIO_WRITEPROTECT", range)
+    return try domain.settle(domain.unprotect(range, wake: true), "UFFDIO_WRITEPROTECT", range)
   }
 
   private static func protectByMprotect(_ run: Range<Int>, _ domain: borrowing FaultDomain) throws(PinError) -> Bool {

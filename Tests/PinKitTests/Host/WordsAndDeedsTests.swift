@@ -168,7 +168,7 @@ import Testing
 
   @Test(
     "K7: the page tables of a sparse region are given back with its snapshots, and nothing that was written meanwhile is lost",
-    .enabled(if: KernelRelease.isAtLeast(6, 14), "needs Linux 6.14"),
+    .enabled(if: KernelVersion.isAtLeast(6, 14), "needs Linux 6.14"),
     .enabled(if: ct_has_sanitizer() == 0, "a sanitizer's shadow has page tables, too"),
     arguments: [Subject.anonymous, .pool, .adoptedAnonymous])
   func pageTablesGoBack(_ subject: Subject) async throws {

@@ -31,7 +31,7 @@ import Testing
         Session(
           try region.trackWrites(.handlerThread) { _ in
             inside.add()
-            while mayGoOn.value == 0 { usleep(1000) }
+            mayGoOn.wait(for: 1, thenSpin: 0)
           })
       }
       (self.space, self.regions) = (space, regions)
@@ -43,7 +43,7 @@ import Testing
     func write(from start: Shared = Shared(1)) -> [TestThread] {
       regions.map { region in
         TestThread {
-          while start.value == 0 { usleep(1000) }
+          start.wait(for: 1, thenSpin: 0)
           try region.store(UInt8(7), toByteOffset: 0)
         }
       }

@@ -115,6 +115,24 @@ import Testing
     try space.close()
   }
 
+  @Test("K7: under mprotect a fault for which there is no mapping opens pages of other slices, too, up to the whole region")
+  func widening() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(60)
+      let space = try AddressSpace.forTests(slices: SliceTests.slices)
+      let region = try space.map(.anonymous(hugePages: .never), pages: SliceTests.pages)
+      try region.fill(with: 1)
+      let tracker = try region.trackWrites(.mprotect)
+      _ = try tracker.collect()
+      Injection.arm(.mprotect, .noMemory)
+      try region.store(UInt8(9), toByteOffset: 7 * 4096)
+      let dirty = try tracker.collect()
+      check(dirty.exactPages.runs, is: [7..<8])
+      check(dirty.runs, is: [0..<SliceTests.pages])
+      try space.close()
+    }
+  }
+
   // MARK: Snapshots and clones
 
   @Test("W2, W4: snapshots, clones, discards and restores go across slices, and keep them")

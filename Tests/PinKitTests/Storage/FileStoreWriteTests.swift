@@ -54,7 +54,7 @@ private let page = Memory.pageSize
     let system = try LoopFileSystem(.xfs)
     let options = FileStore.Options { $0.writesWholePages = true }
     // An older kernel has no such writes on a device that has none.
-    guard KernelRelease.isAtLeast(6, 16) else {
+    guard KernelVersion.isAtLeast(6, 16) else {
       expect(.unsupported) { _ = try FileStore(path: system("file"), creating: 40 * page, options: options) }
       return try Test.skip(if: "atomic writes of xfs need Linux 6.16")
     }

@@ -3,7 +3,7 @@ internal import Synchronization
 
 /// The threads that serve the faults of an address space: a crew of readers, shared by all regions, and a watchdog.
 ///
-/// Each region has its own userfaultfd; the readers wait for all of them in one epoll set. A region is reported to one reader, which
+/// Each slice of a region has its own userfaultfd; the readers wait for all of them in one epoll set. It is reported to one reader, which
 /// stays with it while faults keep coming, and calls for another one when they come faster than it works.
 @safe final class FaultHandler: AddressSpaceService, @unchecked Sendable {  // slots hold atomics only
   static let capacity = 4096

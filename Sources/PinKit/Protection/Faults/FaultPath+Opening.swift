@@ -119,8 +119,9 @@ extension FaultPath {
 
   /// Lets the threads that wait for `pages` try their access again.
   static func wake(_ pages: Range<Int>, in domain: borrowing FaultDomain) {
-    // Who has somebody to wake was told of the fault, after the delivery was set; whoever lifts it wakes all that wait.
-    guard domain.delivery.load(ordering: .relaxed) == .handlerThread else { return }
+    // Without a delivery as well: a reader that comes by chance while the region is being connected has read of the fault, and nobody else will.
+    let delivery = domain.delivery.load(ordering: .relaxed)
+    guard delivery == .handlerThread || (delivery == .none && domain.isConnected) else { return }
     domain.counters.add(.wakes)
     domain.wake(domain.addresses(of: pages))
   }

@@ -56,7 +56,10 @@ enum MprotectOpening {
   private static func tryOpen(
     _ pages: Range<Int>, within window: Range<Int>, isAhead: Bool, in domain: borrowing FaultDomain
   ) -> Attempt {
-    let window = window.clamped(to: domain.together(with: pages.lowerBound))
+    // Over two files mprotect(2) may do the first and refuse the second. Slices are nothing to it: where mappings are scarce only the whole of a
+    // mapping needs no further one.
+    let page = pages.lowerBound
+    let window = domain.withFrames { unsafe window.clamped(to: $0.base.pointee.part(of: page)) } ?? window
     let low = claim(from: pages.lowerBound, to: window.lowerBound, by: -1, isAhead: isAhead, domain)
     let high = claim(from: pages.upperBound, to: window.upperBound, by: 1, isAhead: isAhead, domain)
     tell(low.end..<pages.lowerBound, domain)
