@@ -27,6 +27,8 @@ enum TestHooks {
     case removing
     /// What is owed of pages that other code drops is about to be looked at.
     case losing
+    /// A region has its descriptors, and no delivery yet.
+    case taken
     /// Readers have just begun to hear of a userfaultfd.
     case connecting
     /// It was read from a userfaultfd that other code has moved the mapping, and the region has not failed yet.

@@ -67,6 +67,7 @@ extension RegionProtection {
         }
       }
       isTaken = true
+      TestHooks.reach(.taken)
       // Before a reader can hear of it: pages that are not mapped may trap already, and who reads of one without knowing how wakes nobody.
       unsafe domain.pointee.delivery.store(delivery, ordering: .sequentiallyConsistent)
       for slice in 0..<count {

@@ -129,4 +129,27 @@ import Testing
       try held.close()
     }
   }
+
+  @Test("K3: where all of them ended, new ones serve the regions that come after") func afterAllEnded() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(300)
+      let tracked = try Tracked(
+        .handlerThread, onFirstWrite: { _ in KernelThread.exitCurrent() },
+        configure: {
+          $0.readerCount = 1
+          $0.failurePolicy = .failRegion
+        })
+      let first = TestThread { try tracked.region.store(UInt8(7), toByteOffset: 0) }
+      try first.join()
+      check(spin { errorCode { _ = try tracked.tracker.collect() } == .handlerLost }, "nobody notices")
+      let region = try tracked.space.map(.anonymous(hugePages: .never), pages: 4)
+      let tracker = try region.trackWrites(.handlerThread)
+      let second = TestThread { try region.store(UInt8(7), toByteOffset: 2 * 4096) }
+      try second.join()
+      try check(tracker.collect().runs, is: [2..<3])
+      try tracker.stop()
+      try check(tracked.space.faultHandler().crew.all.count, is: 1)
+      try tracked.space.close()
+    }
+  }
 }

@@ -36,4 +36,37 @@ import Testing
       try space.close()
     }
   }
+
+  @Test("K3: a reader that comes by chance before a region has a delivery lets nobody sleep whose fault it has read of")
+  func readTooEarly() async {
+    await #expect(processExitsWith: .success) {
+      ct_deadline(60)
+      let space = try AddressSpace.forTests()
+      let region = try space.map(.pool, pages: 16)
+      do {
+        let pin = try region.pin(3..<4, .write)
+        try unsafe pin.withUnsafeMutableBytes { unsafe $0.storeBytes(of: 77, as: UInt8.self) }
+      }
+      let protection = try region.protection()
+      let address = UInt64(region.addresses.start) + 3 * 4096
+      let stage = Shared()
+      let reader = HostThread {
+        stage.wait(for: 1, thenSpin: 0)
+        check(ct_load(address), is: 77)
+        stage.value = 2
+      }
+      let before = region.counters[.messages]
+      TestHooks.set(.taken) { _ in
+        protection.handler.rearm(
+          unsafe protection.domain.pointee.channels[0].listening, slot: protection.slotIndex!, slice: 0)
+        stage.value = 1
+        check(spin { region.counters[.messages] > before }, "nobody reads")
+      }
+      try region.setSealer(RecordingSealer())
+      TestHooks.set(.taken, nil)
+      check(spin { stage.value == 2 }, "nobody has woken the thread")
+      reader.join()
+      try space.close()
+    }
+  }
 }

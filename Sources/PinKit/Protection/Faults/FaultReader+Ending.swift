@@ -6,6 +6,7 @@ extension FaultReader {
   /// failure. What it had only taken note of goes back to the other readers.
   func abandon() {
     if isWaiting { _ = handler.crew.endWaiting(hasWork: false) }
+    if isServing { handler.crew.endServing() }
     let busy = busySlot.load(ordering: .relaxed) - 1
     if busy >= 0 {
       let slot = unsafe handler.slot(busy)

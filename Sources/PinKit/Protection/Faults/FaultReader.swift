@@ -25,12 +25,20 @@ internal import Synchronization
   let busySlot = Atomic<Int>(0)
   /// It has ended, and nobody had asked it to.
   let hasEnded = Atomic<Bool>(false)
+  /// It has nothing to do, others stay, and it goes. Set with the crew's lock held.
+  let isLeaving = Atomic<Bool>(false)
+  /// Whether nobody has to look at it any more but to join its thread: it leaves, or it ended unasked and was reported.
+  var isGone: Bool {
+    isLeaving.load(ordering: .relaxed) || (hasEnded.load(ordering: .acquiring) && busySlot.load(ordering: .relaxed) < 0)
+  }
   /// It was asked to end, and has nothing left to do.
   private var isDone = false
 
   /// In nanoseconds.
   private static let longestSpin: UInt64 = 25_000
+  /// What the crew counts of it, for ``abandon()``.
   private(set) var isWaiting = false
+  private(set) var isServing = false
   /// How often in a row it has waited in vain.
   private var idle = 0
   /// In milliseconds: what wakes this thread may have been closed by other code, with everything it waits for.
@@ -118,7 +126,9 @@ internal import Synchronization
     }
     domain.channels[slice].readers.add(1, ordering: .relaxed)
     handler.crew.beginServing()
+    isServing = true
     defer {
+      isServing = false
       handler.crew.endServing()
       domain.channels[slice].readers.subtract(1, ordering: .relaxed)
     }

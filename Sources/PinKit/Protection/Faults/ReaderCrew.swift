@@ -7,12 +7,19 @@ internal import Synchronization
 struct ReaderCrew: ~Copyable, Sendable {
   struct Members {
     var readers: [(thread: KernelThread, reader: FaultReader)] = []
-    /// Those that went, to be joined.
-    var gone: [KernelThread] = []
     var isOver = false
 
-    /// Without those that ended unasked.
-    var staying: Int { readers.count { !$0.reader.hasEnded.load(ordering: .acquiring) } }
+    /// Without those that leave, and those that ended unasked.
+    var staying: Int {
+      readers.count { !$0.reader.isLeaving.load(ordering: .relaxed) && !$0.reader.hasEnded.load(ordering: .acquiring) }
+    }
+
+    /// Takes out those that leave, and those that ended and were reported; returns their threads.
+    mutating func takeGone() -> [KernelThread] {
+      let gone = readers.filter { $0.reader.isGone }
+      readers.removeAll { $0.reader.isGone }
+      return gone.map(\.thread)
+    }
   }
 
   private let least: Int
@@ -34,8 +41,8 @@ struct ReaderCrew: ~Copyable, Sendable {
     least = min(2, most)
   }
 
-  /// Those that have not gone, dead ones among them.
-  var all: [FaultReader] { members.withLock { $0.readers.map(\.reader) } }
+  /// Those that have not gone, dead ones among them until they are reported.
+  var all: [FaultReader] { members.withLock { $0.readers.map(\.reader).filter { !$0.isGone } } }
 
   /// Starts the first ones; those that did start when another could not are ``shutDown()``'s.
   func start(for handler: FaultHandler) throws(PinError) {
@@ -72,17 +79,18 @@ struct ReaderCrew: ~Copyable, Sendable {
   @inline(__always) var mayLook: Bool { 2 * serving.load(ordering: .relaxed) <= processors }
 
   /// Whether a reader that has nothing to do may end; then it must. Another one waits in its place; if that has got something to do just now, and
-  /// found no room for one more yet, this one calls for it.
+  /// found no room for one more yet, this one calls for it. Never waits, and allocates nothing: somebody may hold the lock while a thread is made.
   func mayLeave(_ reader: FaultReader) -> Bool {
-    members.withLock { members in
-      guard waiting.load(ordering: .sequentiallyConsistent) > 0, !members.isOver, members.staying > least,
-        let index = members.readers.firstIndex(where: { $0.reader === reader })
-      else { return false }
-      members.gone.append(members.readers.remove(at: index).thread)
+    let leaves = members.withLockIfAvailable { members in
+      guard waiting.load(ordering: .sequentiallyConsistent) > 0, !members.isOver, members.staying > least else {
+        return false
+      }
+      reader.isLeaving.store(true, ordering: .relaxed)
       hasRoom.store(true, ordering: .sequentiallyConsistent)
       if waiting.load(ordering: .sequentiallyConsistent) == 0 { isWanted.store(true, ordering: .sequentiallyConsistent) }
       return true
     }
+    return leaves ?? false
   }
 
   // MARK: For the watchdog
@@ -90,7 +98,7 @@ struct ReaderCrew: ~Copyable, Sendable {
   /// Starts one more if all were at work, or if nobody waits at two looks in a row: the system may have had no thread for another one, or one that
   /// should have rung has ended.
   func grow(for handler: FaultHandler) {
-    for thread in takeGone() { thread.join() }
+    for thread in members.withLock({ $0.takeGone() }) { thread.join() }
     let isRoom = members.withLock { members in
       let isRoom = members.staying < most
       hasRoom.store(isRoom, ordering: .sequentiallyConsistent)
@@ -103,19 +111,12 @@ struct ReaderCrew: ~Copyable, Sendable {
     if isRoom { try? add(to: handler) }
   }
 
-  private func takeGone() -> [KernelThread] {
-    members.withLock { members in
-      defer { members.gone = [] }
-      return members.gone
-    }
-  }
-
   /// Nobody starts one from here on. Joins all; they have been told to stop.
   func shutDown() {
     let threads = members.withLock { members in
-      defer { (members.readers, members.gone) = ([], []) }
+      defer { members.readers = [] }
       members.isOver = true
-      return members.readers.map(\.thread) + members.gone
+      return members.readers.map(\.thread)
     }
     for thread in threads { thread.join() }
   }
